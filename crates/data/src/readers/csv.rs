@@ -1,0 +1,146 @@
+//! CSV with named columns (RFC 4180), separated by commas, semicolons, tabs or bars: whichever the
+//! header line has most of.
+
+use std::collections::HashMap;
+
+use csv::{Position, ReaderBuilder, StringRecord, Terminator, Trim};
+
+use super::columns::Columns;
+use super::rows::{Draft, Rows, check_length};
+use super::{Format, ReadOptions, Source};
+use crate::error::{DataError, Problem};
+use crate::example::Example;
+
+pub(super) const FORMAT: Format = Format {
+    name: "csv",
+    extensions: &["csv", "tsv"],
+    holds: "a header line, then one row per example",
+    sample: "text,category,id\n\
+             \"Two, and two?\",sum,a\n\
+             Été ?,season,b\n\
+             \"over\n\"\"two\"\" lines\",other,c\n\
+             plain,other,d\n",
+    accepts: |_| true,
+    read,
+};
+
+fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, DataError> {
+    let text = source.text;
+    let mut reader = ReaderBuilder::new()
+        .delimiter(delimiter(text))
+        .flexible(true)
+        .terminator(Terminator::CRLF)
+        .trim(Trim::Headers)
+        .from_reader(text.as_bytes());
+    let broken = |error: csv::Error| DataError::Io {
+        path: source.path.to_owned(),
+        action: "parse as CSV",
+        source: std::io::Error::other(error),
+    };
+    let header = reader.headers().map_err(broken)?.clone();
+    let names: Vec<&str> = header.iter().collect();
+    let columns = Columns::resolve(source.path, &names, "columns", options)?;
+    let index: HashMap<&str, usize> =
+        names.iter().enumerate().map(|(i, &name)| (name, i)).collect();
+
+    let mut rows = Rows::new(source.path, options);
+    let mut record = StringRecord::new();
+    let mut lines = Lines::new(text);
+    loop {
+        let more = reader.read_record(&mut record).map_err(broken)?;
+        if !more {
+            break;
+        }
+        let from = record.position().map_or(0, Position::byte) as usize;
+        let to = reader.position().byte() as usize;
+        let (line, raw) = lines.record(from, to);
+        if record.len() == 1 && record[0].trim().is_empty() {
+            continue;
+        }
+        let row = check_length(line, raw.len(), options)
+            .and_then(|()| check_shape(line, &record, raw, to == text.len(), &names))
+            .and_then(|()| {
+                let value = |name: &str| record[index[name]].to_owned();
+                let optional = |name: &Option<String>| {
+                    name.as_deref().map(value).filter(|v| !v.trim().is_empty())
+                };
+                let prompt = columns.prompt(|name| Ok::<_, Problem>(value(name)))?;
+                Ok(Draft {
+                    messages: columns.messages(prompt, value(&columns.completion), options),
+                    id: optional(&columns.id),
+                    group: optional(&columns.group),
+                    fields: columns.fields(),
+                })
+            });
+        rows.push(line, row);
+    }
+    rows.finish()
+}
+
+/// The separator that the header line has most of; a comma when it has none.
+fn delimiter(text: &str) -> u8 {
+    let header = text.lines().find(|l| !l.trim().is_empty()).unwrap_or_default();
+    let count = |d: u8| header.bytes().filter(|&b| b == d).count();
+    // The later of two equal ones wins, so the comma stands last.
+    let separators = [b'|', b'\t', b';', b','];
+    separators.into_iter().max_by_key(|&d| count(d)).unwrap_or(b',')
+}
+
+fn check_shape(
+    line: usize,
+    record: &StringRecord,
+    raw: &str,
+    last: bool,
+    names: &[&str],
+) -> Result<(), Problem> {
+    // The parser takes the end of the file for the closing quote, so one that is missing would
+    // swallow all rows below it without a word.
+    let opened = record.iter().any(|field| raw.contains(&format!("\"{}", field.replace('"', "\"\""))));
+    if last && opened && raw.bytes().filter(|&b| b == b'"').count() % 2 == 1 {
+        return Err(Problem::new(
+            line,
+            "",
+            "a quote that is never closed",
+            "a closing quote before the separator or the line end",
+            "a quote inside a quoted field is written twice (\"\")",
+        ));
+    }
+    if record.len() == names.len() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        line,
+        "",
+        format!("{} fields", record.len()),
+        format!("{}, as in the header ({})", names.len(), names.join(", ")),
+        "a field that holds the separator, a quote or a line break stands in double quotes",
+    ))
+}
+
+/// Counts lines while the records go by.
+struct Lines<'a> {
+    text: &'a str,
+    /// Where the counting has come to.
+    byte: usize,
+    /// The line of that byte, from 1.
+    line: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { text, byte: 0, line: 1 }
+    }
+
+    /// The line and the raw text of the record in `from..to`. The parser counts blank lines before
+    /// a record as part of it; here they are not.
+    fn record(&mut self, from: usize, to: usize) -> (usize, &'a str) {
+        let text = self.text;
+        let span = text.get(from..to).unwrap_or_default();
+        let raw = span.trim_start_matches(['\r', '\n']);
+        let start = from + (span.len() - raw.len());
+        let skipped = text.get(self.byte..start).unwrap_or_default();
+        self.line += skipped.bytes().filter(|&b| b == b'\n').count();
+        self.byte = start.max(self.byte);
+        (self.line, raw.trim_end_matches(['\r', '\n']))
+    }
+}

@@ -1,0 +1,52 @@
+//! What the engine needs of a model: one forward over a ragged batch.
+
+use model::{AdapterSet, Batch, Decoder, KvCache, Memory, ModelError};
+use std::sync::Arc;
+
+/// Runs batches. The engine is generic over it so that scheduling can be tested without weights.
+pub trait Runner: Send {
+    /// Logits of the batch's `logit_rows`, [rows, V] row-major. Keys and values of all tokens are
+    /// kept in the pages that the segments name.
+    ///
+    /// # Errors
+    /// Anything that kept this one batch from being run; the engine fails the sequences that do
+    /// not run alone either, and goes on. A panic is treated the same way.
+    fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, ModelError>;
+    /// Pages of the KV cache.
+    fn num_blocks(&self) -> usize;
+    /// V
+    fn vocab_size(&self) -> usize;
+    /// Longest context, tokens.
+    fn context_len(&self) -> usize;
+}
+
+/// The real thing: a decoder, its adapters and its KV cache.
+pub struct DecoderRunner {
+    decoder: Arc<Decoder>,
+    pub(crate) adapters: AdapterSet,
+    cache: KvCache,
+}
+
+impl DecoderRunner {
+    /// A cache of `num_blocks` pages and no adapters yet.
+    pub fn new(decoder: Arc<Decoder>, num_blocks: usize) -> DecoderRunner {
+        let cache = KvCache::new(decoder.config(), num_blocks);
+        DecoderRunner { decoder, adapters: AdapterSet::new(), cache }
+    }
+}
+
+impl Runner for DecoderRunner {
+    fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.decoder.forward(batch, &self.adapters, Memory::Cache(&mut self.cache))?;
+        Ok(self.decoder.logits(&hidden))
+    }
+    fn num_blocks(&self) -> usize {
+        self.cache.num_blocks()
+    }
+    fn vocab_size(&self) -> usize {
+        self.decoder.config().vocab_size
+    }
+    fn context_len(&self) -> usize {
+        self.decoder.config().max_position_embeddings
+    }
+}

@@ -1,0 +1,196 @@
+//! The engine on a real (tiny, random) decoder: text does not depend on the company it keeps.
+
+use engine::{
+    Completion, Engine, EngineError, EngineOptions, FinishReason, Sampler, SamplingParams, SequenceRequest,
+};
+use model::{AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoraAdapter, LoraConfig, Memory, Segment};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use std::path::Path;
+use std::sync::Arc;
+
+const CONTEXT: usize = 96;
+const VOCAB: u32 = 61;
+
+/// Two layers, grouped KV heads; weights large enough that contexts matter.
+fn decoder() -> Arc<Decoder> {
+    let json = format!(
+        r#"{{"model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": {VOCAB}, "max_position_embeddings": {CONTEXT}, "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": true}}"#
+    );
+    let config = DecoderConfig::from_json(json.as_bytes(), Path::new("config.json")).unwrap();
+    let mut decoder = Decoder::init(&config, 11);
+    let mut params = decoder.params();
+    for spec in decoder.param_layout().iter().filter(|s| s.shape.len() == 2) {
+        params[spec.range.clone()].iter_mut().for_each(|w| *w *= 12.0);
+    }
+    decoder.set_params(&params);
+    Arc::new(decoder)
+}
+
+fn adapter(decoder: &Decoder, seed: u64) -> LoraAdapter {
+    let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
+    let mut adapter = LoraAdapter::init(&config, decoder.config(), seed).unwrap();
+    let mut rng = Pcg64::seed_from_u64(seed);
+    for value in &mut adapter.params {
+        *value = rng.random_range(-0.3..0.3);
+    }
+    adapter
+}
+
+fn engine(decoder: &Arc<Decoder>, num_blocks: usize, max_batch_tokens: usize) -> Engine {
+    let options = EngineOptions { num_blocks, max_batch_tokens, max_num_seqs: 8, max_queue: 64 };
+    let mut engine = Engine::new(Arc::clone(decoder), options).unwrap();
+    for seed in 0..3 {
+        let adapter = adapter(decoder, seed);
+        let slot = engine.adapters_mut().insert(&format!("a{seed}"), &adapter, decoder.config());
+        assert_eq!(slot.unwrap(), seed as usize);
+    }
+    engine
+}
+
+/// Requests of mixed length, adapter and temperature.
+fn requests(n: usize) -> Vec<SequenceRequest> {
+    let mut rng = Pcg64::seed_from_u64(5);
+    (0..n)
+        .map(|i| {
+            let len = rng.random_range(1..45);
+            SequenceRequest {
+                prompt: (0..len).map(|_| rng.random_range(0..VOCAB)).collect(),
+                params: SamplingParams {
+                    temperature: if i % 3 == 2 { 0.9 } else { 0.0 },
+                    top_p: 0.95,
+                    max_tokens: rng.random_range(1..45),
+                    seed: rng.next_u64(),
+                    stop_ids: vec![7],
+                    ..SamplingParams::default()
+                },
+                adapter: [None, Some(0), Some(1), Some(2)][i % 4],
+            }
+        })
+        .collect()
+}
+
+fn ok(answers: Vec<Result<Completion, EngineError>>) -> Vec<Completion> {
+    answers.into_iter().map(Result::unwrap).collect()
+}
+
+/// Each request on an engine of its own.
+fn singles(decoder: &Arc<Decoder>, requests: &[SequenceRequest]) -> Vec<Completion> {
+    requests
+        .iter()
+        .flat_map(|r| ok(engine(decoder, 8, 512).generate(vec![r.clone()], |_, _| {})))
+        .collect()
+}
+
+#[test]
+fn a_batch_with_three_adapters_equals_singles() {
+    let decoder = decoder();
+    let requests = requests(24);
+    let expected = singles(&decoder, &requests);
+    assert!(expected.iter().any(|c| c.reason == FinishReason::Stop));
+    assert!(expected.iter().any(|c| c.reason == FinishReason::Length));
+    for (num_blocks, max_batch_tokens) in [(100, 512), (100, 13), (7, 512), (6, 5)] {
+        let mut engine = engine(&decoder, num_blocks, max_batch_tokens);
+        let found = ok(engine.generate(requests.clone(), |_, _| {}));
+        assert_eq!(found, expected, "{num_blocks} pages, {max_batch_tokens} tokens a step");
+        let stats = engine.stats();
+        assert_eq!(stats.preemptions > 0, num_blocks < 10, "{stats:?}");
+        assert_eq!(stats.free_blocks, num_blocks);
+    }
+}
+
+#[test]
+fn the_adapters_differ() {
+    let decoder = decoder();
+    let base = SequenceRequest {
+        prompt: vec![1, 2, 3],
+        params: SamplingParams { max_tokens: 20, ..SamplingParams::default() },
+        adapter: None,
+    };
+    let requests: Vec<_> = [None, Some(0), Some(1), Some(2)]
+        .map(|adapter| SequenceRequest { adapter, ..base.clone() })
+        .into();
+    let found = ok(engine(&decoder, 100, 512).generate(requests, |_, _| {}));
+    for i in 0..4 {
+        for j in 0..i {
+            assert_ne!(found[i].tokens, found[j].tokens, "{i} and {j}");
+        }
+    }
+}
+
+/// The whole prefix anew for every token, without engine, scheduler or page reuse.
+#[test]
+fn generation_equals_repeated_full_forwards() {
+    let decoder = decoder();
+    let mut adapters = AdapterSet::new();
+    adapters.insert("a0", &adapter(&decoder, 0), decoder.config()).unwrap();
+    for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
+        let mut sampler = Sampler::new(&request.params);
+        let mut tokens = request.prompt.clone();
+        for found in ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0].tokens.iter() {
+            let segment =
+                Segment { len: tokens.len(), past: 0, pages: (0..6).collect(), adapter: request.adapter };
+            let batch =
+                Batch { logit_rows: vec![tokens.len() - 1], tokens: tokens.clone(), segments: vec![segment] };
+            let mut cache = KvCache::new(decoder.config(), 6);
+            let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
+            assert_eq!(sampler.sample(&decoder.logits(&hidden)).unwrap().token, *found);
+            tokens.push(*found);
+        }
+    }
+}
+
+#[test]
+fn broken_adapters_fail_alone_and_leave_clean_pages() {
+    let decoder = decoder();
+    let requests = requests(8);
+    let expected = singles(&decoder, &requests);
+    let mut engine = engine(&decoder, 20, 64);
+    let mut broken = adapter(&decoder, 9);
+    broken.params.fill(f32::NAN);
+    let slot = engine.adapters_mut().insert("broken", &broken, decoder.config()).unwrap();
+    let mut with_broken = requests.clone();
+    for i in [0, 3, 6] {
+        let bad = SequenceRequest { adapter: Some(slot), prompt: vec![5; 40], ..requests[i].clone() };
+        with_broken.insert(i, bad);
+    }
+    let found = engine.generate(with_broken, |_, _| {});
+    let (bad, good): (Vec<_>, Vec<_>) = found.into_iter().partition(Result::is_err);
+    assert_eq!(bad.len(), 3);
+    for error in bad {
+        assert_eq!(error.unwrap_err(), EngineError::NonFinite { position: 40 });
+    }
+    assert_eq!(ok(good), expected);
+    // The pages that held NaN are used again.
+    assert_eq!(ok(engine.generate(requests, |_, _| {})), expected);
+}
+
+#[test]
+fn an_empty_slot_fails_its_own_sequence_only() {
+    let decoder = decoder();
+    let mut requests = requests(5);
+    let expected = singles(&decoder, &requests);
+    requests[2].adapter = Some(17);
+    let found = engine(&decoder, 40, 512).generate(requests, |_, _| {});
+    for (i, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        match found {
+            Ok(found) => assert_eq!((i != 2, &found), (true, &expected)),
+            Err(error) => assert!(i == 2 && error.to_string().contains("slot 17"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_max_tokens_beyond_the_context_ends_with_length() {
+    let decoder = decoder();
+    let params = SamplingParams { max_tokens: 10_000, ..SamplingParams::default() };
+    let request = SequenceRequest { prompt: vec![3; 50], params, adapter: None };
+    let found = ok(engine(&decoder, 40, 512).generate(vec![request.clone()], |_, _| {}));
+    assert_eq!((found[0].tokens.len(), found[0].reason), (CONTEXT - 50, FinishReason::Length));
+    let long = SequenceRequest { prompt: vec![3; CONTEXT], ..request };
+    let error = engine(&decoder, 40, 512).generate(vec![long], |_, _| {}).remove(0).unwrap_err();
+    assert_eq!(error, EngineError::PromptTooLong { tokens: CONTEXT, context_len: CONTEXT });
+}

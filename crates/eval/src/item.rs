@@ -1,0 +1,90 @@
+//! One test example.
+
+use crate::error::EvalError;
+use data::Example;
+use text::Conversation;
+
+/// A question and the answer that is held to be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EvalItem {
+    /// Name of the example, unique within the test set.
+    pub id: String,
+    /// The turns up to the answer.
+    pub conversation: Conversation,
+    /// The right answer.
+    pub reference: String,
+}
+
+impl EvalItem {
+    /// A test example from a data example: its last message, which must be the assistant's, is the
+    /// reference, what comes before is the question. Earlier answers stay part of the question.
+    ///
+    /// # Errors
+    /// [`EvalError::NoReference`] when the last message is not an answer, or nothing is before it.
+    pub fn from_example(example: &Example) -> Result<EvalItem, EvalError> {
+        EvalItem::new(example.id.clone(), example.conversation.clone())
+    }
+
+    /// The same from an id and a whole conversation.
+    ///
+    /// # Errors
+    /// As [`EvalItem::from_example`].
+    pub fn new(id: String, mut conversation: Conversation) -> Result<EvalItem, EvalError> {
+        let found = match conversation.messages.pop() {
+            Some(last) if last.role == "assistant" && !conversation.messages.is_empty() => {
+                return Ok(EvalItem { id, conversation, reference: last.content });
+            }
+            Some(last) if last.role == "assistant" => "an answer to nothing".to_owned(),
+            Some(last) => format!("a message of the role {:?}", last.role),
+            None => "no message at all".to_owned(),
+        };
+        Err(EvalError::NoReference { id, found })
+    }
+
+    /// The question as people read it: the text alone when the user asks once, otherwise every turn
+    /// behind its role.
+    pub fn prompt(&self) -> String {
+        let messages = &self.conversation.messages;
+        match &messages[..] {
+            [only] if only.role == "user" => only.content.clone(),
+            _ => {
+                let turns = messages.iter().map(|m| format!("{}: {}", m.role, m.content));
+                turns.collect::<Vec<_>>().join("\n\n")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use text::Message;
+
+    fn item(turns: &[(&str, &str)]) -> Result<EvalItem, EvalError> {
+        let messages = turns.iter().map(|&(role, content)| Message::new(role, content));
+        EvalItem::new("7".into(), Conversation::new(messages.collect()))
+    }
+
+    #[test]
+    fn the_last_answer_is_the_reference() {
+        let plain = item(&[("user", "Hi"), ("assistant", "Hello")]).unwrap();
+        assert_eq!((plain.prompt().as_str(), plain.reference.as_str()), ("Hi", "Hello"));
+        let long =
+            item(&[("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])
+                .unwrap();
+        assert_eq!(long.prompt(), "system: s\n\nuser: a\n\nassistant: b\n\nuser: c");
+        assert_eq!(long.reference, "d");
+    }
+
+    #[test]
+    fn without_an_answer_the_example_is_named() {
+        for (turns, said) in [
+            (&[("user", "Hi")][..], "a message of the role \"user\""),
+            (&[("assistant", "Hi")][..], "an answer to nothing"),
+            (&[][..], "no message at all"),
+        ] {
+            let error = item(turns).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("\"7\""), "{error}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Proving: candidates answer the same examples, metrics score the answers, paired statistics say
+//! what the scores can carry, cost says what a request takes, and a verdict puts it in plain words.
+//!
+//! Read [`evaluate`] first, then [`compare`] and [`decide`]. Everything between the answers and the
+//! report is a pure function of its input; only [`Candidate`]s compute answers and only
+//! [`Report::write`] and [`EvalResult::write_answers`] touch files.
+
+mod candidate;
+mod cost;
+mod error;
+mod files;
+mod item;
+mod metrics;
+mod numbers;
+mod report;
+mod run;
+pub mod stats;
+mod verdict;
+
+pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
+pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
+pub use error::EvalError;
+pub use item::EvalItem;
+pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use report::{
+    CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
+    FieldCell, FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport,
+    Report, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_reports,
+    field_reports,
+};
+pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
+pub use verdict::{Decision, Verdict, decide, sentences};

@@ -1,0 +1,436 @@
+//! The report: one structure, written as `report.json` for programs and `report.html` for people.
+
+mod html;
+
+use crate::cost::{Cost, Traffic};
+use crate::error::EvalError;
+use crate::files::write_atomic;
+use crate::item::EvalItem;
+use crate::run::{CandidateResult, EvalResult};
+use crate::stats::{Interval, PairedDifference, PairedTest, mean, mean_interval};
+use crate::verdict::Verdict;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// Version of the JSON form: fields are added without a new one, never renamed.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Everything there is to say about a comparison of candidates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The decision.
+    pub verdict: Verdict,
+    /// The decision in three plain sentences, from [`crate::sentences`].
+    pub sentences: [String; 3],
+    /// Name of the metric that decides.
+    pub metric: String,
+    /// The gain that had to be exceeded, as a share.
+    pub margin: f64,
+    /// What was tried, for the heading.
+    pub title: String,
+    /// When, as it shall be printed.
+    pub created: String,
+    /// Name and version of the program.
+    pub program: String,
+    /// Scores, costs and behaviour of each candidate.
+    pub candidates: Vec<CandidateReport>,
+    /// Paired differences.
+    pub comparisons: Vec<ComparisonReport>,
+    /// Accuracy field by field, for structured answers.
+    pub fields: Vec<FieldReport>,
+    /// Some examples side by side.
+    pub examples: Vec<ExampleReport>,
+    /// The training run, when there was one.
+    pub train: Option<TrainSummary>,
+    /// Where everything was measured.
+    pub machine: Machine,
+    /// Further measurements.
+    pub measurements: Vec<Measurement>,
+    /// The data, when it was checked.
+    pub data: Option<DataSummary>,
+    /// Licences of what went in.
+    pub licences: Vec<Licence>,
+    /// Digests of what went in and came out, by name.
+    pub files: IndexMap<String, FileDigest>,
+}
+
+/// One candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateReport {
+    /// Its name.
+    pub name: String,
+    /// `local` or `recorded`.
+    pub kind: String,
+    /// Mean scores by metric.
+    pub metrics: IndexMap<String, MetricReport>,
+    /// Price of 1,000 requests in the currency of `cost`; None when not stated.
+    pub cost_per_1000_requests: Option<f64>,
+    /// The same with its assumptions.
+    pub cost: Option<Cost>,
+    /// Answers that failed; they are scored 0.
+    pub failed: usize,
+    /// Share of answers that ended by themselves, when known.
+    pub stopped_share: Option<f64>,
+    /// The mean request, when known.
+    pub traffic: Option<Traffic>,
+    /// Tokens of prompts and answers per second of the evaluation, when known.
+    pub tokens_per_second: Option<f64>,
+    /// Wall time of answering the test set, seconds.
+    pub seconds: f64,
+}
+
+impl CandidateReport {
+    /// Adds what 1,000 requests cost.
+    pub fn set_cost(&mut self, cost: Cost) {
+        self.cost_per_1000_requests = Some(cost.per_1000_requests);
+        self.cost = Some(cost);
+    }
+}
+
+/// A mean score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricReport {
+    /// Mean over examples, in [0, 1].
+    pub value: f64,
+    /// 95 % interval.
+    pub ci95: Interval,
+    /// Examples.
+    pub n: usize,
+    /// What the metric measures.
+    pub what: String,
+}
+
+/// A paired difference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonReport {
+    /// Name of the metric.
+    pub metric: String,
+    /// Name of the candidate compared with.
+    pub a: String,
+    /// Name of the candidate judged.
+    pub b: String,
+    /// Mean of b minus a, between -1 and 1.
+    pub difference: f64,
+    /// 95 % interval.
+    pub ci95: Interval,
+    /// Two-sided p-value of "there is no difference".
+    pub p_value: f64,
+    /// The test behind it.
+    pub test: PairedTest,
+    /// Examples.
+    pub n: usize,
+}
+
+/// One field of structured answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FieldReport {
+    /// Name of the field.
+    pub field: String,
+    /// Examples whose reference has it.
+    pub n: usize,
+    /// Share of right values by candidate.
+    pub scores: IndexMap<String, FieldAccuracy>,
+}
+
+/// How often a candidate has a field right.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FieldAccuracy {
+    /// Share of right values.
+    pub value: f64,
+    /// 95 % interval.
+    pub ci95: Interval,
+}
+
+/// One example with every candidate's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExampleReport {
+    /// Name of the example.
+    pub id: String,
+    /// The question.
+    pub prompt: String,
+    /// The right answer.
+    pub reference: String,
+    /// The answers, in the order of the candidates.
+    pub answers: Vec<ExampleAnswer>,
+}
+
+/// One candidate's answer to an example.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExampleAnswer {
+    /// Name of the candidate.
+    pub candidate: String,
+    /// Its answer.
+    pub text: String,
+    /// Why there is none.
+    pub error: Option<String>,
+    /// Score by the metric that decides.
+    pub score: f64,
+    /// The answer field by field, when metric and answer have fields.
+    pub fields: Vec<FieldCell>,
+}
+
+/// One field of an answer beside the reference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldCell {
+    /// Name of the field.
+    pub field: String,
+    /// Its value in the answer as JSON; None when it is missing.
+    pub value: Option<String>,
+    /// Whether the reference has the same.
+    pub right: bool,
+    /// Whether the reference does not have this field at all.
+    pub extra: bool,
+}
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSummary {
+    /// Trained tokens per second of the whole run.
+    pub tokens_per_second: f64,
+    /// Most memory the process held, bytes.
+    pub peak_rss_bytes: u64,
+    /// Wall time, seconds.
+    pub seconds: f64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// How it was trained, one phrase: `LoRA, rank 32, on all linear layers`.
+    pub method: String,
+    /// Loss by step.
+    pub curve: Vec<LossPoint>,
+}
+
+/// One point of a loss curve, in nats per supervised token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossPoint {
+    /// Optimizer step.
+    pub step: u64,
+    /// Training loss, where noted.
+    pub loss: Option<f64>,
+    /// Loss on held-out data, where measured.
+    pub held_out: Option<f64>,
+}
+
+/// The machine everything was measured on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Name of the processor.
+    pub cpu: String,
+    /// Instruction set in use: `AVX-512`.
+    pub instructions: String,
+    /// Logical cores.
+    pub cores: usize,
+    /// Threads used.
+    pub threads: usize,
+    /// Memory in all, bytes.
+    pub memory_bytes: u64,
+    /// Operating system.
+    pub os: String,
+}
+
+/// Something measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// What.
+    pub what: String,
+    /// How much, with its unit.
+    pub value: String,
+    /// How it was measured.
+    pub how: String,
+}
+
+/// The data in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Training examples.
+    pub train_rows: usize,
+    /// Held-out examples.
+    pub valid_rows: usize,
+    /// Test examples.
+    pub test_rows: usize,
+    /// Rows left out because another says the same.
+    pub duplicates_removed: usize,
+    /// Test examples that are in the training data, exactly or nearly.
+    pub leaks: usize,
+    /// How leaks were looked for, one sentence.
+    pub leak_check: String,
+}
+
+/// A licence of something that went in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Licence {
+    /// What: a model, a data set.
+    pub what: String,
+    /// Its licence, as an SPDX expression where there is one.
+    pub licence: String,
+}
+
+/// A file as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Size, bytes.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// The report for programs: indented JSON with a newline at the end.
+    ///
+    /// # Errors
+    /// [`EvalError::Render`].
+    pub fn to_json(&self) -> Result<String, EvalError> {
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| EvalError::Render {
+            format: "JSON",
+            reason: error.to_string(),
+        })?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// The report for people: one HTML page that needs no network and no script.
+    ///
+    /// # Errors
+    /// [`EvalError::Render`].
+    pub fn to_html(&self) -> Result<String, EvalError> {
+        html::render(self)
+    }
+
+    /// Writes `report.json` and `report.html` into `dir`, each whole or not at all.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`] naming the file, [`EvalError::Render`].
+    pub fn write(&self, dir: &Path) -> Result<(), EvalError> {
+        let (json, html) = (self.to_json()?, self.to_html()?);
+        write_atomic(&dir.join("report.json"), json.as_bytes())?;
+        write_atomic(&dir.join("report.html"), html.as_bytes())
+    }
+}
+
+/// Every candidate of an evaluation, without costs.
+///
+/// # Errors
+/// [`EvalError::Stats`] when there are no scores.
+pub fn candidate_reports(result: &EvalResult) -> Result<Vec<CandidateReport>, EvalError> {
+    let report = |candidate: &CandidateResult| {
+        let mut metrics = IndexMap::new();
+        for (place, metric) in result.metrics.iter().enumerate() {
+            let (value, ci95) = candidate.summary(&result.metrics, place)?;
+            let (n, what) = (result.items.len(), metric.what.to_owned());
+            metrics.insert(metric.name.to_owned(), MetricReport { value, ci95, n, what });
+        }
+        Ok(CandidateReport {
+            name: candidate.name.clone(),
+            kind: candidate.kind.clone(),
+            metrics,
+            cost_per_1000_requests: None,
+            cost: None,
+            failed: candidate.failed(),
+            stopped_share: candidate.stopped_share(),
+            traffic: candidate.traffic(),
+            tokens_per_second: candidate.tokens_per_second(),
+            seconds: candidate.seconds,
+        })
+    };
+    result.candidates.iter().map(report).collect()
+}
+
+/// A paired difference as it is reported.
+pub fn comparison_report(
+    metric: &str,
+    a: &str,
+    b: &str,
+    paired: &PairedDifference,
+) -> ComparisonReport {
+    ComparisonReport {
+        metric: metric.to_owned(),
+        a: a.to_owned(),
+        b: b.to_owned(),
+        difference: paired.difference,
+        ci95: paired.ci95,
+        p_value: paired.p_value,
+        test: paired.test,
+        n: paired.n,
+    }
+}
+
+/// Accuracy field by field, candidates side by side; empty when no metric of the run knows fields.
+///
+/// # Errors
+/// [`EvalError::Stats`] when a field has no scores.
+pub fn field_reports(result: &EvalResult) -> Result<Vec<FieldReport>, EvalError> {
+    let mut fields: IndexMap<String, FieldReport> = IndexMap::new();
+    for candidate in &result.candidates {
+        for (field, scores) in result.field_scores(candidate) {
+            let n = scores.len();
+            let accuracy =
+                FieldAccuracy { value: mean(&scores), ci95: mean_interval(&scores, true)? };
+            let report = fields.entry(field.clone()).or_insert_with(|| FieldReport {
+                field,
+                n,
+                scores: IndexMap::new(),
+            });
+            report.scores.insert(candidate.name.clone(), accuracy);
+        }
+    }
+    Ok(fields.into_values().collect())
+}
+
+/// At most `count` examples at even distances through the test set: chosen by place, not by
+/// result, so that they flatter nobody. `metric` is the place of the one that decides.
+pub fn example_reports(result: &EvalResult, metric: usize, count: usize) -> Vec<ExampleReport> {
+    let total = result.items.len();
+    let count = count.min(total);
+    (0..count).map(|i| example_report(result, metric, i * total / count)).collect()
+}
+
+fn example_report(result: &EvalResult, metric: usize, index: usize) -> ExampleReport {
+    let item = &result.items[index];
+    let answer = |candidate: &CandidateResult| {
+        let answer = &candidate.answers[index];
+        ExampleAnswer {
+            candidate: candidate.name.clone(),
+            text: answer.text.clone(),
+            error: answer.error.clone(),
+            score: candidate.scores.get(metric).map_or(0.0, |scores| scores[index]),
+            fields: field_cells(result, item, &answer.text),
+        }
+    };
+    ExampleReport {
+        id: item.id.clone(),
+        prompt: item.prompt(),
+        reference: item.reference.clone(),
+        answers: result.candidates.iter().map(answer).collect(),
+    }
+}
+
+/// The answer field by field: those of the reference first, then those nobody asked for. Empty
+/// unless the answer is an object and a metric of the run knows fields.
+fn field_cells(result: &EvalResult, item: &EvalItem, answer: &str) -> Vec<FieldCell> {
+    let Some(fields) = result.metrics.iter().find_map(|metric| metric.fields) else {
+        return Vec::new();
+    };
+    let Ok(Value::Object(values)) = serde_json::from_str::<Value>(answer.trim()) else {
+        return Vec::new();
+    };
+    let scores = fields(answer, &item.reference);
+    let mut cells: Vec<FieldCell> = scores
+        .into_iter()
+        .map(|score| FieldCell {
+            value: values.get(&score.field).map(Value::to_string),
+            field: score.field,
+            right: score.right,
+            extra: false,
+        })
+        .collect();
+    for (field, value) in &values {
+        if !cells.iter().any(|cell| cell.field == *field) {
+            let (field, value) = (field.clone(), Some(value.to_string()));
+            cells.push(FieldCell { field, value, right: false, extra: true });
+        }
+    }
+    cells
+}

@@ -1,0 +1,1215 @@
+//! Causal attention over a ragged batch, with grouped key/value heads, always out of pages
+//! (PagedAttention, Kwon et al., arXiv:2309.06180; grouped heads, Ainslie et al.,
+//! arXiv:2305.13245).
+//!
+//! The page layouts make every product a register tile (see `tile.rs`): a K page
+//! [KVH][D][16 keys] is a ready panel for the scores of 16 keys, a V page [KVH][16 keys][D] one for
+//! 16 columns of the output. Per query row: scores against every key up to the row's own position,
+//! softmax in two passes, then the values summed key by key in order. Nothing of that depends on
+//! the other rows, so a row comes out the same to the bit in prefill, in decode, alone or in a
+//! batch.
+
+use crate::simd::{Kernel, Level, Simd, dispatch_at};
+use crate::tile::{PANEL, Paged, Tile, tile, tile_rows};
+use crate::vector::{SharedOutput, dot, exp_in_place, load_at, max, scale as scale_row, store_at};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Tokens per page.
+pub const BLOCK_SIZE: usize = 16;
+
+// A page of keys is one panel of the tile.
+const _: () = assert!(BLOCK_SIZE == PANEL);
+
+/// Query rows (tokens times heads of one group) per parallel task, forward.
+const FORWARD_ROWS: usize = 64;
+/// Query rows that the backward holds scores of at a time.
+const BACKWARD_ROWS: usize = 48;
+
+/// One layer's pages: k is [pages][KVH][D][16 keys], v is [pages][KVH][16 keys][D].
+#[derive(Clone, Copy, Debug)]
+pub struct KvPages<'a> {
+    /// Keys, [pages][KVH][D][16].
+    pub k: &'a [f32],
+    /// Values, [pages][KVH][16][D].
+    pub v: &'a [f32],
+    /// KVH: key/value heads.
+    pub kv_heads: usize,
+    /// D: values per head.
+    pub head_dim: usize,
+}
+
+/// One sequence's part of a batch.
+#[derive(Clone, Debug)]
+pub struct AttnSegment<'a> {
+    /// The batch rows of its new tokens. Segments come in ascending order and do not overlap.
+    pub rows: Range<usize>,
+    /// Tokens of the sequence that are in the pages from before.
+    pub past: usize,
+    /// The pages of tokens 0..16, 16..32, ...; at least enough for past + new tokens.
+    pub pages: &'a [u32],
+}
+
+/// Writes the new keys and values, k and v [T, KVH, D], to the pages of their segments: token i
+/// of a segment goes to position past + i.
+///
+/// # Panics
+/// When the lengths do not fit together or a page does not exist.
+pub fn write_kv(
+    k_pages: &mut [f32],
+    v_pages: &mut [f32],
+    k: &[f32],
+    v: &[f32],
+    segments: &[AttnSegment],
+    kv_heads: usize,
+    head_dim: usize,
+) {
+    let width = kv_heads * head_dim;
+    assert!(
+        k.len() == v.len() && if width == 0 { k.is_empty() } else { k.len().is_multiple_of(width) },
+        "write_kv: {} keys and {} values are not [T, {kv_heads}, {head_dim}]",
+        k.len(),
+        v.len()
+    );
+    let pages = KvPages { k: k_pages, v: v_pages, kv_heads, head_dim };
+    check_segments(segments, k.len() / width.max(1), &pages);
+    let (k_out, v_out) = (SharedOutput::new(k_pages), SharedOutput::new(v_pages));
+    let write_head = |head: usize| {
+        for segment in segments {
+            let mut row = segment.rows.start;
+            while row < segment.rows.end {
+                let position = segment.past + row - segment.rows.start;
+                let slot = position % BLOCK_SIZE;
+                let tokens = (BLOCK_SIZE - slot).min(segment.rows.end - row);
+                let page = segment.pages[position / BLOCK_SIZE] as usize;
+                let base = (page * kv_heads + head) * head_dim * BLOCK_SIZE;
+                for i in 0..head_dim {
+                    for t in 0..tokens {
+                        let from = ((row + t) * kv_heads + head) * head_dim + i;
+                        // SAFETY: the page exists (see check_segments), and only this head's task
+                        // writes this head's part of any page.
+                        unsafe { *k_out.at(base + i * BLOCK_SIZE + slot + t) = k[from] };
+                    }
+                }
+                for t in 0..tokens {
+                    let from = ((row + t) * kv_heads + head) * head_dim;
+                    // SAFETY: as above; the slice ends before the next one is made.
+                    let out = unsafe {
+                        let at = v_out.at(base + (slot + t) * head_dim);
+                        std::slice::from_raw_parts_mut(at, head_dim)
+                    };
+                    out.copy_from_slice(&v[from..from + head_dim]);
+                }
+                row += tokens;
+            }
+        }
+    };
+    // A few decode tokens are not worth waking threads for.
+    if k.len() < 1 << 14 {
+        (0..kv_heads).for_each(write_head);
+    } else {
+        (0..kv_heads).into_par_iter().for_each(write_head);
+    }
+}
+
+/// out[T, QH, D] = softmax(scale · q·kᵀ, causal) · v, for q[T, QH, D]. Query head h reads key/value
+/// head h / (QH / KVH). The new tokens' keys and values must be in the pages already
+/// ([`write_kv`]); page slots past a segment's last token are never looked at and may hold
+/// anything. Rows outside all segments are left alone.
+///
+/// # Panics
+/// When the lengths do not fit together, segments overlap or are not in ascending order, or a page
+/// does not exist.
+pub fn attention(
+    out: &mut [f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    attention_at(Level::detect(), out, q, pages, segments, q_heads, scale);
+}
+
+/// Gradients of [`attention`] for training, where every segment has past == 0 and its keys and
+/// values are those in the pages: dq[T, QH, D], dk and dv[T, KVH, D] are overwritten in the rows of
+/// the segments. Probabilities are computed anew, a block of query rows at a time (as in
+/// FlashAttention, Dao et al., arXiv:2205.14135, section 3.1 and appendix B).
+///
+/// With P the probabilities: dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - Σ_keys P∘dP),
+/// dQ = scale·dS·K, dK = scale·dSᵀ·Q.
+///
+/// # Panics
+/// As [`attention`], and when a segment has a past.
+pub fn attention_backward(
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    dout: &[f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    attention_backward_at(Level::detect(), dq, dk, dv, dout, q, pages, segments, q_heads, scale);
+}
+
+/// Plain [`attention`].
+pub fn reference_attention(
+    out: &mut [f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    let d = pages.head_dim;
+    for segment in segments {
+        for row in segment.rows.clone() {
+            for head in 0..q_heads {
+                let at = (row * q_heads + head) * d;
+                let kv_head = head / (q_heads / pages.kv_heads);
+                let p = reference_probabilities(q, at, &pages, segment, row, kv_head, scale);
+                for i in 0..d {
+                    let sum: f64 = p
+                        .iter()
+                        .enumerate()
+                        .map(|(j, p)| p * f64::from(pages.value(segment, kv_head, j, i)))
+                        .sum();
+                    out[at + i] = sum as f32;
+                }
+            }
+        }
+    }
+}
+
+/// Plain [`attention_backward`].
+pub fn reference_attention_backward(
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    dout: &[f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    let (d, kv_heads) = (pages.head_dim, pages.kv_heads);
+    for segment in segments {
+        let own = segment.rows.start * kv_heads * d..segment.rows.end * kv_heads * d;
+        dk[own.clone()].fill(0.0);
+        dv[own].fill(0.0);
+        for row in segment.rows.clone() {
+            for head in 0..q_heads {
+                let at = (row * q_heads + head) * d;
+                let kv_head = head / (q_heads / kv_heads);
+                let p = reference_probabilities(q, at, &pages, segment, row, kv_head, scale);
+                let dp: Vec<f64> = (0..p.len())
+                    .map(|j| {
+                        (0..d)
+                            .map(|i| {
+                                f64::from(dout[at + i])
+                                    * f64::from(pages.value(segment, kv_head, j, i))
+                            })
+                            .sum()
+                    })
+                    .collect();
+                let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+                dq[at..at + d].fill(0.0);
+                for j in 0..p.len() {
+                    let ds = p[j] * (dp[j] - mean) * f64::from(scale);
+                    let key_at = ((segment.rows.start + j) * kv_heads + kv_head) * d;
+                    for i in 0..d {
+                        let key = f64::from(pages.key(segment, kv_head, j, i));
+                        dq[at + i] += (ds * key) as f32;
+                        dk[key_at + i] += (ds * f64::from(q[at + i])) as f32;
+                        dv[key_at + i] += (p[j] * f64::from(dout[at + i])) as f32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Probabilities of one query row over the keys up to its own.
+fn reference_probabilities(
+    q: &[f32],
+    at: usize,
+    pages: &KvPages,
+    segment: &AttnSegment,
+    row: usize,
+    kv_head: usize,
+    scale: f32,
+) -> Vec<f64> {
+    let keys = segment.past + row - segment.rows.start + 1;
+    let scores: Vec<f64> = (0..keys)
+        .map(|j| {
+            let dot: f64 = (0..pages.head_dim)
+                .map(|i| f64::from(q[at + i]) * f64::from(pages.key(segment, kv_head, j, i)))
+                .sum();
+            dot * f64::from(scale)
+        })
+        .collect();
+    let largest = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+    let exps: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|e| e / sum).collect()
+}
+
+impl KvPages<'_> {
+    /// Where a head's part of a page begins, in `k` and in `v`.
+    #[inline(always)]
+    fn base(&self, page: u32, kv_head: usize) -> usize {
+        (page as usize * self.kv_heads + kv_head) * self.head_dim * BLOCK_SIZE
+    }
+
+    /// Element i of the key at `position` of a segment.
+    fn key(&self, segment: &AttnSegment, kv_head: usize, position: usize, i: usize) -> f32 {
+        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
+        self.k[base + i * BLOCK_SIZE + position % BLOCK_SIZE]
+    }
+
+    /// Element i of the value at `position` of a segment.
+    fn value(&self, segment: &AttnSegment, kv_head: usize, position: usize, i: usize) -> f32 {
+        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
+        self.v[base + position % BLOCK_SIZE * self.head_dim + i]
+    }
+}
+
+fn attention_at(
+    level: Level,
+    out: &mut [f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    assert_eq!(out.len(), q.len(), "attention: out and q differ in length");
+    let group = check(q, &pages, segments, q_heads);
+    let block = (FORWARD_ROWS / group.max(1)).max(1);
+    let out = SharedOutput::new(out);
+    let mut tasks = Vec::new();
+    let mut work = 0;
+    for segment in segments {
+        for head in 0..pages.kv_heads {
+            for first in (0..segment.rows.len()).step_by(block) {
+                let tokens = first..(first + block).min(segment.rows.len());
+                work += tokens.len() * group * (segment.past + tokens.end) * pages.head_dim;
+                tasks.push(Forward { out, q, pages, segment, head, tokens, group, scale });
+            }
+        }
+    }
+    let run = |task: &Forward| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            dispatch_at(level, Scratched { task, scratch });
+        })
+    };
+    // Below some 10 µs of work, waking threads costs more than it brings.
+    if work < 1 << 16 {
+        tasks.iter().for_each(run);
+    } else {
+        tasks.par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+fn attention_backward_at(
+    level: Level,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    dout: &[f32],
+    q: &[f32],
+    pages: KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    scale: f32,
+) {
+    assert!(
+        dq.len() == q.len() && dout.len() == q.len(),
+        "attention: dq, dout and q differ in length"
+    );
+    let group = check(q, &pages, segments, q_heads);
+    assert!(
+        dk.len() * group == q.len() && dv.len() == dk.len(),
+        "attention: {} and {} values of dk and dv for {} of q",
+        dk.len(),
+        dv.len(),
+        q.len()
+    );
+    assert!(segments.iter().all(|s| s.past == 0), "attention: backward of a segment with a past");
+    let (dq, dk, dv) = (SharedOutput::new(dq), SharedOutput::new(dk), SharedOutput::new(dv));
+    let mut tasks = Vec::new();
+    for segment in segments {
+        for head in 0..pages.kv_heads {
+            tasks.push(Backward { dq, dk, dv, dout, q, pages, segment, head, group, scale });
+        }
+    }
+    tasks.par_iter().with_max_len(1).for_each(|task| {
+        SCRATCH.with_borrow_mut(|scratch| dispatch_at(level, Scratched { task, scratch }));
+    });
+}
+
+/// Query heads per key/value head, after checking that everything fits.
+fn check(q: &[f32], pages: &KvPages, segments: &[AttnSegment], q_heads: usize) -> usize {
+    let (kv_heads, d) = (pages.kv_heads, pages.head_dim);
+    assert!(
+        kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads) && d > 0,
+        "attention: {q_heads} query heads of {d} over {kv_heads} key/value heads"
+    );
+    assert!(
+        q.len().is_multiple_of(q_heads * d),
+        "attention: q of {} values is not [T, {q_heads}, {d}]",
+        q.len()
+    );
+    check_segments(segments, q.len() / (q_heads * d), pages);
+    q_heads / kv_heads
+}
+
+fn check_segments(segments: &[AttnSegment], rows: usize, pages: &KvPages) {
+    let page = pages.kv_heads * pages.head_dim * BLOCK_SIZE;
+    assert!(
+        pages.k.len() == pages.v.len()
+            && if page == 0 { pages.k.is_empty() } else { pages.k.len().is_multiple_of(page) },
+        "attention: {} keys and {} values are not whole pages of {page}",
+        pages.k.len(),
+        pages.v.len()
+    );
+    let count = pages.k.len() / page.max(1);
+    let mut end = 0;
+    for segment in segments {
+        assert!(
+            end <= segment.rows.start
+                && segment.rows.start <= segment.rows.end
+                && segment.rows.end <= rows,
+            "attention: segment rows {:?} overlap, are out of order or exceed {rows}",
+            segment.rows
+        );
+        end = segment.rows.end;
+        let needed = (segment.past + segment.rows.len()).div_ceil(BLOCK_SIZE);
+        assert!(
+            segment.pages.len() >= needed,
+            "attention: {} pages where {needed} are needed",
+            segment.pages.len()
+        );
+        for page in segment.pages {
+            assert!((*page as usize) < count, "attention: page {page} is not below {count}");
+        }
+    }
+}
+
+thread_local! {
+    /// Working memory of a task, kept between tasks.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A task and the memory that it works in.
+struct Scratched<'a, T> {
+    task: &'a T,
+    scratch: &'a mut Vec<f32>,
+}
+
+/// Cuts working memory into pieces.
+struct Pieces(*mut f32);
+
+impl Pieces {
+    /// # Safety
+    /// The pieces together must not exceed the memory.
+    #[inline(always)]
+    unsafe fn take(&mut self, n: usize) -> *mut f32 {
+        let piece = self.0;
+        // SAFETY: the caller's promise.
+        self.0 = unsafe { piece.add(n) };
+        piece
+    }
+}
+
+/// Grows `scratch` to `n` values and hands out its pieces.
+#[inline(always)]
+fn pieces(scratch: &mut Vec<f32>, n: usize) -> Pieces {
+    if scratch.len() < n {
+        scratch.resize(n, 0.0);
+    }
+    Pieces(scratch.as_mut_ptr())
+}
+
+/// Row stride of a score buffer for `keys` keys: whole panels, and one more so that the rows of a
+/// power-of-two context do not fall on the same cache sets.
+#[inline(always)]
+fn score_stride(keys: usize) -> usize {
+    keys.next_multiple_of(PANEL) + PANEL
+}
+
+/// The query rows of one group of heads for a stretch of one segment's tokens.
+struct Forward<'a> {
+    out: SharedOutput,
+    q: &'a [f32],
+    pages: KvPages<'a>,
+    segment: &'a AttnSegment<'a>,
+    /// Key/value head.
+    head: usize,
+    /// New tokens of the segment, counted from its first new one.
+    tokens: Range<usize>,
+    /// Query heads per key/value head.
+    group: usize,
+    scale: f32,
+}
+
+impl Forward<'_> {
+    /// Where row r (token by token, head by head) lies in q and out.
+    #[inline(always)]
+    fn offset(&self, r: usize) -> usize {
+        let q_heads = self.pages.kv_heads * self.group;
+        let row = self.segment.rows.start + self.tokens.start + r / self.group;
+        (row * q_heads + self.head * self.group + r % self.group) * self.pages.head_dim
+    }
+
+    /// How many keys row r sees.
+    #[inline(always)]
+    fn keys(&self, r: usize) -> usize {
+        self.segment.past + self.tokens.start + r / self.group + 1
+    }
+}
+
+impl Kernel for Scratched<'_, Forward<'_>> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let task = self.task;
+        let (d, pages) = (task.pages.head_dim, task.segment.pages);
+        let rows = task.tokens.len() * task.group;
+        let most_keys = task.keys(rows - 1);
+        let stride = score_stride(most_keys);
+        let tail = d % PANEL;
+        let tail_size = if tail == 0 { 0 } else { most_keys * PANEL };
+        let most_rows = tile_rows::<S>(rows);
+        let needed = most_rows * (d + stride + PANEL) + tail_size;
+        let mut memory = pieces(self.scratch, needed);
+        // SAFETY: `check` saw that q, out and the pages cover what is read and written here; this
+        // task's rows of out are its own; the pieces add up to `needed`.
+        unsafe {
+            let query = memory.take(most_rows * d);
+            let scores = memory.take(most_rows * stride);
+            let sums = memory.take(most_rows * PANEL);
+            let values_tail = memory.take(tail_size);
+            let (k, v) = (task.pages.k.as_ptr(), task.pages.v.as_ptr());
+            if tail != 0 {
+                // The last columns of V, widened to a whole panel.
+                for j in 0..most_keys {
+                    let base = task.pages.base(pages[j / BLOCK_SIZE], task.head);
+                    let from = v.add(base + j % BLOCK_SIZE * d + d - tail);
+                    let to = values_tail.add(j * PANEL);
+                    std::ptr::copy_nonoverlapping(from, to, tail);
+                    std::ptr::write_bytes(to.add(tail), 0, PANEL - tail);
+                }
+            }
+            let mut first = 0;
+            while first < rows {
+                let n = tile_rows::<S>(rows - first);
+                for r in 0..n {
+                    let from = task.q.as_ptr().add(task.offset(first + r));
+                    scaled_copy::<S>(query.add(r * d), from, d, task.scale);
+                }
+                let (fewest, most) = (task.keys(first), task.keys(first + n - 1));
+                for page in 0..most.div_ceil(BLOCK_SIZE) {
+                    tile::<S>(Tile {
+                        c: scores.add(page * BLOCK_SIZE),
+                        c_row: stride,
+                        a: query,
+                        a_row: d,
+                        a_step: 1,
+                        b: k.add(task.pages.base(pages[page], task.head)),
+                        b_step: PANEL,
+                        paged: None,
+                        steps: d,
+                        rows: n,
+                        accumulate: false,
+                    });
+                }
+                let mut inverse = [0.0_f32; 12];
+                for r in 0..n {
+                    let (row, keys) = (scores.add(r * stride), task.keys(first + r));
+                    let largest = max::<S>(row, keys);
+                    inverse[r] = (1.0 / exp_in_place::<S>(row, keys, largest)) as f32;
+                }
+                for column in (0..d).step_by(PANEL) {
+                    let width = PANEL.min(d - column);
+                    let values = |from: usize| {
+                        if width < PANEL {
+                            (values_tail.add(from * PANEL).cast_const(), PANEL, None)
+                        } else {
+                            let paged = Paged {
+                                stride: task.pages.base(1, 0),
+                                pages: &pages[from / BLOCK_SIZE..],
+                                slot: from % BLOCK_SIZE,
+                            };
+                            (v.add(task.pages.base(0, task.head) + column), d, Some(paged))
+                        }
+                    };
+                    // All rows up to the last key that all of them see ...
+                    let (b, b_step, paged) = values(0);
+                    tile::<S>(Tile {
+                        c: sums,
+                        c_row: PANEL,
+                        a: scores,
+                        a_row: stride,
+                        a_step: 1,
+                        b,
+                        b_step,
+                        paged,
+                        steps: fewest,
+                        rows: n,
+                        accumulate: false,
+                    });
+                    for r in 0..n {
+                        let sums = sums.add(r * PANEL);
+                        let more = task.keys(first + r) - fewest;
+                        if more > 0 {
+                            // ... then each by itself: a key that a row may not see is not even
+                            // multiplied by zero.
+                            let (b, b_step, paged) = values(fewest);
+                            tile::<S>(Tile {
+                                c: sums,
+                                c_row: PANEL,
+                                a: scores.add(r * stride + fewest),
+                                a_row: stride,
+                                a_step: 1,
+                                b,
+                                b_step,
+                                paged,
+                                steps: more,
+                                rows: 1,
+                                accumulate: true,
+                            });
+                        }
+                        scale_row::<S>(sums, width, inverse[r]);
+                        let out = task.out.at(task.offset(first + r) + column);
+                        std::ptr::copy_nonoverlapping(sums, out, width);
+                    }
+                }
+                first += n;
+            }
+        }
+    }
+}
+
+/// All of one key/value head of one segment: its dk and dv, and the dq of its query heads.
+struct Backward<'a> {
+    dq: SharedOutput,
+    dk: SharedOutput,
+    dv: SharedOutput,
+    dout: &'a [f32],
+    q: &'a [f32],
+    pages: KvPages<'a>,
+    segment: &'a AttnSegment<'a>,
+    /// Key/value head.
+    head: usize,
+    /// Query heads per key/value head.
+    group: usize,
+    scale: f32,
+}
+
+impl Backward<'_> {
+    /// Where row r (token by token, head by head) lies in q, dout and dq.
+    #[inline(always)]
+    fn offset(&self, r: usize) -> usize {
+        let q_heads = self.pages.kv_heads * self.group;
+        let row = self.segment.rows.start + r / self.group;
+        (row * q_heads + self.head * self.group + r % self.group) * self.pages.head_dim
+    }
+}
+
+/// Matrices of `columns` padded to whole panels, panel after panel: [columns/16][rows][16]. A
+/// panel is what a tile streams through, without gaps.
+#[derive(Clone, Copy)]
+struct Panels {
+    data: *mut f32,
+    rows: usize,
+}
+
+impl Panels {
+    /// # Safety
+    /// `panel` and `row` must lie in the matrix.
+    #[inline(always)]
+    unsafe fn at(self, panel: usize, row: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.data.add((panel * self.rows + row) * PANEL) }
+    }
+
+    /// Copies a row of `d` values in, times `factor`; pads with zeros.
+    ///
+    /// # Safety
+    /// The level of `S` must be supported, `from` cover d values, and the row lie in the matrix.
+    #[inline(always)]
+    unsafe fn set_row<S: Simd>(self, row: usize, from: *const f32, d: usize, factor: f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for column in (0..d).step_by(PANEL) {
+                let to = self.at(column / PANEL, row);
+                let width = PANEL.min(d - column);
+                scaled_copy::<S>(to, from.add(column), width, factor);
+                std::ptr::write_bytes(to.add(width), 0, PANEL - width);
+            }
+        }
+    }
+
+    /// Copies a row of `d` values out, times `factor`.
+    ///
+    /// # Safety
+    /// The level of `S` must be supported, `to` cover d values, and the row lie in the matrix.
+    #[inline(always)]
+    unsafe fn get_row<S: Simd>(self, row: usize, to: *mut f32, d: usize, factor: f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for column in (0..d).step_by(PANEL) {
+                let width = PANEL.min(d - column);
+                scaled_copy::<S>(to.add(column), self.at(column / PANEL, row), width, factor);
+            }
+        }
+    }
+}
+
+impl Kernel for Scratched<'_, Backward<'_>> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let task = self.task;
+        let (d, group) = (task.pages.head_dim, task.group);
+        let tokens = task.segment.rows.len();
+        let panels = d.div_ceil(PANEL);
+        let wide = panels * PANEL;
+        let keys = tokens.next_multiple_of(PANEL);
+        let stride = score_stride(tokens);
+        let block = (BACKWARD_ROWS / group).max(1);
+        let most_rows = block * group;
+        let needed = keys * (3 * wide + d) + most_rows * (3 * wide + 2 * d + 2 * stride);
+        let mut memory = pieces(self.scratch, needed);
+        // SAFETY: `check` saw that q, dout, dq, dk, dv and the pages cover what is read and written
+        // here; this task's heads of the segment's rows are its own; the pieces add up to `needed`.
+        unsafe {
+            // Of the whole segment: K by rows, Vᵀ by panels of keys, and the sums dK and dV.
+            let k_rows = Panels { data: memory.take(keys * wide), rows: keys };
+            let v_columns = memory.take(keys * d);
+            let dk = Panels { data: memory.take(keys * wide), rows: keys };
+            let dv = Panels { data: memory.take(keys * wide), rows: keys };
+            // Of a block of query rows: q and dout by rows and by panels, P and dS, dQ.
+            let q_rows = memory.take(most_rows * d);
+            let dout_rows = memory.take(most_rows * d);
+            let q_panels = Panels { data: memory.take(most_rows * wide), rows: most_rows };
+            let dout_panels = Panels { data: memory.take(most_rows * wide), rows: most_rows };
+            let dq = Panels { data: memory.take(most_rows * wide), rows: most_rows };
+            let p = memory.take(most_rows * stride);
+            let ds = memory.take(most_rows * stride);
+
+            gather(task, tokens, k_rows, v_columns);
+            std::ptr::write_bytes(dk.data, 0, keys * wide);
+            std::ptr::write_bytes(dv.data, 0, keys * wide);
+
+            for start in (0..tokens).step_by(block) {
+                let end = (start + block).min(tokens);
+                let (first, rows) = (start * group, (end - start) * group);
+                for r in 0..rows {
+                    let q = task.q.as_ptr().add(task.offset(first + r));
+                    let dout = task.dout.as_ptr().add(task.offset(first + r));
+                    scaled_copy::<S>(q_rows.add(r * d), q, d, task.scale);
+                    scaled_copy::<S>(dout_rows.add(r * d), dout, d, 1.0);
+                    q_panels.set_row::<S>(r, q, d, task.scale);
+                    dout_panels.set_row::<S>(r, dout, d, 1.0);
+                }
+                let mut r = 0;
+                while r < rows {
+                    let n = tile_rows::<S>(rows - r);
+                    // S = Q·Kᵀ and dP = dO·Vᵀ, 16 keys at a time.
+                    let most = start + (r + n - 1) / group + 1;
+                    for page in 0..most.div_ceil(BLOCK_SIZE) {
+                        let k = task.pages.base(task.segment.pages[page], task.head);
+                        let products = [
+                            (p, q_rows, task.pages.k.as_ptr().add(k)),
+                            (ds, dout_rows, v_columns.add(page * d * PANEL).cast_const()),
+                        ];
+                        for (c, a, b) in products {
+                            tile::<S>(Tile {
+                                c: c.add(r * stride + page * PANEL),
+                                c_row: stride,
+                                a: a.add(r * d),
+                                a_row: d,
+                                a_step: 1,
+                                b,
+                                b_step: PANEL,
+                                paged: None,
+                                steps: d,
+                                rows: n,
+                                accumulate: false,
+                            });
+                        }
+                    }
+                    for r in r..r + n {
+                        let seen = start + r / group + 1;
+                        let (p, ds) = (p.add(r * stride), ds.add(r * stride));
+                        let largest = max::<S>(p, seen);
+                        let sum = exp_in_place::<S>(p, seen, largest);
+                        scale_row::<S>(p, seen, (1.0 / sum) as f32);
+                        score_gradient::<S>(ds, p, seen);
+                        // dK and dV are summed over whole tiles of keys: what a row does not see
+                        // counts zero.
+                        std::ptr::write_bytes(p.add(seen), 0, end - seen);
+                        std::ptr::write_bytes(ds.add(seen), 0, end - seen);
+                    }
+                    // dQ = dS·K
+                    for panel in 0..panels {
+                        tile::<S>(Tile {
+                            c: dq.at(panel, r),
+                            c_row: PANEL,
+                            a: ds.add(r * stride),
+                            a_row: stride,
+                            a_step: 1,
+                            b: k_rows.at(panel, 0),
+                            b_step: PANEL,
+                            paged: None,
+                            steps: most,
+                            rows: n,
+                            accumulate: false,
+                        });
+                    }
+                    r += n;
+                }
+                for r in 0..rows {
+                    let to = task.dq.at(task.offset(first + r));
+                    dq.get_row::<S>(r, to, d, task.scale);
+                }
+                // dV += Pᵀ·dO and dK += dSᵀ·Q, a few keys at a time, over the rows that see them.
+                let mut key = 0;
+                while key < end {
+                    let n = tile_rows::<S>(end - key);
+                    let skip = key.saturating_sub(start) * group;
+                    for panel in 0..panels {
+                        for (c, a, b) in [(dv, p, dout_panels), (dk, ds, q_panels)] {
+                            tile::<S>(Tile {
+                                c: c.at(panel, key),
+                                c_row: PANEL,
+                                a: a.add(skip * stride + key),
+                                a_row: 1,
+                                a_step: stride,
+                                b: b.at(panel, skip),
+                                b_step: PANEL,
+                                paged: None,
+                                steps: rows - skip,
+                                rows: n,
+                                accumulate: true,
+                            });
+                        }
+                    }
+                    key += n;
+                }
+            }
+            for token in 0..tokens {
+                let row = task.segment.rows.start + token;
+                let to = (row * task.pages.kv_heads + task.head) * d;
+                // q carried the scale already.
+                dk.get_row::<S>(token, task.dk.at(to), d, 1.0);
+                dv.get_row::<S>(token, task.dv.at(to), d, 1.0);
+            }
+        }
+    }
+}
+
+/// Reads one head's keys and values of a segment out of the pages: K by rows (zero-padded columns)
+/// and Vᵀ by panels of 16 keys, [keys/16][D][16]; keys past the last token become zero.
+///
+/// # Safety
+/// `check` must have passed, and the destinations hold whole panels of `tokens`.
+#[inline(always)]
+unsafe fn gather(task: &Backward, tokens: usize, k_rows: Panels, v_columns: *mut f32) {
+    let d = task.pages.head_dim;
+    // SAFETY: the caller's promise; the last panel of V is cleared before its keys are written.
+    unsafe {
+        for page in 0..tokens.div_ceil(BLOCK_SIZE) {
+            let base = task.pages.base(task.segment.pages[page], task.head);
+            let k = task.pages.k.as_ptr().add(base);
+            let v = task.pages.v.as_ptr().add(base);
+            let to = v_columns.add(page * d * PANEL);
+            std::ptr::write_bytes(to, 0, d * PANEL);
+            for slot in 0..BLOCK_SIZE.min(tokens - page * BLOCK_SIZE) {
+                let key = page * BLOCK_SIZE + slot;
+                for i in 0..d {
+                    *k_rows.at(i / PANEL, key).add(i % PANEL) = *k.add(i * BLOCK_SIZE + slot);
+                    *to.add(i * PANEL + slot) = *v.add(slot * d + i);
+                }
+                if d % PANEL != 0 {
+                    let end = k_rows.at(d / PANEL, key).add(d % PANEL);
+                    std::ptr::write_bytes(end, 0, PANEL - d % PANEL);
+                }
+            }
+        }
+    }
+}
+
+/// ds = p∘(ds - Σ p∘ds), where ds comes in as dP.
+///
+/// # Safety
+/// The level of `S` must be supported; both must cover `n` values.
+#[inline(always)]
+unsafe fn score_gradient<S: Simd>(ds: *mut f32, p: *const f32, n: usize) {
+    // SAFETY: every access stays below n.
+    unsafe {
+        let mean = S::splat(dot::<S>(p, ds, n));
+        let mut i = 0;
+        while i < n {
+            let centred = S::sub(load_at::<S>(ds, i, n, 0.0), mean);
+            store_at::<S>(ds, i, n, S::mul(load_at::<S>(p, i, n, 0.0), centred));
+            i += S::LANES;
+        }
+    }
+}
+
+/// to = from · factor
+///
+/// # Safety
+/// The level of `S` must be supported; both must cover `n` values.
+#[inline(always)]
+unsafe fn scaled_copy<S: Simd>(to: *mut f32, from: *const f32, n: usize, factor: f32) {
+    // SAFETY: every access stays below n.
+    unsafe {
+        let factor = S::splat(factor);
+        let mut i = 0;
+        while i < n {
+            store_at::<S>(to, i, n, S::mul(load_at::<S>(from, i, n, 0.0), factor));
+            i += S::LANES;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::testing::*;
+
+    /// A ragged batch in scattered pages; unused page memory is NaN.
+    struct Case {
+        q_heads: usize,
+        kv_heads: usize,
+        d: usize,
+        segments: Vec<(Range<usize>, usize, Vec<u32>)>,
+        q: Vec<f32>,
+        k_pages: Vec<f32>,
+        v_pages: Vec<f32>,
+    }
+
+    /// Keys and values [positions, KVH, D] of a sequence; the same whatever the batch.
+    fn sequence(seed: u64, positions: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+        (random(positions * width, 10 + seed), random(positions * width, 1000 + seed))
+    }
+
+    impl Case {
+        /// Segments of (new tokens, past); segment i is sequence `names[i]`.
+        fn new(shape: (usize, usize, usize), lengths: &[(usize, usize)], names: &[u64]) -> Case {
+            let (q_heads, kv_heads, d) = shape;
+            let (width, q_width) = (kv_heads * d, q_heads * d);
+            let count: usize = lengths.iter().map(|(n, past)| (n + past).div_ceil(16) + 1).sum();
+            let page_size = 16 * width;
+            let mut k_pages = vec![f32::NAN; count * page_size];
+            let mut v_pages = vec![f32::NAN; count * page_size];
+            // Pages are dealt from the back, one spare per segment.
+            let mut free: Vec<u32> = (0..count as u32).collect();
+            let (mut segments, mut q, mut row) = (Vec::new(), Vec::new(), 0);
+            for ((new, past), name) in lengths.iter().zip(names) {
+                let total = new + past;
+                let pages = free.split_off(free.len() - total.div_ceil(16) - 1);
+                let pages: Vec<u32> = pages.into_iter().rev().collect();
+                let (k, v) = sequence(*name, total, width);
+                // The past was written by an earlier call.
+                for (rows, past) in [(0..*past, 0), (*past..total, *past)] {
+                    let own = rows.start * width..rows.end * width;
+                    let segment = AttnSegment { rows: 0..rows.len(), past, pages: &pages };
+                    write_kv(
+                        &mut k_pages,
+                        &mut v_pages,
+                        &k[own.clone()],
+                        &v[own],
+                        &[segment],
+                        kv_heads,
+                        d,
+                    );
+                }
+                q.extend(&random(total * q_width, 5000 + name)[past * q_width..]);
+                segments.push((row..row + new, *past, pages));
+                row += new;
+            }
+            Case { q_heads, kv_heads, d, segments, q, k_pages, v_pages }
+        }
+
+        fn pages(&self) -> KvPages<'_> {
+            KvPages {
+                k: &self.k_pages,
+                v: &self.v_pages,
+                kv_heads: self.kv_heads,
+                head_dim: self.d,
+            }
+        }
+
+        fn segments(&self) -> Vec<AttnSegment<'_>> {
+            let each = self.segments.iter();
+            each.map(|(rows, past, pages)| AttnSegment { rows: rows.clone(), past: *past, pages })
+                .collect()
+        }
+
+        fn scale(&self) -> f32 {
+            // Larger than 1/sqrt(D), so that some probabilities are far from even.
+            3.0 / (self.d as f32).sqrt()
+        }
+
+        fn forward(&self, level: Level) -> Vec<f32> {
+            let mut out = vec![9.0; self.q.len()];
+            let (segments, scale) = (self.segments(), self.scale());
+            attention_at(level, &mut out, &self.q, self.pages(), &segments, self.q_heads, scale);
+            out
+        }
+
+        fn backward(&self, level: Level, dout: &[f32]) -> [Vec<f32>; 3] {
+            let kv = self.q.len() / self.q_heads * self.kv_heads;
+            let (mut dq, mut dk, mut dv) = (vec![9.0; self.q.len()], vec![9.0; kv], vec![9.0; kv]);
+            attention_backward_at(
+                level,
+                &mut dq,
+                &mut dk,
+                &mut dv,
+                dout,
+                &self.q,
+                self.pages(),
+                &self.segments(),
+                self.q_heads,
+                self.scale(),
+            );
+            [dq, dk, dv]
+        }
+
+        fn reference_backward(&self, dout: &[f32]) -> [Vec<f32>; 3] {
+            let kv = self.q.len() / self.q_heads * self.kv_heads;
+            let (mut dq, mut dk, mut dv) = (vec![9.0; self.q.len()], vec![9.0; kv], vec![9.0; kv]);
+            reference_attention_backward(
+                &mut dq,
+                &mut dk,
+                &mut dv,
+                dout,
+                &self.q,
+                self.pages(),
+                &self.segments(),
+                self.q_heads,
+                self.scale(),
+            );
+            [dq, dk, dv]
+        }
+
+        fn reference(&self) -> Vec<f32> {
+            let mut out = vec![9.0; self.q.len()];
+            let (segments, scale) = (self.segments(), self.scale());
+            reference_attention(&mut out, &self.q, self.pages(), &segments, self.q_heads, scale);
+            out
+        }
+    }
+
+    /// (QH, KVH, D): groups of 1, 2, 3, 4 and 9; D below, at, between and above panels.
+    const SHAPES: [(usize, usize, usize); 8] = [
+        (1, 1, 2),
+        (4, 2, 8),
+        (3, 1, 16),
+        (2, 2, 20),
+        (9, 1, 30),
+        (4, 1, 64),
+        (6, 2, 80),
+        (9, 3, 64),
+    ];
+
+    #[test]
+    fn forward_at_every_level_equals_the_reference() {
+        for level in Level::available() {
+            for shape in SHAPES {
+                let lengths = [(1, 0), (1, 37), (20, 13), (33, 0), (16, 16), (70, 5)];
+                let case = Case::new(shape, &lengths, &[1, 2, 3, 4, 5, 6]);
+                let what = format!("{} {shape:?}", level.name());
+                assert_close(&case.forward(level), &case.reference(), 1e-5, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn backward_at_every_level_equals_the_reference() {
+        for level in Level::available() {
+            for shape in SHAPES {
+                let case = Case::new(shape, &[(1, 0), (16, 0), (75, 0), (18, 0)], &[1, 2, 3, 4]);
+                let dout = random(case.q.len(), 77);
+                let (found, expected) =
+                    (case.backward(level, &dout), case.reference_backward(&dout));
+                for (i, what) in ["dq", "dk", "dv"].iter().enumerate() {
+                    let what = format!("{} {shape:?} {what}", level.name());
+                    assert_close(&found[i], &expected[i], 5e-5, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradient_is_the_slope() {
+        let shape = (4, 2, 6);
+        let case = Case::new(shape, &[(3, 0), (17, 0)], &[1, 2]);
+        let dout = random(case.q.len(), 77);
+        let [dq, dk, dv] = case.backward(Level::detect(), &dout);
+        let width = 2 * 6;
+        let (k1, v1) = sequence(1, 3, width);
+        let (k2, v2) = sequence(2, 17, width);
+        let (k, v) = ([k1, k2].concat(), [v1, v2].concat());
+        let loss = |q: &[f32], k: &[f32], v: &[f32]| {
+            let (mut k_pages, mut v_pages) = (case.k_pages.clone(), case.v_pages.clone());
+            write_kv(&mut k_pages, &mut v_pages, k, v, &case.segments(), 2, 6);
+            let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads: 2, head_dim: 6 };
+            let mut out = vec![0.0; q.len()];
+            reference_attention(&mut out, q, pages, &case.segments(), 4, case.scale());
+            inner(&out, &dout)
+        };
+        assert_gradient(&case.q, &dq, 5e-3, "dq", |q| loss(q, &k, &v));
+        assert_gradient(&k, &dk, 5e-3, "dk", |k| loss(&case.q, k, &v));
+        assert_gradient(&v, &dv, 5e-3, "dv", |v| loss(&case.q, &k, v));
+    }
+
+    #[test]
+    fn prefill_then_decode_equals_full_forward_to_the_bit() {
+        for shape in [(4, 2, 8), (3, 1, 16), (9, 3, 64), (2, 1, 20)] {
+            let total = 35;
+            let width = shape.0 * shape.2;
+            for level in Level::available() {
+                let full = Case::new(shape, &[(total, 0)], &[7]).forward(level);
+                for split in 1..total {
+                    let prefill = Case::new(shape, &[(split, 0)], &[7]).forward(level);
+                    assert_same_bits(&prefill, &full[..split * width], "prefill");
+                    let one = Case::new(shape, &[(1, split)], &[7]).forward(level);
+                    let own = split * width..(split + 1) * width;
+                    assert_same_bits(&one, &full[own], "one token");
+                    let rest = Case::new(shape, &[(total - split, split)], &[7]).forward(level);
+                    assert_same_bits(&rest, &full[split * width..], "rest in one piece");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sequence_alone_equals_itself_in_a_batch_to_the_bit() {
+        for shape in [(4, 2, 24), (8, 1, 64)] {
+            let lengths = [(40, 0), (1, 60), (23, 0), (5, 19)];
+            let width = shape.0 * shape.2;
+            let batch = Case::new(shape, &lengths, &[1, 2, 3, 4]).forward(Level::detect());
+            let mut row = 0;
+            for (i, length) in lengths.iter().enumerate() {
+                let alone = Case::new(shape, &[*length], &[i as u64 + 1]).forward(Level::detect());
+                let own = row * width..(row + length.0) * width;
+                assert_same_bits(&alone, &batch[own], "alone");
+                row += length.0;
+            }
+            let training = [(40, 0), (23, 0)];
+            let case = Case::new(shape, &training, &[1, 3]);
+            let dout = random(case.q.len(), 77);
+            let [dq, dk, dv] = case.backward(Level::detect(), &dout);
+            let alone = Case::new(shape, &training[1..], &[3]);
+            let alone = alone.backward(Level::detect(), &dout[40 * width..]);
+            let kv = 40 * shape.1 * shape.2;
+            assert_same_bits(&alone[0], &dq[40 * width..], "dq alone");
+            assert_same_bits(&alone[1], &dk[kv..], "dk alone");
+            assert_same_bits(&alone[2], &dv[kv..], "dv alone");
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let case = Case::new((4, 2, 40), &[(130, 0), (50, 0), (7, 0)], &[1, 2, 3]);
+        let dout = random(case.q.len(), 77);
+        let all = |threads| {
+            with_threads(threads, || {
+                (case.forward(Level::detect()), case.backward(Level::detect(), &dout))
+            })
+        };
+        let (one, three) = (all(1), all(3));
+        assert_same_bits(&one.0, &three.0, "out");
+        for i in 0..3 {
+            assert_same_bits(&one.1[i], &three.1[i], "gradient");
+        }
+    }
+
+    #[test]
+    fn a_later_token_does_not_reach_an_earlier_row() {
+        // NaN in the last token's key and value: every row before it stays clean.
+        let shape = (4, 2, 20);
+        let mut case = Case::new(shape, &[(45, 0)], &[1]);
+        let clean = case.forward(Level::detect());
+        let nan = vec![f32::NAN; 2 * 20];
+        let pages = case.segments[0].2.clone();
+        let last = AttnSegment { rows: 0..1, past: 44, pages: &pages };
+        write_kv(&mut case.k_pages, &mut case.v_pages, &nan, &nan, &[last], 2, 20);
+        let found = case.forward(Level::detect());
+        let width = 4 * 20;
+        assert_same_bits(&found[..44 * width], &clean[..44 * width], "earlier rows");
+        assert!(found[44 * width..].iter().all(|v| v.is_nan()), "NaN is not hidden");
+    }
+
+    #[test]
+    fn write_kv_touches_its_own_slots_only() {
+        let (kv_heads, d, width) = (2, 6, 12);
+        for tokens in [5, 40, 2000] {
+            let count = tokens / 16 + 2;
+            let (mut k_pages, mut v_pages) =
+                (vec![-7.0; count * 16 * width], vec![-7.0; count * 16 * width]);
+            let (k, v) = sequence(1, tokens, width);
+            let ids: Vec<u32> = (0..count as u32).rev().collect();
+            let segment = AttnSegment { rows: 0..tokens, past: 3, pages: &ids };
+            let segments = [segment];
+            write_kv(&mut k_pages, &mut v_pages, &k, &v, &segments, kv_heads, d);
+            let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads, head_dim: d };
+            for position in 0..count * 16 {
+                for head in 0..kv_heads {
+                    for i in 0..d {
+                        let at = position.wrapping_sub(3).wrapping_mul(width) + head * d + i;
+                        let expected = if (3..3 + tokens).contains(&position) {
+                            (k[at], v[at])
+                        } else {
+                            (-7.0, -7.0)
+                        };
+                        let found = (
+                            pages.key(&segments[0], head, position, i),
+                            pages.value(&segments[0], head, position, i),
+                        );
+                        assert_eq!(found, expected, "position {position}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_outside_the_segments_are_left_alone() {
+        let case = Case::new((2, 1, 8), &[(3, 0)], &[1]);
+        let pages = &case.segments[0].2;
+        let segment = AttnSegment { rows: 1..2, past: 0, pages };
+        let mut out = vec![5.0; 3 * 16];
+        attention(&mut out, &case.q, case.pages(), &[segment], 2, 1.0);
+        assert!(out[..16].iter().chain(&out[32..]).all(|v| *v == 5.0));
+        assert!(out[16..32].iter().all(|v| *v != 5.0));
+    }
+
+    #[test]
+    #[should_panic(expected = "overlap")]
+    fn overlapping_segments_are_refused() {
+        let case = Case::new((1, 1, 2), &[(3, 0)], &[1]);
+        let pages = &case.segments[0].2;
+        let segments = [0..2, 1..3].map(|rows| AttnSegment { rows, past: 0, pages });
+        attention(&mut [0.0; 6], &case.q, case.pages(), &segments, 1, 1.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "page 9 is not below")]
+    fn a_page_that_does_not_exist_is_refused() {
+        let case = Case::new((1, 1, 2), &[(1, 0)], &[1]);
+        let segment = AttnSegment { rows: 0..1, past: 0, pages: &[9] };
+        attention(&mut [0.0; 2], &case.q, case.pages(), &[segment], 1, 1.0);
+    }
+}

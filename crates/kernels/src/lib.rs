@@ -1,0 +1,57 @@
+//! Number crunching on slices and packed weights. Imports nothing of ours; the only home of
+//! `unsafe`.
+//!
+//! One file per operation, each with a plain reference (`reference_*`, forward and backward), the
+//! fast variant, and tests that hold one against the other and the gradients against finite
+//! differences. Letters used throughout: T tokens (rows), N outputs, K inputs, H hidden size,
+//! D head size, V vocabulary, R LoRA rank.
+//!
+//! Work is split over rayon's pool by output element only: each output is summed by one thread in
+//! one order, so results do not depend on the number of threads, nor on which other rows are in
+//! the batch.
+
+mod attention;
+mod cross_entropy;
+mod embedding;
+mod lora;
+mod mapped_file;
+mod matmul;
+mod packed;
+mod rms_norm;
+mod rope;
+mod simd;
+mod softmax;
+mod swiglu;
+mod tile;
+mod vector;
+
+pub use attention::{
+    AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
+    reference_attention_backward, write_kv,
+};
+pub use cross_entropy::{
+    IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, reference_cross_entropy,
+    reference_cross_entropy_backward_inplace,
+};
+pub use embedding::{embedding, embedding_backward};
+pub use lora::{LoraRef, lora, lora_backward, reference_lora, reference_lora_backward};
+pub use mapped_file::MappedFile;
+pub use matmul::{
+    matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,
+};
+pub use packed::{Dtype, PackedMatrix};
+pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
+pub use rope::{RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};
+pub use simd::Level;
+pub use softmax::{reference_softmax, reference_softmax_backward, softmax, softmax_backward};
+pub use swiglu::{reference_swiglu, reference_swiglu_backward, swiglu, swiglu_backward};
+
+/// Sets the number of threads that kernels use; 0 means one per core. Only the first call in a
+/// process counts, and only before the first parallel kernel: afterwards the pool stands.
+pub fn set_num_threads(n: usize) {
+    // An error means that the pool stands already, as documented.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .thread_name(|i| format!("kernel-{i}"))
+        .build_global();
+}

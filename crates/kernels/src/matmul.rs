@@ -1,0 +1,846 @@
+//! Matrix products: y = x·Wᵀ, its two gradients, and the one micro-kernel behind all three.
+//!
+//! All three are C `[rows, columns]` (+)= A `[rows, depth]` · B `[depth, columns]`, where B comes
+//! in panels of sixteen columns:
+//!
+//! | product       | C         | A    | B                           | depth |
+//! |---------------|-----------|------|-----------------------------|-------|
+//! | [`matmul`]    | y  [T, N] | x    | the packed panels           | K     |
+//! | [`matmul_dx`] | dx [T, K] | dy   | the packed panels, turned   | N     |
+//! | [`matmul_dw`] | dw [N, K] | dyᵀ  | x, sixteen columns at once  | T     |
+//!
+//! Every element of C is one chain of fused multiply-adds in the order of depth, starting from
+//! zero or from the old value. Blocks only interrupt the chain (the value rests in C meanwhile), so
+//! the result has the same bits for any tiling, thread count and number of other rows.
+//!
+//! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
+//! ACM TOMS 34(3), 2008: a block of B stays in the first cache while the rows pass by.
+
+use crate::packed::{PANEL, PackedMatrix, Storage};
+use crate::simd::{Kernel, Level, Simd, dispatch_at};
+use half::bf16;
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// y `[T, N]` = x `[T, K]` · Wᵀ, or y += when `accumulate`. W is `[N, K]`.
+///
+/// # Panics
+/// When a slice's length does not fit `t` and the weight's shape.
+pub fn matmul(y: &mut [f32], x: &[f32], w: &PackedMatrix, t: usize, accumulate: bool) {
+    matmul_at(Level::detect(), y, x, w, t, accumulate);
+}
+
+/// dx `[T, K]` = dy `[T, N]` · W, or dx += when `accumulate`. W is `[N, K]`.
+///
+/// # Panics
+/// When a slice's length does not fit `t` and the weight's shape.
+pub fn matmul_dx(dx: &mut [f32], dy: &[f32], w: &PackedMatrix, t: usize, accumulate: bool) {
+    matmul_dx_at(Level::detect(), dx, dy, w, t, accumulate);
+}
+
+/// dw `[N, K]` (row-major) += dy `[T, N]`ᵀ · x `[T, K]`.
+///
+/// # Panics
+/// When a slice's length does not fit the shapes.
+pub fn matmul_dw(dw: &mut [f32], dy: &[f32], x: &[f32], t: usize, n: usize, k: usize) {
+    matmul_dw_at(Level::detect(), dw, dy, x, t, n, k);
+}
+
+pub(crate) fn matmul_at(
+    level: Level,
+    y: &mut [f32],
+    x: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+) {
+    check("y", y, t, w.n);
+    check("x", x, t, w.k);
+    let a = Strided { start: x, row: w.k, depth: 1 };
+    let b = match &w.storage {
+        Storage::F32(lanes) => Panels::F32(lanes.as_ptr().cast()),
+        Storage::Bf16(lanes) => Panels::Bf16(lanes.as_ptr().cast()),
+    };
+    product(level, y, w.n, a, b, t, w.k, accumulate);
+}
+
+pub(crate) fn matmul_dx_at(
+    level: Level,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+) {
+    check("dx", dx, t, w.k);
+    check("dy", dy, t, w.n);
+    let a = Strided { start: dy, row: w.n, depth: 1 };
+    product(level, dx, w.k, a, Panels::Turned(w), t, w.n, accumulate);
+}
+
+pub(crate) fn matmul_dw_at(
+    level: Level,
+    dw: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    t: usize,
+    n: usize,
+    k: usize,
+) {
+    check("dw", dw, n, k);
+    check("dy", dy, t, n);
+    check("x", x, t, k);
+    let a = Strided { start: dy, row: 1, depth: n };
+    product(level, dw, k, a, Panels::Rows(x.as_ptr()), n, t, true);
+}
+
+fn check(name: &str, slice: &[f32], rows: usize, columns: usize) {
+    assert_eq!(
+        slice.len(),
+        rows * columns,
+        "{name} is [{rows}, {columns}]: expected {} values, found {}",
+        rows * columns,
+        slice.len()
+    );
+}
+
+/// y `[T, N]` = x `[T, K]` · Wᵀ with a row-major W `[N, K]`, by the definition.
+pub fn reference_matmul(y: &mut [f32], x: &[f32], w: &[f32], t: usize, n: usize, k: usize) {
+    for ti in 0..t {
+        for ni in 0..n {
+            y[ti * n + ni] = (0..k).map(|ki| x[ti * k + ki] * w[ni * k + ki]).sum();
+        }
+    }
+}
+
+/// dx `[T, K]` = dy `[T, N]` · W with a row-major W `[N, K]`, by the definition.
+pub fn reference_matmul_dx(dx: &mut [f32], dy: &[f32], w: &[f32], t: usize, n: usize, k: usize) {
+    for ti in 0..t {
+        for ki in 0..k {
+            dx[ti * k + ki] = (0..n).map(|ni| dy[ti * n + ni] * w[ni * k + ki]).sum();
+        }
+    }
+}
+
+/// dw `[N, K]` += dy `[T, N]`ᵀ · x `[T, K]`, by the definition.
+pub fn reference_matmul_dw(dw: &mut [f32], dy: &[f32], x: &[f32], t: usize, n: usize, k: usize) {
+    for ni in 0..n {
+        for ki in 0..k {
+            dw[ni * k + ki] += (0..t).map(|ti| dy[ti * n + ni] * x[ti * k + ki]).sum::<f32>();
+        }
+    }
+}
+
+/// Rows of C per tile. Six rows of two 8-lane vectors are twelve accumulators; with two vectors of
+/// B and one broadcast that fills the sixteen registers of AVX2.
+const TILE_ROWS: usize = 6;
+/// Depth of a block of B: 256 · 64 bytes = 16 KiB, half of the first-level cache.
+const BLOCK_DEPTH: usize = 256;
+/// Rows of C per task: 192 · 256 · 4 bytes of A = 192 KiB, which stays in the second-level cache
+/// while the task's panels pass by, and repays a panel that must first be widened or turned.
+const BLOCK_ROWS: usize = 192;
+/// Multiply-adds below which waking other threads costs more than it gains (some microseconds).
+const SERIAL_WORK: usize = 1 << 16;
+
+/// A: element (r, d) is `start[r * row + d * depth]`.
+#[derive(Clone, Copy)]
+struct Strided<'a> {
+    start: &'a [f32],
+    row: usize,
+    depth: usize,
+}
+
+/// B, sixteen columns at a time. The pointers reach as far as the product's shape says.
+#[derive(Clone, Copy)]
+enum Panels<'a> {
+    /// `[panel][depth][16]`
+    F32(*const f32),
+    /// `[panel][depth][16]`
+    Bf16(*const bf16),
+    /// A packed `[N, K]` weight read as `[N, K]`: depth N, columns K.
+    Turned(&'a PackedMatrix),
+    /// Row-major `[depth, columns]`.
+    Rows(*const f32),
+}
+
+/// One product C (+)= A·B as its tasks see it.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    c: *mut f32,
+    a: Strided<'a>,
+    b: Panels<'a>,
+    columns: usize,
+    depth: usize,
+    accumulate: bool,
+}
+
+// SAFETY: A and B are only read, and every task writes its own elements of C.
+unsafe impl Sync for Product<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Product<'_> {}
+
+fn product(
+    level: Level,
+    c: &mut [f32],
+    columns: usize,
+    a: Strided,
+    b: Panels,
+    rows: usize,
+    depth: usize,
+    accumulate: bool,
+) {
+    if c.is_empty() {
+        return;
+    }
+    if depth == 0 {
+        if !accumulate {
+            c.fill(0.0);
+        }
+        return;
+    }
+    let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate };
+    let panels = columns.div_ceil(PANEL);
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * columns * depth < SERIAL_WORK {
+        for start in (0..rows).step_by(BLOCK_ROWS) {
+            let rows = start..rows.min(start + BLOCK_ROWS);
+            dispatch_at(level, Task { product, rows, panels: 0..panels });
+        }
+        return;
+    }
+    let (row_parts, panel_parts) = split(rows, panels, threads);
+    (0..row_parts * panel_parts).into_par_iter().with_max_len(1).for_each(|i| {
+        let rows = part(rows, row_parts, i / panel_parts, 1);
+        let panels = part(panels, panel_parts, i % panel_parts, PANEL_STEP);
+        dispatch_at(level, Task { product, rows, panels });
+    });
+}
+
+/// Panels that a task takes at a time at best (one row of AVX2 vectors needs four for its eight
+/// independent sums); the split respects it where it can.
+const PANEL_STEP: usize = 4;
+
+/// Into how many parts rows and panels are cut: about four tasks per thread, so that a thread that
+/// was late costs little; by rows as long as they are many, then by panels, then by rows again.
+fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
+    let wanted = 4 * threads;
+    let row_parts = rows.div_ceil(BLOCK_ROWS);
+    if row_parts >= wanted {
+        // A multiple of the thread count: all threads end together.
+        return (row_parts.next_multiple_of(threads), 1);
+    }
+    let steps = if panels >= wanted * PANEL_STEP { panels / PANEL_STEP } else { panels };
+    let panel_parts = wanted.div_ceil(row_parts).min(steps);
+    let row_parts = wanted.div_ceil(panel_parts).min(rows.div_ceil(TILE_ROWS)).max(row_parts);
+    (row_parts, panel_parts)
+}
+
+/// Part `i` of `total` things cut into `parts` nearly equal ranges, which start at multiples of
+/// `step` when there are at least `step` things per part.
+fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
+    let step = if total >= parts * step { step } else { 1 };
+    let edge = |i: usize| if i == parts { total } else { i * total / parts / step * step };
+    edge(i)..edge(i + 1)
+}
+
+/// The rows and panels of a product that one thread computes.
+struct Task<'a> {
+    product: Product<'a>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// Where a task turns or widens its block of B: at most two panels.
+#[repr(C, align(64))]
+struct Scratch([MaybeUninit<f32>; 2 * BLOCK_DEPTH * PANEL]);
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Task { product, rows, panels } = self;
+        let mut scratch = Scratch([MaybeUninit::uninit(); 2 * BLOCK_DEPTH * PANEL]);
+        let scratch = scratch.0.as_mut_ptr().cast::<f32>();
+        let few = rows.len() <= 2 * TILE_ROWS;
+        // Few rows: B is read once, straight from where it lies, several panels at a time so that
+        // enough independent sums are under way. Many rows: one block of B at a time.
+        let direct = match product.b {
+            Panels::F32(_) => true,
+            Panels::Bf16(_) => few,
+            Panels::Turned(_) | Panels::Rows(_) => false,
+        };
+        let vectors = S::LANES / 8;
+        let group = match rows.len() {
+            1 if direct => 4 * vectors,
+            2 | 3 if direct => 2 * vectors,
+            _ => vectors,
+        };
+        let full = product.columns / PANEL;
+        let block_depth = if direct && few { 4 * BLOCK_DEPTH } else { BLOCK_DEPTH };
+        for depth_start in (0..product.depth).step_by(block_depth) {
+            let depth = depth_start..product.depth.min(depth_start + block_depth);
+            let mut panel = panels.start;
+            while panel < panels.end {
+                let mut count = group;
+                while count > (panels.end.min(full) - panel.min(full)).max(1) {
+                    count /= 2;
+                }
+                let at = panel * product.depth * PANEL + depth.start * PANEL;
+                let len = depth.len();
+                // Where the block of B lies: its start, the way from row to row and from panel to
+                // panel. Unless it can be used in place, it is first brought into scratch.
+                let in_scratch = (scratch.cast_const(), PANEL, BLOCK_DEPTH * PANEL);
+                let stretch = Stretch { rows: rows.clone(), panel, depth: depth.clone() };
+                // SAFETY: the panels and the depth are inside the product; scratch holds two
+                // panels of BLOCK_DEPTH, and where it is used there are no more and blocks are no
+                // deeper.
+                unsafe {
+                    let (b, b_row, b_panel) = match product.b {
+                        Panels::Bf16(b) if few => {
+                            let b = b.add(at);
+                            product.tiles::<S, bf16>(
+                                stretch,
+                                count,
+                                b,
+                                PANEL,
+                                product.depth * PANEL,
+                            );
+                            panel += count;
+                            continue;
+                        }
+                        Panels::F32(b) => (b.add(at), PANEL, product.depth * PANEL),
+                        Panels::Bf16(b) => {
+                            for i in 0..count {
+                                let from = b.add(at + i * product.depth * PANEL);
+                                widen::<S>(scratch.add(i * BLOCK_DEPTH * PANEL), from, len * PANEL);
+                            }
+                            in_scratch
+                        }
+                        Panels::Turned(w) => {
+                            for i in 0..count {
+                                let to = scratch.add(i * BLOCK_DEPTH * PANEL);
+                                turn::<S>(to, w, panel + i, depth.clone());
+                            }
+                            in_scratch
+                        }
+                        // Copying pays when many rows pass by: the rows of B lie far apart and may
+                        // fall on the same cache sets.
+                        Panels::Rows(b) if few && panel < full => {
+                            let stride = product.columns;
+                            (b.add(depth.start * stride + panel * PANEL), stride, PANEL)
+                        }
+                        Panels::Rows(b) => {
+                            let stride = product.columns;
+                            for i in 0..count {
+                                let column = (panel + i) * PANEL;
+                                let from = b.add(depth.start * stride + column);
+                                let width = (stride - column).min(PANEL);
+                                let to = scratch.add(i * BLOCK_DEPTH * PANEL);
+                                gather::<S>(to, from, width, stride, len);
+                            }
+                            in_scratch
+                        }
+                    };
+                    product.tiles::<S, f32>(stretch, count, b, b_row, b_panel);
+                }
+                panel += count;
+            }
+        }
+    }
+}
+
+/// Widens `len` bf16 values (a multiple of sixteen).
+///
+/// # Safety
+/// Both pointers cover `len` values; the processor supports `S`.
+#[inline(always)]
+unsafe fn widen<S: Simd>(to: *mut f32, from: *const bf16, len: usize) {
+    for i in (0..len).step_by(S::LANES) {
+        // SAFETY: i + LANES <= len, as LANES divides sixteen.
+        unsafe { S::store(to.add(i), S::load_bf16(from.add(i))) };
+    }
+}
+
+/// Copies `depth` rows of `width` <= 16 values, `stride` apart, to rows of 16, padded with zeros.
+///
+/// # Safety
+/// `from` covers the rows, `to` covers `16 * depth` values; the processor supports `S`.
+#[inline(always)]
+unsafe fn gather<S: Simd>(
+    to: *mut f32,
+    from: *const f32,
+    width: usize,
+    stride: usize,
+    depth: usize,
+) {
+    for d in 0..depth {
+        // SAFETY: row d is inside both.
+        unsafe {
+            let (to, from) = (to.add(d * PANEL), from.add(d * stride));
+            if width == PANEL {
+                for i in (0..PANEL).step_by(S::LANES) {
+                    S::store(to.add(i), S::load(from.add(i)));
+                }
+            } else {
+                for i in 0..PANEL {
+                    *to.add(i) = if i < width { *from.add(i) } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+/// Panel `panel` (sixteen inputs k) of a weight read as `[N, K]`: for each output n in `depth`, the
+/// sixteen weights, padded with zeros past K.
+///
+/// # Safety
+/// `depth` starts at a multiple of sixteen and ends inside N; `to` covers it, rounded up to
+/// sixteen; the processor supports `S`.
+#[inline(always)]
+unsafe fn turn<S: Simd>(to: *mut f32, w: &PackedMatrix, panel: usize, depth: Range<usize>) {
+    let first = panel * PANEL;
+    let width = (w.k - first).min(PANEL);
+    for (i, source) in (depth.start / PANEL..depth.end.div_ceil(PANEL)).enumerate() {
+        let start = source * w.k + first;
+        // SAFETY: `to` covers whole groups of sixteen rows, by the contract.
+        let to = unsafe { &mut *to.add(i * PANEL * PANEL).cast::<[[f32; PANEL]; PANEL]>() };
+        let mut square = [[0.0f32; PANEL]; PANEL];
+        match &w.storage {
+            Storage::F32(lanes) => {
+                for (row, lanes) in square.iter_mut().zip(&lanes[start..start + width]) {
+                    *row = lanes.0;
+                }
+            }
+            Storage::Bf16(lanes) => {
+                for (row, lanes) in square.iter_mut().zip(&lanes[start..start + width]) {
+                    // SAFETY: both are sixteen values.
+                    unsafe { widen::<S>(row.as_mut_ptr(), lanes.0.as_ptr(), PANEL) };
+                }
+            }
+        }
+        for n in 0..PANEL {
+            for k in 0..PANEL {
+                to[n][k] = square[k][n];
+            }
+        }
+    }
+}
+
+/// Some rows of C, where a group of panels starts, and a stretch of depth.
+struct Stretch {
+    rows: Range<usize>,
+    panel: usize,
+    depth: Range<usize>,
+}
+
+impl Product<'_> {
+    /// Runs tiles over all rows of a stretch of `count` panels. `b` is the first value of its
+    /// block of B; rows are `b_row` apart, panels `b_panel`.
+    ///
+    /// # Safety
+    /// The stretch lies inside the product, `b` covers it; the processor supports `S`.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, E: Element>(
+        &self,
+        stretch: Stretch,
+        count: usize,
+        b: *const E,
+        b_row: usize,
+        b_panel: usize,
+    ) {
+        let Stretch { rows, panel, depth } = stretch;
+        let column = panel * PANEL;
+        // Groups end before a panel that is not full, so this is a group of one.
+        let ragged = self.columns - column < PANEL;
+        // Tiles of nearly equal height: seven rows are 4 + 3, as a single row would be slow.
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        let mut row = rows.start;
+        for i in 0..tiles {
+            let height = (rows.end - row).div_ceil(tiles - i);
+            // SAFETY: row, column and depth are inside the product.
+            unsafe {
+                let mut tile = Tile {
+                    c: self.c.add(row * self.columns + column),
+                    c_row: self.columns,
+                    a: self.a.start.as_ptr().add(row * self.a.row + depth.start * self.a.depth),
+                    a_row: self.a.row,
+                    a_depth: self.a.depth,
+                    b,
+                    b_row,
+                    b_panel,
+                    depth: depth.len(),
+                    from_zero: depth.start == 0 && !self.accumulate,
+                };
+                // The last panel reaches past C's columns: let the tile work on a copy.
+                let mut copy = [0.0f32; TILE_ROWS * PANEL];
+                let (target, width) = (tile.c, self.columns - column);
+                if ragged {
+                    for r in 0..height {
+                        for j in 0..width {
+                            copy[r * PANEL + j] = *target.add(r * self.columns + j);
+                        }
+                    }
+                    (tile.c, tile.c_row) = (copy.as_mut_ptr(), PANEL);
+                }
+                tile.run::<S>(height, count);
+                if ragged {
+                    for r in 0..height {
+                        for j in 0..width {
+                            *target.add(r * self.columns + j) = copy[r * PANEL + j];
+                        }
+                    }
+                }
+            }
+            row += height;
+        }
+    }
+}
+
+/// A value of B: f32, or bf16 widened on the way into the register.
+trait Element: Copy {
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        // SAFETY: the caller's pointer covers LANES values.
+        unsafe { S::load(p) }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const bf16) -> S::F {
+        // SAFETY: the caller's pointer covers LANES values.
+        unsafe { S::load_bf16(p) }
+    }
+}
+
+/// A piece of C that fits the registers: up to six rows of one panel, or fewer rows of more.
+struct Tile<E> {
+    c: *mut f32,
+    c_row: usize,
+    a: *const f32,
+    a_row: usize,
+    a_depth: usize,
+    b: *const E,
+    b_row: usize,
+    b_panel: usize,
+    depth: usize,
+    from_zero: bool,
+}
+
+impl<E: Element> Tile<E> {
+    /// # Safety
+    /// The pointers cover `height` rows, `panels` panels and the depth; the processor supports `S`.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, height: usize, panels: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match (height, panels) {
+                (1, 1) => self.compute::<S, 1, 1>(),
+                (2, 1) => self.compute::<S, 2, 1>(),
+                (3, 1) => self.compute::<S, 3, 1>(),
+                (4, 1) => self.compute::<S, 4, 1>(),
+                (5, 1) => self.compute::<S, 5, 1>(),
+                (6, 1) => self.compute::<S, 6, 1>(),
+                (1, 2) => self.compute::<S, 1, 2>(),
+                (2, 2) => self.compute::<S, 2, 2>(),
+                (3, 2) => self.compute::<S, 3, 2>(),
+                (1, 4) => self.compute::<S, 1, 4>(),
+                // Only sixteen-lane registers hold these.
+                (4, 2) if S::LANES == 16 => self.compute::<S, 4, 2>(),
+                (5, 2) if S::LANES == 16 => self.compute::<S, 5, 2>(),
+                (6, 2) if S::LANES == 16 => self.compute::<S, 6, 2>(),
+                (2, 4) if S::LANES == 16 => self.compute::<S, 2, 4>(),
+                (3, 4) if S::LANES == 16 => self.compute::<S, 3, 4>(),
+                (1, 8) if S::LANES == 16 => self.compute::<S, 1, 8>(),
+                _ => unreachable!("no tile of {height} rows and {panels} panels"),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(&self) {
+        // Two vectors per panel, or one; the second is then never touched and vanishes.
+        let vectors = PANEL / S::LANES;
+        // SAFETY: the caller's contract; the loops below stay inside what it covers.
+        unsafe {
+            let mut sums = [[[S::zero(); 2]; PANELS]; ROWS];
+            if !self.from_zero {
+                for r in 0..ROWS {
+                    for p in 0..PANELS {
+                        for v in 0..vectors {
+                            let at = r * self.c_row + p * PANEL + v * S::LANES;
+                            sums[r][p][v] = S::load(self.c.add(at));
+                        }
+                    }
+                }
+            }
+            let (mut a, mut b) = (self.a, self.b);
+            for _ in 0..self.depth {
+                let mut values = [[S::zero(); 2]; PANELS];
+                for p in 0..PANELS {
+                    for v in 0..vectors {
+                        values[p][v] = E::load::<S>(b.add(p * self.b_panel + v * S::LANES));
+                    }
+                }
+                for r in 0..ROWS {
+                    let x = S::splat(*a.add(r * self.a_row));
+                    for p in 0..PANELS {
+                        for v in 0..vectors {
+                            sums[r][p][v] = S::fma(x, values[p][v], sums[r][p][v]);
+                        }
+                    }
+                }
+                // The last step may leave the arrays; the address is then not read.
+                a = a.wrapping_add(self.a_depth);
+                b = b.wrapping_add(self.b_row);
+            }
+            for r in 0..ROWS {
+                for p in 0..PANELS {
+                    for v in 0..vectors {
+                        let at = r * self.c_row + p * PANEL + v * S::LANES;
+                        S::store(self.c.add(at), sums[r][p][v]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Pseudo-random values in (-1, 1), exact in bf16 (seven bits).
+    pub(crate) fn values(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((state >> 24) as f32 - 127.5).trunc() / 128.0
+            })
+            .collect()
+    }
+
+    pub(crate) fn packed(w: &[f32], n: usize, k: usize) -> [PackedMatrix; 2] {
+        let narrow: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+        [PackedMatrix::from_f32(w, n, k), PackedMatrix::from_bf16(&narrow, n, k)]
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_near(found: &[f32], expected: &[f32], what: &str) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            assert!((f - e).abs() <= 2e-6 * scale, "{what}: element {i} is {f}, expected {e}");
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
+
+    const ROWS: [usize; 9] = [0, 1, 2, 3, 5, 6, 7, 13, 64];
+    /// Whole panels, ragged panels, one column, more than one block of depth, no depth.
+    const SHAPES: [(usize, usize); 11] = [
+        (16, 16),
+        (1, 1),
+        (8, 24),
+        (17, 5),
+        (64, 33),
+        (48, 300),
+        (150, 31),
+        (37, 1100),
+        (5, 520),
+        (0, 3),
+        (3, 0),
+    ];
+
+    #[test]
+    fn all_products_match_their_reference() {
+        for level in Level::available() {
+            for (n, k) in SHAPES {
+                let w = values(n * k, 1);
+                for (t, accumulate) in ROWS.iter().flat_map(|&t| [(t, false), (t, true)]) {
+                    let (x, dy) = (values(t * k, 2), values(t * n, 3));
+                    let mut y = vec![0.0; t * n];
+                    let mut dx = vec![0.0; t * k];
+                    reference_matmul(&mut y, &x, &w, t, n, k);
+                    reference_matmul_dx(&mut dx, &dy, &w, t, n, k);
+                    let (old_y, old_dx) = (values(t * n, 4), values(t * k, 5));
+                    if accumulate {
+                        y.iter_mut().zip(&old_y).for_each(|(y, old)| *y += old);
+                        dx.iter_mut().zip(&old_dx).for_each(|(dx, old)| *dx += old);
+                    }
+                    for w in packed(&w, n, k) {
+                        let what = format!("{level:?} {:?} [{n}, {k}] T={t}", w.dtype());
+                        let mut found = old_y.clone();
+                        matmul_at(level, &mut found, &x, &w, t, accumulate);
+                        assert_near(&found, &y, &format!("y, {what}"));
+                        let mut found = old_dx.clone();
+                        matmul_dx_at(level, &mut found, &dy, &w, t, accumulate);
+                        assert_near(&found, &dx, &format!("dx, {what}"));
+                    }
+                    let mut dw = values(n * k, 6);
+                    let mut found = dw.clone();
+                    reference_matmul_dw(&mut dw, &dy, &x, t, n, k);
+                    matmul_dw_at(level, &mut found, &dy, &x, t, n, k);
+                    assert_near(&found, &dw, &format!("dw, {level:?} [{n}, {k}] T={t}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dw_over_many_rows_matches_its_reference() {
+        // More rows than one block of depth, few and many outputs.
+        for level in Level::available() {
+            for (t, n, k) in [(700, 8, 40), (513, 40, 17), (300, 13, 16)] {
+                let (x, dy) = (values(t * k, 2), values(t * n, 3));
+                let (mut dw, mut found) = (vec![0.0; n * k], vec![0.0; n * k]);
+                reference_matmul_dw(&mut dw, &dy, &x, t, n, k);
+                matmul_dw_at(level, &mut found, &dy, &x, t, n, k);
+                assert_near(&found, &dw, &format!("{level:?} T={t} [{n}, {k}]"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_in_any_batch() {
+        // Large enough that the batches are split over threads and over blocks of depth; thirds
+        // make every sum inexact, so that another order would show.
+        for (n, k) in [(150, 1100), (64, 400), (1030, 290)] {
+            let w: Vec<f32> = values(n * k, 1).iter().map(|v| v / 3.0).collect();
+            let t = 37;
+            let x: Vec<f32> = values(t * k, 2).iter().map(|v| v / 7.0).collect();
+            let dy: Vec<f32> = values(t * n, 3).iter().map(|v| v / 7.0).collect();
+            for level in Level::available() {
+                for w in packed(&w, n, k) {
+                    let (mut y, mut dx) = (vec![0.0; t * n], vec![0.0; t * k]);
+                    matmul_at(level, &mut y, &x, &w, t, false);
+                    matmul_dx_at(level, &mut dx, &dy, &w, t, false);
+                    for size in [1, 2, 3, 4, 12, 13] {
+                        for start in [0, 5, 24] {
+                            let rows = start..start + size;
+                            let of = |columns: usize| rows.start * columns..rows.end * columns;
+                            let mut part = vec![0.0; size * n];
+                            matmul_at(level, &mut part, &x[of(k)], &w, size, false);
+                            assert_eq!(bits(&part), bits(&y[of(n)]), "{level:?} y, rows {rows:?}");
+                            let mut part = vec![0.0; size * k];
+                            matmul_dx_at(level, &mut part, &dy[of(n)], &w, size, false);
+                            assert_eq!(
+                                bits(&part),
+                                bits(&dx[of(k)]),
+                                "{level:?} dx, rows {rows:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut all = Vec::new();
+                for (t, n, k) in [(37, 150, 290), (1, 1030, 300), (500, 48, 64), (700, 24, 30)] {
+                    let w: Vec<f32> = values(n * k, 1).iter().map(|v| v / 3.0).collect();
+                    let x: Vec<f32> = values(t * k, 2).iter().map(|v| v / 7.0).collect();
+                    let dy: Vec<f32> = values(t * n, 3).iter().map(|v| v / 7.0).collect();
+                    for w in packed(&w, n, k) {
+                        let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
+                        matmul(&mut y, &x, &w, t, true);
+                        matmul_dx(&mut dx, &dy, &w, t, true);
+                        all.extend(bits(&y));
+                        all.extend(bits(&dx));
+                    }
+                    let mut dw = values(n * k, 6);
+                    matmul_dw(&mut dw, &dy, &x, t, n, k);
+                    all.extend(bits(&dw));
+                }
+                all
+            })
+        };
+        let one = run(1);
+        assert!(run(3) == one, "three threads differ from one");
+        assert!(run(8) == one, "eight threads differ from one");
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        // loss = sum(y * g), so dy = g. The loss is linear in x and in w: a large step is exact
+        // but for rounding.
+        let (t, n, k) = (5, 19, 13);
+        let (x, w, g) = (values(t * k, 1), values(n * k, 2), values(t * n, 3));
+        let loss = |x: &[f32], w: &[f32]| -> f64 {
+            let mut y = vec![0.0; t * n];
+            matmul(&mut y, x, &PackedMatrix::from_f32(w, n, k), t, false);
+            y.iter().zip(&g).map(|(&y, &g)| y as f64 * g as f64).sum()
+        };
+        let mut dx = vec![0.0; t * k];
+        let mut dw = vec![0.0; n * k];
+        matmul_dx(&mut dx, &g, &PackedMatrix::from_f32(&w, n, k), t, false);
+        matmul_dw(&mut dw, &g, &x, t, n, k);
+        assert_near(&dx, &differences(&x, |x| loss(x, &w)), "dx");
+        assert_near(&dw, &differences(&w, |w| loss(&x, w)), "dw");
+    }
+
+    /// Central differences of `loss` at `point`, with a step of a half.
+    pub(crate) fn differences(point: &[f32], loss: impl Fn(&[f32]) -> f64) -> Vec<f32> {
+        (0..point.len())
+            .map(|i| {
+                let at = |step: f32| {
+                    let mut moved = point.to_vec();
+                    moved[i] += step;
+                    loss(&moved)
+                };
+                (at(0.5) - at(-0.5)) as f32
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_split_covers_every_element_once() {
+        for rows in [1, 5, 6, 7, 64, 191, 200, 2048, 10_000] {
+            for panels in [1, 2, 4, 15, 16, 33, 300] {
+                for threads in [2, 3, 16, 64] {
+                    let (row_parts, panel_parts) = split(rows, panels, threads);
+                    let mut next = 0;
+                    for i in 0..row_parts {
+                        let part = part(rows, row_parts, i, 1);
+                        assert_eq!(part.start, next);
+                        next = part.end;
+                    }
+                    assert_eq!(next, rows);
+                    let mut next = 0;
+                    for i in 0..panel_parts {
+                        let part = part(panels, panel_parts, i, PANEL_STEP);
+                        assert!(part.start == next && !part.is_empty());
+                        next = part.end;
+                    }
+                    assert_eq!(next, panels);
+                    let tasks = row_parts * panel_parts;
+                    let possible = (rows.div_ceil(TILE_ROWS) * panels).min(threads);
+                    assert!(tasks >= possible, "{rows} {panels} {threads}: {tasks} tasks");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "x is [2, 3]: expected 6 values, found 5")]
+    fn a_wrong_length_is_refused() {
+        let w = PackedMatrix::from_f32(&[0.0; 12], 4, 3);
+        matmul(&mut [0.0; 8], &[0.0; 5], &w, 2, false);
+    }
+}

@@ -1,0 +1,487 @@
+//! One vector vocabulary for every instruction set, and the dispatch at run time.
+//!
+//! A kernel is written once against [`Simd`] and run through [`dispatch`], which picks the widest
+//! instruction set of this processor: AVX-512, AVX2+FMA, or the portable fallback. The fallback is
+//! compiled everywhere and tested everywhere, so that a new machine runs known code.
+
+use half::bf16;
+use std::sync::OnceLock;
+
+/// Instruction sets a kernel can be run with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Plain Rust on arrays of eight lanes; needs nothing.
+    Portable,
+    /// 8 lanes; AVX2 and FMA.
+    Avx2,
+    /// 16 lanes; AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Level {
+    /// The widest level that this processor runs, unless `METIER_SIMD` (`portable`, `avx2`,
+    /// `avx512`) asks for a narrower one. Asked once per process.
+    pub fn detect() -> Level {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| {
+            let best = *Level::available().last().unwrap_or(&Level::Portable);
+            let asked = match std::env::var("METIER_SIMD").as_deref() {
+                Ok("portable") => Level::Portable,
+                Ok("avx2") => Level::Avx2,
+                _ => best,
+            };
+            if Level::available().contains(&asked) { asked } else { best }
+        })
+    }
+
+    /// Every level that this processor runs, narrowest first. Tests walk this list.
+    pub fn available() -> Vec<Level> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Level::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    levels.push(Level::Avx512);
+                }
+            }
+        }
+        levels
+    }
+
+    /// The name that `METIER_SIMD` and the machine description use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2+fma",
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+/// A computation that can be run at any [`Level`].
+///
+/// `run` must be marked `#[inline(always)]`, and so must every generic function that it calls:
+/// only then do the intrinsics end up inside the function that carries the target feature.
+pub(crate) trait Kernel {
+    /// What the computation returns.
+    type Output;
+    /// Runs at the level of `S`.
+    ///
+    /// # Safety
+    /// The processor must support `S`; [`dispatch_at`] sees to it.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs `kernel` at the level of this process.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    dispatch_at(Level::detect(), kernel)
+}
+
+/// Runs `kernel` at `level`. Panics when the processor lacks it, so that a test cannot run
+/// unsupported instructions.
+#[inline]
+pub(crate) fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        // SAFETY: the portable level needs no processor feature.
+        Level::Portable => unsafe { kernel.run::<Portable>() },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
+            // SAFETY: the features were just checked.
+            unsafe { x86::run_avx2(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => {
+            assert!(
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            );
+            // SAFETY: the features were just checked.
+            unsafe { x86::run_avx512(kernel) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: the portable level needs no processor feature.
+        _ => unsafe { kernel.run::<Portable>() },
+    }
+}
+
+/// A vector of `LANES` f32 values and what kernels do with it.
+///
+/// Every method is unsafe for the same reason: it may only run where the instruction set is
+/// present, and the loads and stores take raw pointers that must cover `LANES` elements.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Simd: Copy {
+    /// Values per vector: 8 or 16.
+    const LANES: usize;
+    /// The vector.
+    type F: Copy;
+    /// All lanes zero.
+    unsafe fn zero() -> Self::F;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::F;
+    /// Reads `LANES` values, unaligned.
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// Writes `LANES` values, unaligned.
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// Reads `LANES` bf16 values, unaligned, and widens them (exactly) to f32.
+    unsafe fn load_bf16(p: *const bf16) -> Self::F;
+    /// a + b
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    /// a - b
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    /// a * b
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// a / b
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of each lane.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each lane.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c; fused where the instruction set fuses.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Sum of all lanes, in a fixed order.
+    unsafe fn sum(v: Self::F) -> f32;
+    /// Largest lane.
+    unsafe fn reduce_max(v: Self::F) -> f32;
+    /// Rounds each lane to the nearest integer, kept as f32.
+    unsafe fn round(v: Self::F) -> Self::F;
+    /// 2^n for integral lanes n in [-126, 127].
+    unsafe fn pow2(n: Self::F) -> Self::F;
+
+    /// e^x, relative error below 3e-7 for x in [-87, 88]; below -87 the result is 0 to 1e-38,
+    /// above 88 it saturates near the largest f32. Cephes' range reduction and degree-5 polynomial
+    /// (Moshier, "Methods and Programs for Mathematical Functions", 1989).
+    #[inline(always)]
+    unsafe fn exp(x: Self::F) -> Self::F {
+        // SAFETY: same contract as the method itself; no memory is touched.
+        unsafe {
+            // The constant comes first: max and min return the second operand when one is NaN, so
+            // that a NaN stays a NaN.
+            let x = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.3), x));
+            let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
+            // ln 2 in two parts, so that x - n ln 2 keeps its low bits.
+            let r = Self::fma(n, Self::splat(-0.693_359_4), x);
+            let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            p = Self::fma(p, r, Self::splat(1.398_2e-3));
+            p = Self::fma(p, r, Self::splat(8.333_452e-3));
+            p = Self::fma(p, r, Self::splat(4.166_579_6e-2));
+            p = Self::fma(p, r, Self::splat(1.666_666_5e-1));
+            p = Self::fma(p, r, Self::splat(0.5));
+            let r2 = Self::mul(r, r);
+            let y = Self::add(Self::fma(p, r2, r), Self::splat(1.0));
+            Self::mul(y, Self::pow2(n))
+        }
+    }
+}
+
+/// Plain Rust on `[f32; 8]`; the compiler vectorises it for the baseline of the target.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn map2(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    type F = [f32; 8];
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 8] {
+        [0.0; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 8] {
+        // SAFETY: the caller's pointer covers eight values; read_unaligned needs no alignment.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 8]) {
+        // SAFETY: the caller's pointer covers eight values; write_unaligned needs no alignment.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> [f32; 8] {
+        // SAFETY: the caller's pointer covers eight bf16 values.
+        let raw = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        std::array::from_fn(|i| f32::from_bits((raw[i] as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| x + y)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| x - y)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| x * y)
+    }
+    #[inline(always)]
+    unsafe fn div(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| x / y)
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| if x > y { x } else { y })
+    }
+    #[inline(always)]
+    unsafe fn min(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        map2(a, b, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        // Not `mul_add`: without hardware FMA that is a library call per lane.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn sum(v: [f32; 8]) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(v: [f32; 8]) -> f32 {
+        v.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    }
+    #[inline(always)]
+    unsafe fn round(v: [f32; 8]) -> [f32; 8] {
+        // Adding and taking away 1.5 * 2^23 leaves the nearest integer for |x| < 2^22.
+        v.map(|x| (x + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: [f32; 8]) -> [f32; 8] {
+        n.map(|x| f32::from_bits((((x as i32) + 127) << 23) as u32))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Kernel, Simd};
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this function carries the features that Avx2 stands for.
+        unsafe { kernel.run::<Avx2>() }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this function carries the features that Avx512 stands for.
+        unsafe { kernel.run::<Avx512>() }
+    }
+
+    /// AVX2 with FMA.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+    /// AVX-512.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+
+    // SAFETY of every block below: the trait's contract (instruction set present, pointers cover
+    // LANES elements) is the contract of the intrinsic called.
+    impl Simd for Avx2 {
+        const LANES: usize = 8;
+        type F = __m256;
+        #[inline(always)]
+        unsafe fn zero() -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m256) {
+            // SAFETY: see the impl.
+            unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> __m256 {
+            // SAFETY: see the impl; a bf16 is the upper half of an f32.
+            unsafe {
+                let raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(raw))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn div(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(v: __m256) -> f32 {
+            // SAFETY: see the impl.
+            unsafe {
+                let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps::<1>(half, half)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn reduce_max(v: __m256) -> f32 {
+            // SAFETY: see the impl.
+            unsafe {
+                let half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps::<1>(half, half)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn round(v: __m256) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v) }
+        }
+        #[inline(always)]
+        unsafe fn pow2(n: __m256) -> __m256 {
+            // SAFETY: see the impl; n is integral and in range, so the exponent field is valid.
+            unsafe {
+                let e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
+            }
+        }
+    }
+
+    impl Simd for Avx512 {
+        const LANES: usize = 16;
+        type F = __m512;
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> __m512 {
+            // SAFETY: see the impl above; a bf16 is the upper half of an f32.
+            unsafe {
+                let raw = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(raw))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn div(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(v: __m512) -> f32 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn reduce_max(v: __m512) -> f32 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_reduce_max_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn round(v: __m512) -> __m512 {
+            // SAFETY: see the impl above; 8 = nearest even, no exceptions.
+            unsafe { _mm512_roundscale_ps::<8>(v) }
+        }
+        #[inline(always)]
+        unsafe fn pow2(n: __m512) -> __m512 {
+            // SAFETY: see the impl above; n is integral and in range.
+            unsafe {
+                let e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(e))
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The command line as typed. Nothing is done here.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Adapt an open language model to your trade, prove it, serve it.
+///
+/// Start with `metier demo`: it adapts the bundled model to a sample trade, measures it against
+/// its base, and prints how to serve it. Then do the same with your own data.
+#[derive(Parser)]
+#[command(name = "metier", version, max_term_width = 100, after_help = "Examples:
+  metier demo
+  metier data check tickets.csv --prompt-column message --completion-column ticket
+  metier train --base nano --data train.jsonl --out out/tickets
+  metier eval --model nano --adapter out/tickets --data test.jsonl
+  metier serve --model nano --adapter tickets=out/tickets")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Say more on standard error (-vv: details)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// Threads for computing [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<usize>,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1024".into()),
+    }
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The whole loop on the bundled model and sample trade; ends with report.html
+    Demo(DemoArgs),
+    /// Check, clean and split data
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Adapt a base model to data (LoRA or full fine-tuning)
+    Train(TrainArgs),
+    /// Measure a model on a test set
+    Eval(EvalArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
+    /// Show the token ids of a text
+    Tokenize(TokenizeArgs),
+    /// Serve a model and adapters through an OpenAI-compatible API
+    Serve(ServeArgs),
+    /// Write an adapter for other tools
+    Export(ExportArgs),
+}
+
+/// Arguments of `demo`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier demo
+  metier demo --dir my-demo")]
+pub(crate) struct DemoArgs {
+    /// Folder for everything the demo writes
+    #[arg(long, default_value = "metier-demo")]
+    pub(crate) dir: PathBuf,
+    /// Print report.json on standard output at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `data` subcommands.
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Validate, count tokens, find duplicates and train/test leaks; exit 1 when something blocks
+    #[command(after_help = "Examples:
+  metier data check train.jsonl --test test.jsonl
+  metier data check tickets.csv --prompt-column message --completion-column ticket --json")]
+    Check(DataCheckArgs),
+    /// Convert, deduplicate and split into train/valid/test.jsonl with data_report.json
+    #[command(after_help = "Examples:
+  metier data prepare tickets.csv --out data/tickets --test-fraction 0.15
+  metier data prepare chats.jsonl --out data/chats --group-column customer --seed 7")]
+    Prepare(DataPrepareArgs),
+}
+
+/// How tables and prompts become conversations.
+#[derive(Args, Clone, Default)]
+pub(crate) struct ColumnArgs {
+    /// CSV column (or JSONL field) with the input
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prompt_column: Option<String>,
+    /// CSV column (or JSONL field) with the wanted answer
+    #[arg(long, value_name = "NAME")]
+    pub(crate) completion_column: Option<String>,
+    /// Column or field that ties examples together (customer, document): never split apart
+    #[arg(long, value_name = "NAME")]
+    pub(crate) group_column: Option<String>,
+    /// System message put before every example of prompt/completion or CSV data
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system_prompt: Option<String>,
+}
+
+/// Arguments of `data check`.
+#[derive(Args)]
+pub(crate) struct DataCheckArgs {
+    /// Data files: chat JSONL, prompt/completion JSONL, or CSV with named columns
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Test set to check for leaks against
+    #[arg(long, value_name = "FILE")]
+    pub(crate) test: Option<PathBuf>,
+    /// Model whose tokenizer counts the tokens
+    #[arg(long, default_value = "nano")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Also write the report to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `data prepare`.
+#[derive(Args)]
+pub(crate) struct DataPrepareArgs {
+    /// Data files: chat JSONL, prompt/completion JSONL, or CSV with named columns
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Folder for train.jsonl, valid.jsonl, test.jsonl and data_report.json
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Share of the groups for the sealed test set
+    #[arg(long, default_value_t = 0.1)]
+    pub(crate) test_fraction: f64,
+    /// Share of the groups for held-out loss during training
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) valid_fraction: f64,
+    /// Same seed, same split
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Model whose tokenizer counts the tokens
+    #[arg(long, default_value = "nano")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `train`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier train --base nano --data train.jsonl --out out/tickets
+  metier train --config recipes/banking77.toml
+  metier train --config metier.toml --resume
+  metier train --base nano --data train.jsonl --out out/x --dry-run
+
+Flags override the config file. Ctrl-C saves a checkpoint; --resume continues from it exactly.")]
+pub(crate) struct TrainArgs {
+    /// Config file with [base], [data] and [train] (see recipes/)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Base model: a folder or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) base: Option<String>,
+    /// Training data
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Held-out data for the loss curve [default: a seeded 5% of the training data]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) valid: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Folder for the adapter, the log and the checkpoints
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Continue from the last checkpoint in --out
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Print the resolved plan and what it would do, then stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Optimizer steps; overrides num_train_epochs
+    #[arg(long)]
+    pub(crate) max_steps: Option<usize>,
+    /// Passes over the training data
+    #[arg(long)]
+    pub(crate) num_train_epochs: Option<f64>,
+    /// Peak learning rate
+    #[arg(long)]
+    pub(crate) learning_rate: Option<f64>,
+    /// LoRA rank
+    #[arg(long)]
+    pub(crate) r: Option<usize>,
+    /// LoRA alpha
+    #[arg(long)]
+    pub(crate) lora_alpha: Option<f32>,
+    /// Seed of initialisation and order
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print events as JSON lines instead of a progress bar
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier eval --model nano --adapter out/tickets --data test.jsonl --metrics json_field_accuracy
+  metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl")]
+pub(crate) struct EvalArgs {
+    /// Base model: a folder or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Test set
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Metrics, comma-separated
+    #[arg(long, value_delimiter = ',', default_value = "exact_match")]
+    pub(crate) metrics: Vec<String>,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Only the first N examples
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Write every answer with its scores to this file (JSON lines)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) answers: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How the next token is chosen.
+#[derive(Args, Clone)]
+pub(crate) struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+    /// Sample from the smallest set of tokens with this total probability
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Sample from the N likeliest tokens (0: all)
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Same seed, same text
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Arguments of `generate`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier generate --model nano --prompt \"Once upon a time\" --max-tokens 60
+  metier generate --model ./SmolLM2-135M --prompt \"The capital of France is\" --temperature 0 --json")]
+pub(crate) struct GenerateArgs {
+    /// Base model: a folder or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Text to continue (as it is; see `chat` for conversations)
+    #[arg(long)]
+    pub(crate) prompt: String,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Stop before this text (repeatable)
+    #[arg(long)]
+    pub(crate) stop: Vec<String>,
+    /// Print one JSON object at the end instead of the text as it comes
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `chat`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier chat --model nano --adapter out/tickets
+  echo 'My boiler leaks, SW1A 1AA' | metier chat --model nano --adapter out/tickets --temperature 0
+
+In the chat: /reset forgets the conversation, /quit (or Ctrl-D) leaves.")]
+pub(crate) struct ChatArgs {
+    /// Base model: a folder or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// System message
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Arguments of `tokenize`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier tokenize --model nano --text \"Bonjour, ma chaudière fuit\"
+  metier tokenize --model nano --file letter.txt --json")]
+pub(crate) struct TokenizeArgs {
+    /// Model whose tokenizer to use
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// The text
+    #[arg(long, conflicts_with = "file", required_unless_present = "file")]
+    pub(crate) text: Option<String>,
+    /// A file with the text
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Parse special tokens in the text and add the beginning-of-sequence token as the model does
+    #[arg(long)]
+    pub(crate) special: bool,
+    /// Print {"ids": [...]}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier serve --model nano --adapter tickets=out/tickets
+  metier serve --model ./base --adapter a=out/a --adapter b=out/b --port 8080
+
+The `model` field of a request picks the base or an adapter by name.")]
+pub(crate) struct ServeArgs {
+    /// Base model: a folder or `nano`
+    #[arg(long, value_name = "M", default_value = "nano")]
+    pub(crate) model: String,
+    /// Adapter as NAME=FOLDER (repeatable)
+    #[arg(long, value_name = "NAME=PATH")]
+    pub(crate) adapter: Vec<String>,
+    /// Address to listen on; the default is reachable from this machine only
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port; 0 takes a free one
+    #[arg(long, default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// Memory for the KV cache in MiB
+    #[arg(long, default_value_t = 512)]
+    pub(crate) kv_cache_mib: usize,
+    /// Most sequences running at once
+    #[arg(long, default_value_t = 32)]
+    pub(crate) max_num_seqs: usize,
+}
+
+/// Arguments of `export`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier export --base nano --adapter out/tickets --format peft --out export/tickets
+  metier export --base nano --adapter out/tickets --format merged --out export/tickets-merged")]
+pub(crate) struct ExportArgs {
+    /// Base that the adapter was trained on
+    #[arg(long, value_name = "M", default_value = "nano")]
+    pub(crate) base: String,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: PathBuf,
+    /// peft: the adapter alone; merged: base and adapter in one bf16 safetensors model
+    #[arg(long, value_parser = ["peft", "merged"])]
+    pub(crate) format: String,
+    /// Folder to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}

@@ -1,0 +1,229 @@
+//! `metier.toml` and recipes: raw as written, then resolved over the defaults. Unknown keys are
+//! errors that name the nearest known key.
+
+use anyhow::{Context, Result, bail};
+use model::DecoderConfig;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+use train::{Method, Objective, TrainPlan};
+
+/// A config file: its sections as written. Paths in it are relative to the file's folder.
+#[derive(Default)]
+pub(crate) struct ConfigFile {
+    /// `[base]`
+    pub(crate) base: BaseSection,
+    /// `[data]`
+    pub(crate) data: DataSection,
+    /// `[train]`: keys of [`TrainPlan`], resolved by [`ConfigFile::train_plan`].
+    train: Table,
+    path: PathBuf,
+}
+
+/// `[base]`: a model to start from, or the shape of a new one.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct BaseSection {
+    /// A folder or `nano`.
+    pub(crate) model: Option<String>,
+    /// Licence of the base, kept in the manifest, when its files do not say.
+    pub(crate) license: Option<String>,
+    /// For a new model: its config.json.
+    pub(crate) init: Option<PathBuf>,
+    /// For a new model: the folder with its tokenizer.
+    pub(crate) tokenizer: Option<PathBuf>,
+}
+
+/// `[data]`
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct DataSection {
+    /// Conversations or prompt/completion pairs.
+    pub(crate) train: Vec<PathBuf>,
+    /// Held-out conversations for the loss curve.
+    pub(crate) valid: Option<PathBuf>,
+    /// Share of `train` held out when `valid` is not given.
+    pub(crate) valid_fraction: Option<f64>,
+    /// Plain text (files, or folders of .txt files) for pretraining.
+    pub(crate) text: Vec<PathBuf>,
+    /// Test set that must not leak into `train`; checked before training.
+    pub(crate) test: Option<PathBuf>,
+    /// See `metier train --help`.
+    pub(crate) prompt_column: Option<String>,
+    /// See `metier train --help`.
+    pub(crate) completion_column: Option<String>,
+    /// See `metier train --help`.
+    pub(crate) group_column: Option<String>,
+    /// See `metier train --help`.
+    pub(crate) system_prompt: Option<String>,
+    /// Licence of the data, kept in the manifest.
+    pub(crate) license: Option<String>,
+}
+
+const SECTIONS: &[&str] = &["base", "data", "train"];
+const BASE_KEYS: &[&str] = &["model", "license", "init", "tokenizer"];
+const DATA_KEYS: &[&str] = &[
+    "train", "valid", "valid_fraction", "text", "test", "prompt_column", "completion_column",
+    "group_column", "system_prompt", "license",
+];
+
+impl ConfigFile {
+    /// Reads and checks a config file.
+    pub(crate) fn read(path: &Path) -> Result<ConfigFile> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("{}: cannot read the config file\nhint: see recipes/ for complete examples", path.display())
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses a config file's text; `path` names it in errors and anchors relative paths.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<ConfigFile> {
+        let shown = path.display();
+        let mut table: Table = text.parse().with_context(|| format!("{shown}: not valid TOML"))?;
+        check_keys(&table, SECTIONS, &format!("{shown}: section"))?;
+        let mut section = |name: &str| match table.remove(name) {
+            None => Ok(Table::new()),
+            Some(Value::Table(t)) => Ok(t),
+            Some(_) => bail!("{shown}: {name} must be a section: [{name}]"),
+        };
+        let (base, data, train) = (section("base")?, section("data")?, section("train")?);
+        check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
+        check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
+        let mut config = ConfigFile {
+            base: base.try_into().with_context(|| format!("{shown}: [base]"))?,
+            data: data.try_into().with_context(|| format!("{shown}: [data]"))?,
+            train,
+            path: path.to_owned(),
+        };
+        config.anchor();
+        Ok(config)
+    }
+
+    /// The plan for a base of this shape: the defaults of its method, then this file's keys.
+    pub(crate) fn train_plan(&self, base: &DecoderConfig) -> Result<TrainPlan> {
+        let shown = self.path.display();
+        let objective = if self.data.text.is_empty() { Objective::Sft } else { Objective::Text };
+        let method = match self.train.get("method").map(|v| v.as_str()) {
+            None if objective == Objective::Text => Method::Full,
+            None | Some(Some("lora")) => Method::Lora,
+            Some(Some("full")) => Method::Full,
+            Some(_) => bail!("{shown}: [train] method: expected \"lora\" or \"full\""),
+        };
+        let defaults = TrainPlan::new(method, objective, base);
+        let mut merged = serde_json::to_value(&defaults)?;
+        let fields = merged.as_object_mut().context("a plan is an object")?;
+        let known: Vec<String> = fields.keys().cloned().collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        check_keys(&self.train, &known, &format!("{shown}: [train]"))?;
+        for (key, value) in &self.train {
+            fields.insert(key.clone(), serde_json::to_value(value)?);
+        }
+        let mut plan: TrainPlan =
+            serde_json::from_value(merged).with_context(|| format!("{shown}: [train]"))?;
+        if self.train.contains_key("output_dir") {
+            plan.output_dir = self.anchored(&plan.output_dir);
+        }
+        Ok(plan)
+    }
+
+    /// Whether the file says where the result goes.
+    pub(crate) fn names_output_dir(&self) -> bool {
+        self.train.contains_key("output_dir")
+    }
+
+    fn anchored(&self, path: &Path) -> PathBuf {
+        match self.path.parent() {
+            Some(dir) if path.is_relative() => dir.join(path),
+            _ => path.to_owned(),
+        }
+    }
+
+    fn anchor(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let all = |paths: &[PathBuf]| paths.iter().map(|p| self.anchored(p)).collect();
+        let one = |path: &Option<PathBuf>| path.as_ref().map(|p| self.anchored(p));
+        let (init, tokenizer) = (one(&self.base.init), one(&self.base.tokenizer));
+        let model = self.base.model.as_ref().map(|m| match m.as_str() {
+            "nano" => m.clone(),
+            folder => self.anchored(Path::new(folder)).to_string_lossy().into_owned(),
+        });
+        self.data = DataSection {
+            train: all(&data.train),
+            text: all(&data.text),
+            valid: one(&data.valid),
+            test: one(&data.test),
+            ..data
+        };
+        self.base = BaseSection { init, tokenizer, model, ..std::mem::take(&mut self.base) };
+    }
+}
+
+/// Refuses keys that are not in `known`, naming the nearest one.
+fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<()> {
+    for key in table.keys() {
+        if known.contains(&key.as_str()) {
+            continue;
+        }
+        let nearest = known
+            .iter()
+            .map(|k| (strsim::damerau_levenshtein(key, k), k))
+            .min()
+            .filter(|(distance, k)| *distance <= k.len().max(key.len()) / 2);
+        match nearest {
+            Some((_, k)) => bail!("{place}: unknown key \"{key}\"; did you mean \"{k}\"?"),
+            None => bail!("{place}: unknown key \"{key}\"; expected some of {}", known.join(", ")),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        let base = base_shape();
+        let result = ConfigFile::parse(text, Path::new("dir/m.toml")).and_then(|c| c.train_plan(&base));
+        format!("{:#}", result.expect_err("expected an error"))
+    }
+
+    fn base_shape() -> DecoderConfig {
+        DecoderConfig::from_json(
+            br#"{"model_type":"llama","hidden_size":256,"intermediate_size":512,"num_hidden_layers":2,
+                "num_attention_heads":4,"vocab_size":64}"#,
+            Path::new("config.json"),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        for (text, expected) in [
+            ("[trian]", "did you mean \"train\""),
+            ("[train]\nlearning_rat = 1", "did you mean \"learning_rate\""),
+            ("[base]\nmodle = 'x'", "did you mean \"model\""),
+            ("[data]\nzzzzzzzzzzzz = 1", "expected some of train"),
+        ] {
+            assert!(error(text).contains(expected), "{}", error(text));
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_methods_are_named() {
+        assert!(error("[train]\nlearning_rate = 'fast'").contains("[train]"));
+        assert!(error("[train]\nmethod = 'magic'").contains("\"lora\" or \"full\""));
+        assert!(error("train = 3").contains("must be a section"));
+        assert!(error("[train").contains("not valid TOML"));
+    }
+
+    #[test]
+    fn keys_override_the_defaults_of_the_method() {
+        let text = "[data]\ntrain = ['a.jsonl']\n[train]\nmethod = 'full'\nlearning_rate = 1e-3\noutput_dir = 'o'";
+        let config = ConfigFile::parse(text, Path::new("dir/m.toml")).unwrap();
+        let plan = config.train_plan(&base_shape()).unwrap();
+        assert_eq!(plan.method, Method::Full);
+        assert_eq!(plan.learning_rate, 1e-3);
+        assert_eq!(plan.output_dir, Path::new("dir/o"));
+        assert_eq!(config.data.train, [Path::new("dir/a.jsonl")]);
+    }
+}

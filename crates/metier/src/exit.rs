@@ -1,0 +1,25 @@
+//! Exit codes of the command line, and how an error is shown.
+
+use std::process::ExitCode;
+
+/// The input or the run failed.
+pub(crate) const FAILED: u8 = 1;
+
+/// Done.
+pub(crate) fn done() -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+/// Prints `error: ...` with its causes on standard error, one line each unless the cause is
+/// already part of the message.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    let mut text = format!("error: {error}");
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str("\n  because: ");
+            text.push_str(&cause);
+        }
+    }
+    eprintln!("{text}");
+}

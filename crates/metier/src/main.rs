@@ -1,0 +1,42 @@
+//! `metier`: adapt, prove and serve open language models. The binary is thin: the command line as
+//! typed ([`cli`]), resolved into plans ([`config`]), carried out by [`commands`].
+
+mod assets;
+mod cli;
+mod commands;
+mod config;
+mod exit;
+mod machine;
+mod progress;
+mod resolve;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    init_logging(cli.verbose);
+    if let Some(threads) = cli.threads {
+        model::set_num_threads(threads);
+    }
+    match commands::run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            exit::print_error(&error);
+            ExitCode::from(exit::FAILED)
+        }
+    }
+}
+
+/// Warnings by default, `-v` for what happens, `-vv` for details; `METIER_LOG` overrides. Always on
+/// standard error, so that standard output stays the command's result.
+fn init_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("METIER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,153 @@
+//! From what the user named to what runs: models, adapters, engines.
+
+use crate::assets;
+use anyhow::{Context, Result, bail};
+use engine::{Engine, EngineOptions};
+use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use text::{ChatTemplate, Tokenizer};
+
+/// The name of the bundled base.
+pub(crate) const NANO: &str = "nano";
+
+/// A base model with its text side.
+pub(crate) struct Base {
+    /// As the user named it.
+    pub(crate) name: String,
+    /// Where its files are.
+    pub(crate) dir: PathBuf,
+    /// The weights.
+    pub(crate) decoder: Arc<Decoder>,
+    /// Its tokenizer.
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Its chat template, or the plain one.
+    pub(crate) template: ChatTemplate,
+}
+
+impl Base {
+    /// Loads a base by name: a folder, or `nano`.
+    pub(crate) fn load(name: &str) -> Result<Base> {
+        let dir = model_dir(name)?;
+        let decoder = Decoder::load(&dir, &LoadOptions::default())?;
+        let (tokenizer, template) = load_text(&dir, decoder.config())?;
+        Ok(Base { name: name.to_owned(), dir, decoder: Arc::new(decoder), tokenizer, template })
+    }
+
+    /// Name for requests and reports: the last part of a path.
+    pub(crate) fn short_name(&self) -> String {
+        Path::new(&self.name)
+            .file_name()
+            .map_or_else(|| self.name.clone(), |n| n.to_string_lossy().into_owned())
+    }
+
+    /// Licence as the model's card states it.
+    pub(crate) fn license(&self) -> String {
+        license_of(&self.dir)
+    }
+}
+
+/// The folder of a model as the user named it.
+pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
+    let dir = PathBuf::from(name);
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    if name == NANO {
+        return assets::unpack(NANO);
+    }
+    if dir.is_file() {
+        bail!("{name}: expected a model folder, found a file\nhint: give the folder with config.json, tokenizer.json and *.safetensors");
+    }
+    bail!(
+        "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, or \"{NANO}\" \
+         for the bundled one. From the Hugging Face Hub: `hf download {name} --local-dir {}`",
+        name.rsplit('/').next().unwrap_or(name)
+    );
+}
+
+/// Tokenizer and chat template of a model folder, checked against the model's vocabulary.
+pub(crate) fn load_text(dir: &Path, config: &DecoderConfig) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    if let Some(max) = tokenizer.max_id()
+        && max as usize >= config.vocab_size
+    {
+        bail!(
+            "{}: tokenizer.json goes up to id {max}, the model's vocab_size is {}\n\
+             hint: the tokenizer and the weights must come from the same model",
+            dir.display(),
+            config.vocab_size
+        );
+    }
+    let template = ChatTemplate::from_dir(dir)?.unwrap_or_else(ChatTemplate::plain);
+    Ok((Arc::new(tokenizer), template))
+}
+
+/// An adapter with the template it was trained with.
+pub(crate) struct Adapter {
+    /// Name for requests and reports.
+    pub(crate) name: String,
+    /// The parameters.
+    pub(crate) lora: LoraAdapter,
+    /// The template stored with it, or the base's.
+    pub(crate) template: ChatTemplate,
+}
+
+impl Adapter {
+    /// Loads an adapter folder for `base`.
+    pub(crate) fn load(name: &str, dir: &Path, base: &Base) -> Result<Adapter> {
+        if !dir.is_dir() {
+            bail!("{}: no such adapter folder\nhint: it is what `metier train --out` wrote", dir.display());
+        }
+        let lora = LoraAdapter::load(dir, &base.decoder)?;
+        let stored = train::stored_template(dir, &base.tokenizer)?;
+        let template = match stored {
+            Some(source) => ChatTemplate::from_source(source)?,
+            None => base.template.clone(),
+        };
+        Ok(Adapter { name: name.to_owned(), lora, template })
+    }
+}
+
+/// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most.
+pub(crate) fn engine(
+    base: &Base,
+    adapters: &[&Adapter],
+    kv_bytes: usize,
+    max_num_seqs: usize,
+) -> Result<(Engine, Vec<usize>)> {
+    let config = base.decoder.config();
+    let per_block = KvCache::bytes_per_block(config);
+    // One sequence of the full context must always fit.
+    let least = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
+    let most = least * max_num_seqs;
+    let num_blocks = (kv_bytes / per_block).clamp(least, most);
+    let mut engine = Engine::new(
+        Arc::clone(&base.decoder),
+        EngineOptions { num_blocks, max_num_seqs, ..EngineOptions::default() },
+    );
+    let mut slots = Vec::new();
+    for adapter in adapters {
+        slots.push(
+            engine
+                .adapters_mut()
+                .insert(&adapter.name, &adapter.lora, config)
+                .with_context(|| format!("loading the adapter \"{}\"", adapter.name))?,
+        );
+    }
+    Ok((engine, slots))
+}
+
+/// `license: x` in the front matter of the folder's README.md (the Hub's model card).
+pub(crate) fn license_of(dir: &Path) -> String {
+    let card = std::fs::read_to_string(dir.join("README.md")).unwrap_or_default();
+    let mut lines = card.lines();
+    if lines.next() == Some("---") {
+        for line in lines.take_while(|l| *l != "---") {
+            if let Some(license) = line.strip_prefix("license:") {
+                return license.trim().to_owned();
+            }
+        }
+    }
+    "unknown (the model folder has no card that states it)".into()
+}

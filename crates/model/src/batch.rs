@@ -1,0 +1,131 @@
+//! The ragged batch: several sequences of unequal length side by side, without padding.
+
+use crate::ModelError;
+use crate::config::DecoderConfig;
+use kernels::BLOCK_SIZE;
+use std::ops::Range;
+
+/// One sequence's new tokens in a [`Batch`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Segment {
+    /// New tokens of this sequence in the batch, at least 1.
+    pub len: usize,
+    /// Tokens of this sequence that the KV cache already holds; the new ones get positions
+    /// `past..past + len`.
+    pub past: usize,
+    /// Page table: pages[i] holds positions 16 i .. 16 i + 15. Must cover `past + len`. Left empty
+    /// in training, where the tape makes its own pages.
+    pub pages: Vec<u32>,
+    /// Slot in the [`crate::AdapterSet`]; None is the base alone.
+    pub adapter: Option<usize>,
+}
+
+/// What one forward works on: packed training sequences and batched serving requests alike.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Token ids of all segments, one after the other, [T].
+    pub tokens: Vec<u32>,
+    /// The segments, in the order of their tokens; their lengths sum to T.
+    pub segments: Vec<Segment>,
+    /// Rows of `tokens` whose final hidden state is wanted, ascending.
+    pub logit_rows: Vec<usize>,
+}
+
+/// A checked batch with what the layers need of it.
+pub(crate) struct Layout {
+    pub(crate) positions: Vec<u32>,
+    /// Rows of each segment.
+    pub(crate) rows: Vec<Range<usize>>,
+    pub(crate) past: Vec<usize>,
+    pub(crate) pages: Vec<Vec<u32>>,
+    /// Adjacent segments of one adapter, merged: (rows, slot).
+    pub(crate) adapter_rows: Vec<(Range<usize>, usize)>,
+    pub(crate) num_pages: usize,
+}
+
+impl Layout {
+    /// Checks `batch` against the model; `cache_blocks` is None when the tape makes the pages.
+    pub(crate) fn new(
+        batch: &Batch,
+        config: &DecoderConfig,
+        cache_blocks: Option<usize>,
+    ) -> Result<Layout, ModelError> {
+        let bad = |problem: String| Err(ModelError::Batch(problem));
+        let total: usize = batch.segments.iter().map(|s| s.len).sum();
+        if total != batch.tokens.len() || total == 0 {
+            return bad(format!(
+                "segments hold {total} tokens, the batch {}; expected the same number, at least 1",
+                batch.tokens.len()
+            ));
+        }
+        if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return bad(format!("token id {token}, expected below the vocabulary of {}", config.vocab_size));
+        }
+        if batch.logit_rows.iter().any(|&r| r >= total) || !batch.logit_rows.is_sorted_by(|a, b| a < b) {
+            return bad("logit_rows must be ascending and below the number of tokens".into());
+        }
+        let mut layout = Layout {
+            positions: Vec::with_capacity(total),
+            rows: Vec::new(),
+            past: Vec::new(),
+            pages: Vec::new(),
+            adapter_rows: Vec::new(),
+            num_pages: 0,
+        };
+        let mut start = 0;
+        for (i, segment) in batch.segments.iter().enumerate() {
+            let end = segment.past + segment.len;
+            if segment.len == 0 {
+                return bad(format!("segment {i} is empty"));
+            }
+            if end > config.max_position_embeddings {
+                return bad(format!(
+                    "segment {i} reaches position {end}, expected at most the context of {}",
+                    config.max_position_embeddings
+                ));
+            }
+            let needed = end.div_ceil(BLOCK_SIZE);
+            match cache_blocks {
+                Some(blocks) => {
+                    if segment.pages.len() < needed {
+                        return bad(format!("segment {i} has {} pages, needs {needed}", segment.pages.len()));
+                    }
+                    if let Some(page) = segment.pages.iter().find(|&&p| p as usize >= blocks) {
+                        return bad(format!("segment {i} names page {page} of {blocks}"));
+                    }
+                    layout.pages.push(segment.pages[..needed].to_vec());
+                }
+                None => {
+                    if segment.past != 0 {
+                        return bad(format!("segment {i} has a past of {}, training starts at 0", segment.past));
+                    }
+                    let first = layout.num_pages;
+                    layout.pages.push((first..first + needed).map(|p| p as u32).collect());
+                    layout.num_pages += needed;
+                }
+            }
+            let rows = start..start + segment.len;
+            layout.positions.extend((segment.past..end).map(|p| p as u32));
+            if let Some(slot) = segment.adapter {
+                match layout.adapter_rows.last_mut() {
+                    Some((range, last)) if *last == slot && range.end == rows.start => range.end = rows.end,
+                    _ => layout.adapter_rows.push((rows.clone(), slot)),
+                }
+            }
+            start = rows.end;
+            layout.rows.push(rows);
+            layout.past.push(segment.past);
+        }
+        Ok(layout)
+    }
+
+    pub(crate) fn attn_segments(&self) -> Vec<kernels::AttnSegment<'_>> {
+        (0..self.rows.len())
+            .map(|i| kernels::AttnSegment {
+                rows: self.rows[i].clone(),
+                past: self.past[i],
+                pages: &self.pages[i],
+            })
+            .collect()
+    }
+}

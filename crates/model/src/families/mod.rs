@@ -1,0 +1,55 @@
+//! The families of models, one file each, in one table. No other module names a family.
+
+mod llama;
+
+use crate::config::{DecoderConfig, RawConfig};
+use crate::error::ModelError;
+
+/// A supported family; its rules are in its [`FamilySpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family(usize);
+
+/// What a family's file states.
+pub(crate) struct FamilySpec {
+    /// `model_type` in config.json.
+    pub(crate) model_type: &'static str,
+    /// Class name that Hugging Face's config.json lists under `architectures`.
+    pub(crate) architecture: &'static str,
+    /// Turns config.json into a [`DecoderConfig`], refusing what it does not understand.
+    pub(crate) resolve: fn(&RawConfig<'_>) -> Result<DecoderConfig, ModelError>,
+    /// Tensors that published files carry and that the forward does not need, by name suffix.
+    pub(crate) ignored_tensors: &'static [&'static str],
+    /// Exponent P of the LoRA learning-rate rule 5e-5 * 10 * (2000/H)^P, where it was fitted for
+    /// this family (Tinker cookbook, after Schulman et al., "LoRA Without Regret", 2025).
+    pub(crate) lora_lr_exponent: Option<f64>,
+}
+
+/// THE table: a new family is a new file and one line here.
+const FAMILIES: &[FamilySpec] = &[llama::SPEC];
+
+impl Family {
+    pub(crate) fn spec(self) -> &'static FamilySpec {
+        &FAMILIES[self.0]
+    }
+
+    /// `model_type` as Hugging Face spells it.
+    pub fn name(self) -> &'static str {
+        self.spec().model_type
+    }
+
+    /// Learning rate of the LoRA rule for hidden size H, where the rule covers this family
+    /// (see the source at the exponent's field); None elsewhere.
+    pub fn lora_learning_rate(self, hidden_size: usize) -> Option<f64> {
+        self.spec().lora_lr_exponent.map(|p| 5e-5 * 10.0 * (2000.0 / hidden_size as f64).powf(p))
+    }
+}
+
+/// The family whose `model_type` is `name`.
+pub(crate) fn by_model_type(name: &str) -> Option<Family> {
+    FAMILIES.iter().position(|f| f.model_type == name).map(Family)
+}
+
+/// Every supported `model_type`.
+pub(crate) fn names() -> Vec<&'static str> {
+    FAMILIES.iter().map(|f| f.model_type).collect()
+}

@@ -1,0 +1,35 @@
+//! Open-weight decoder models: configuration, weights, the one forward and backward, adapters.
+//!
+//! Read [`decoder`] first: training, evaluation and serving all go through [`Decoder::forward`]
+//! on the same ragged [`Batch`]; KV pages and the training tape are arguments.
+//! This crate knows no text: it sees token ids, files of weights, and numbers.
+//!
+//! Letters: T tokens in the batch, H hidden size, D head size, V vocabulary, R LoRA rank,
+//! L layers. Matrices are row-major; a weight is [out, in] as in Hugging Face files.
+
+mod adapter;
+mod batch;
+mod config;
+pub mod decoder;
+mod error;
+mod families;
+mod files;
+mod kv;
+mod linear;
+mod params;
+mod tape;
+mod weights;
+
+pub use adapter::{AdapterSet, LoraAdapter, LoraConfig, LoraModule, TARGET_MODULES};
+pub use batch::{Batch, Segment};
+pub use config::DecoderConfig;
+pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
+pub use error::ModelError;
+pub use families::Family;
+pub use files::{sha256_hex, write_atomic};
+pub use kernels::{
+    BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, set_num_threads,
+};
+pub use kv::KvCache;
+pub use params::ParamSpec;
+pub use tape::{Tape, TapeMode};

@@ -1,0 +1,222 @@
+//! Safetensors in, single or sharded; every mismatch with config.json is reported at once.
+
+use crate::config::DecoderConfig;
+use crate::decoder::{Decoder, LoadOptions, WeightDtype};
+use crate::error::ModelError;
+use crate::files::read_json_bytes;
+use crate::params::{self, Loaded, ParamSpec};
+use half::{bf16, f16};
+use kernels::{MappedFile, PackedMatrix};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
+    let config = DecoderConfig::load(dir)?;
+    let shards = shard_names(dir)?;
+    let maps = shards
+        .iter()
+        .map(|name| {
+            let path = dir.join(name);
+            MappedFile::open(&path).map_err(|e| ModelError::io(&path, e))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut files = Vec::new();
+    for (name, map) in shards.iter().zip(&maps) {
+        files.push((name, parse(&dir.join(name), map)?));
+    }
+    let mut tensors: BTreeMap<&str, TensorView<'_>> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (shard, file) in &files {
+        for (name, view) in file.iter() {
+            if tensors.insert(name, view).is_some() {
+                problems.push(format!("{name}: stored twice, the second time in {shard}"));
+            }
+        }
+    }
+    let specs = params::specs(&config);
+    problems.extend(mismatches(&config, &specs, &tensors));
+    if !problems.is_empty() {
+        return Err(ModelError::Mismatches {
+            dir: dir.to_owned(),
+            count: problems.len(),
+            list: problems.join("\n  "),
+        });
+    }
+    let loaded = specs
+        .par_iter()
+        .map(|spec| convert(&tensors[spec.name.as_str()], spec, options.dtype))
+        .collect::<Result<Vec<_>, String>>()
+        .map_err(|problem| ModelError::weights(dir, problem))?;
+    let mut decoder = params::assemble(&config, loaded);
+    let mut sources = vec!["config.json".to_owned()];
+    sources.extend(shards);
+    decoder.source = Some((dir.to_owned(), sources));
+    Ok(decoder)
+}
+
+/// Opens a safetensors file, saying what the header lies about.
+pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ModelError> {
+    if bytes.len() < 8 {
+        return Err(ModelError::weights(
+            path,
+            format!("found {} bytes, expected a safetensors file (8 bytes of header length first)", bytes.len()),
+        ));
+    }
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    if header > bytes.len() as u64 - 8 {
+        return Err(ModelError::weights(
+            path,
+            format!(
+                "the header claims {header} bytes, the file has {} after it; the file is cut short or not safetensors\n\
+                 hint: download it again and compare its size with the published one",
+                bytes.len() - 8
+            ),
+        ));
+    }
+    SafeTensors::deserialize(bytes).map_err(|e| {
+        ModelError::weights(
+            path,
+            format!(
+                "not a valid safetensors file: {e}\n\
+                 hint: download it again and compare its size with the published one"
+            ),
+        )
+    })
+}
+
+/// The weight files of `dir`, each inside it.
+fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
+    if dir.join(SINGLE).is_file() {
+        return Ok(vec![SINGLE.to_owned()]);
+    }
+    let path = dir.join(INDEX);
+    if !path.is_file() {
+        let pickled = dir.join("pytorch_model.bin").exists();
+        return Err(ModelError::MissingFile {
+            dir: dir.to_owned(),
+            missing: format!("{SINGLE} (or {INDEX})"),
+            hint: if pickled {
+                "hint: pytorch_model.bin is a pickle, which can run code when opened, so it is never \
+                 loaded; use the safetensors form of this model"
+                    .into()
+            } else {
+                "hint: download the model's *.safetensors files into this folder".into()
+            },
+        });
+    }
+    let index: serde_json::Value = serde_json::from_slice(&read_json_bytes(&path)?)
+        .map_err(|e| ModelError::weights(&path, format!("not valid JSON: {e}")))?;
+    let map = index
+        .get("weight_map")
+        .and_then(|m| m.as_object())
+        .ok_or_else(|| ModelError::weights(&path, "expected an object weight_map of tensor name to file name"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let Some(file) = file.as_str() else {
+            return Err(ModelError::weights(&path, format!("weight_map.{tensor}: found {file}, expected a file name")));
+        };
+        let mut parts = Path::new(file).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            return Err(ModelError::weights(
+                &path,
+                format!("weight_map.{tensor}: found \"{file}\", expected a plain file name inside the folder"),
+            ));
+        }
+        names.insert(file.to_owned());
+    }
+    if names.is_empty() {
+        return Err(ModelError::weights(&path, "weight_map is empty, expected at least one tensor"));
+    }
+    for name in &names {
+        if !dir.join(name).is_file() {
+            return Err(ModelError::MissingFile {
+                dir: dir.to_owned(),
+                missing: name.clone(),
+                hint: format!("hint: {INDEX} lists {} files; download the missing one", names.len()),
+            });
+        }
+    }
+    Ok(names.into_iter().collect())
+}
+
+fn mismatches(
+    config: &DecoderConfig,
+    specs: &[ParamSpec],
+    tensors: &BTreeMap<&str, TensorView<'_>>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for spec in specs {
+        match tensors.get(spec.name.as_str()) {
+            None => problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape)),
+            Some(view) if view.shape() != spec.shape => problems.push(format!(
+                "{}: found shape {:?}, expected {:?}",
+                spec.name,
+                view.shape(),
+                spec.shape
+            )),
+            Some(view) if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => problems
+                .push(format!("{}: found dtype {:?}, expected F32, F16 or BF16", spec.name, view.dtype())),
+            Some(_) => {}
+        }
+    }
+    let known: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    let ignored = config.family.spec().ignored_tensors;
+    for name in tensors.keys() {
+        let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
+        if !known.contains(name) && !tied_head && !ignored.iter().any(|i| name.ends_with(i)) {
+            problems.push(format!("{name}: not part of this architecture; it would change the result"));
+        }
+    }
+    problems
+}
+
+fn convert(view: &TensorView<'_>, spec: &ParamSpec, dtype: WeightDtype) -> Result<Loaded, String> {
+    if let [n, k] = spec.shape[..] {
+        let narrow = match dtype {
+            WeightDtype::AsPublished => view.dtype() == Dtype::BF16,
+            WeightDtype::F32 => false,
+            WeightDtype::Bf16 => true,
+        };
+        let matrix = if narrow {
+            let values: Vec<bf16> = match view.dtype() {
+                Dtype::BF16 => read(view.data(), bf16::from_le_bytes),
+                _ => to_f32(view).into_iter().map(bf16::from_f32).collect(),
+            };
+            finite(&spec.name, values.iter().map(|x| x.to_f32()))?;
+            PackedMatrix::from_bf16(&values, n, k)
+        } else {
+            let values = to_f32(view);
+            finite(&spec.name, values.iter().copied())?;
+            PackedMatrix::from_f32(&values, n, k)
+        };
+        return Ok(Loaded::Matrix(matrix));
+    }
+    let values = to_f32(view);
+    finite(&spec.name, values.iter().copied())?;
+    Ok(Loaded::Vector(values))
+}
+
+/// Any of the three float types, exactly, as f32.
+pub(crate) fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
+    match view.dtype() {
+        Dtype::F32 => read(view.data(), f32::from_le_bytes),
+        Dtype::F16 => read(view.data(), |b| f16::from_le_bytes(b).to_f32()),
+        _ => read(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
+    }
+}
+
+fn read<const N: usize, V>(bytes: &[u8], f: impl Fn([u8; N]) -> V) -> Vec<V> {
+    bytes.chunks_exact(N).map(|b| f(b.try_into().expect("chunks of N bytes"))).collect()
+}
+
+fn finite(name: &str, mut values: impl Iterator<Item = f32>) -> Result<(), String> {
+    match values.position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(format!("{name}: value {at} is not finite; expected ordinary numbers")),
+    }
+}

@@ -1,0 +1,250 @@
+//! `POST /v1/completions`: text or token ids go on.
+
+use crate::error::ApiError;
+use crate::fields::{Fields, Neutral};
+use crate::generation::{Generation, Piece, Usage};
+use crate::sampling::{self, Sampling, is_empty, never};
+use crate::server::Body;
+use crate::sse::{self, Chunks};
+use crate::state::{State as Shared, unix_seconds};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, post};
+use serde::Serialize;
+use serde_json::Value;
+use std::sync::Arc;
+use text::{TextError, Tokenizer};
+
+pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
+    post(completions)
+}
+
+/// OpenAI's default for this endpoint.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+async fn completions(
+    State(state): State<Arc<Shared>>,
+    Body(fields): Body,
+) -> Result<Response, ApiError> {
+    let request = CompletionRequest::read(fields, state.plan.max_choices)?;
+    let model = Arc::clone(state.model(&request.model)?);
+    let sampling = request.sampling;
+    let tokenizer = Arc::clone(&state.tokenizer);
+    // Encoding a long text takes a while: not on the reactor.
+    let prompts: Vec<Encoded> = tokio::task::spawn_blocking(move || {
+        request.prompts.into_iter().map(|p| p.encode(&tokenizer, request.echo)).collect()
+    })
+    .await
+    .map_err(|e| ApiError::internal(format!("encoding the prompt: {e}")))
+    .and_then(|encoded: Result<Vec<Encoded>, TextError>| {
+        encoded.map_err(|e| ApiError::text(&e, "prompt"))
+    })?;
+    let (ids, echoes): (Vec<Vec<u32>>, Vec<String>) =
+        prompts.into_iter().map(|p| (p.ids, p.echo)).unzip();
+    // One beginning for each choice: choice i * n + j belongs to prompt i.
+    let echoes: Vec<String> =
+        echoes.into_iter().flat_map(|e| std::iter::repeat_n(e, sampling.n)).collect();
+
+    let generation =
+        Generation::start(&state, &model, ids, &sampling, DEFAULT_MAX_TOKENS, "prompt")?;
+    let head = Head::new(request.model);
+    if sampling.stream {
+        let chunks = CompletionChunks { head, echoes, include_usage: sampling.include_usage };
+        let usage = generation.usage();
+        return Ok(sse::respond(chunks, generation.pieces(), usage));
+    }
+    let (finished, usage) = generation.finish().await?;
+    let choices = finished.into_iter().zip(echoes).enumerate();
+    let choices = choices
+        .map(|(index, (f, echo))| {
+            CompletionChoice::new(index, echo + &f.text, Some(f.finish_reason))
+        })
+        .collect();
+    Ok(Json(Completion { head, choices, usage: Some(Some(usage)) }).into_response())
+}
+
+/// The request, read and checked.
+struct CompletionRequest {
+    model: String,
+    prompts: Vec<Prompt>,
+    echo: bool,
+    sampling: Sampling,
+}
+
+/// Fields of OpenAI's that have no effect here.
+const NEUTRAL: &[Neutral] = &[
+    Neutral { field: "suffix", accepts: is_empty, accepted: "an empty string" },
+    Neutral { field: "logprobs", accepts: never, accepted: "null" },
+];
+
+impl CompletionRequest {
+    fn read(mut fields: Fields, max_choices: usize) -> Result<CompletionRequest, ApiError> {
+        let model = fields.string("model")?;
+        let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
+        let prompts = prompts(&mut fields)?;
+        let echo = fields.flag("echo")?.unwrap_or(false);
+        let sampling = Sampling::read(&mut fields, max_choices)?;
+        let choices = prompts.len().saturating_mul(sampling.n);
+        if choices > max_choices {
+            let message = format!(
+                "{} prompts with n = {} make {choices} choices; expected at most {max_choices}. \
+                 hint: send several requests",
+                prompts.len(),
+                sampling.n
+            );
+            return Err(ApiError::field("prompt", message));
+        }
+        best_of(&mut fields, sampling.n)?;
+        fields.neutral(sampling::COMMON)?;
+        fields.neutral(NEUTRAL)?;
+        fields.finish()?;
+        Ok(CompletionRequest { model, prompts, echo, sampling })
+    }
+}
+
+/// Generating more choices than are returned is not supported; as many is what happens anyway.
+fn best_of(fields: &mut Fields, n: usize) -> Result<(), ApiError> {
+    match fields.take("best_of") {
+        Some(value) if value.as_u64() != Some(n as u64) => {
+            Err(fields.wrong("best_of", &value, &format!("the same as n, {n}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A prompt as it came.
+enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// A prompt for the engine, and its text when that is to be echoed.
+struct Encoded {
+    ids: Vec<u32>,
+    echo: String,
+}
+
+impl Prompt {
+    fn encode(self, tokenizer: &Tokenizer, echo: bool) -> Result<Encoded, TextError> {
+        let (ids, text) = match self {
+            Prompt::Text(text) => {
+                let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+                let mut ids: Vec<u32> = bos.into_iter().collect();
+                ids.extend(tokenizer.encode(&text)?);
+                (ids, text)
+            }
+            Prompt::Tokens(ids) if echo => {
+                let text = tokenizer.decode(&ids)?;
+                (ids, text)
+            }
+            Prompt::Tokens(ids) => (ids, String::new()),
+        };
+        Ok(Encoded { ids, echo: if echo { text } else { String::new() } })
+    }
+}
+
+/// A string, a list of strings, a list of token ids, or a list of such lists.
+fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+    let expected = "a string, a list of strings, a list of token ids, or a list of such lists";
+    let Some(value) = fields.take("prompt") else {
+        return Err(fields.missing("prompt", expected));
+    };
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    let prompts = match &value {
+        Value::String(text) => Some(vec![Prompt::Text(text.clone())]),
+        Value::Array(list) => match list.first() {
+            Some(Value::String(_)) => {
+                list.iter().map(|v| v.as_str().map(|t| Prompt::Text(t.to_owned()))).collect()
+            }
+            Some(Value::Number(_)) => {
+                let ids: Option<Vec<u32>> = list.iter().map(id).collect();
+                ids.map(|ids| vec![Prompt::Tokens(ids)])
+            }
+            Some(Value::Array(_)) => list
+                .iter()
+                .map(|v| v.as_array()?.iter().map(id).collect::<Option<_>>().map(Prompt::Tokens))
+                .collect(),
+            _ => None,
+        },
+        _ => None,
+    };
+    prompts.ok_or_else(|| fields.wrong("prompt", &value, expected))
+}
+
+/// The fields that every answer and chunk begins with.
+#[derive(Clone, Debug, Serialize)]
+struct Head {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    fn new(model: String) -> Head {
+        let id = format!("cmpl-{:032x}", rand::random::<u128>());
+        Head { id, object: "text_completion", created: unix_seconds(), model }
+    }
+}
+
+/// The answer, and also a chunk of a stream: this endpoint has one wire type for both.
+#[derive(Serialize)]
+struct Completion {
+    #[serde(flatten)]
+    head: Head,
+    choices: Vec<CompletionChoice>,
+    /// Absent from chunks unless asked for; then null on all but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Serialize)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+impl CompletionChoice {
+    fn new(index: usize, text: String, finish_reason: Option<&'static str>) -> CompletionChoice {
+        CompletionChoice { index, text, logprobs: None, finish_reason }
+    }
+}
+
+struct CompletionChunks {
+    head: Head,
+    /// The beginning of each choice; empty without echo.
+    echoes: Vec<String>,
+    include_usage: bool,
+}
+
+impl CompletionChunks {
+    fn chunk(&self, choice: CompletionChoice) -> Completion {
+        let usage = self.include_usage.then_some(None);
+        Completion { head: self.head.clone(), choices: vec![choice], usage }
+    }
+}
+
+impl Chunks for CompletionChunks {
+    type Chunk = Completion;
+
+    fn head(&mut self) -> Vec<Completion> {
+        let echoes = std::mem::take(&mut self.echoes).into_iter().enumerate();
+        echoes
+            .filter(|(_, echo)| !echo.is_empty())
+            .map(|(index, echo)| self.chunk(CompletionChoice::new(index, echo, None)))
+            .collect()
+    }
+
+    fn piece(&mut self, piece: Piece) -> Vec<Completion> {
+        let finish_reason = piece.end.map(|end| end.finish_reason);
+        vec![self.chunk(CompletionChoice::new(piece.index, piece.text, finish_reason))]
+    }
+
+    fn usage(&mut self, usage: Usage) -> Option<Completion> {
+        let head = self.head.clone();
+        self.include_usage.then(|| Completion { head, choices: Vec::new(), usage: Some(Some(usage)) })
+    }
+}

@@ -1,0 +1,28 @@
+//! The endpoints: one file each with wire types, handler and tests; one table.
+
+mod chat_completions;
+mod completions;
+mod health;
+mod models;
+
+use crate::state::State;
+use axum::routing::MethodRouter;
+use std::sync::Arc;
+
+/// One endpoint.
+pub struct Endpoint {
+    /// Path, with axum's placeholders.
+    pub path: &'static str,
+    /// The method it takes.
+    pub method: &'static str,
+    pub(crate) route: fn() -> MethodRouter<Arc<State>>,
+}
+
+/// THE table: a new endpoint is a new file and one line here.
+pub const ALL: &[Endpoint] = &[
+    Endpoint { path: "/health", method: "GET", route: health::route },
+    Endpoint { path: "/v1/models", method: "GET", route: models::route_all },
+    Endpoint { path: "/v1/models/{model}", method: "GET", route: models::route_one },
+    Endpoint { path: "/v1/chat/completions", method: "POST", route: chat_completions::route },
+    Endpoint { path: "/v1/completions", method: "POST", route: completions::route },
+];

@@ -1,0 +1,213 @@
+//! From prompts to sequences of the engine, and from their tokens to text.
+
+use crate::error::ApiError;
+use crate::sampling::Sampling;
+use crate::state::{ServedModel, State};
+use engine::{Event, FinishReason, SequenceRequest, Ticket};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use serde::Serialize;
+use std::sync::Arc;
+use text::{StopStrings, StreamDecoder};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// Choices being generated, all in the engine's batch together. Dropping it (because the client
+/// went away) cancels them and frees their pages.
+pub(crate) struct Generation {
+    choices: Vec<Choice>,
+    prompt_tokens: usize,
+}
+
+/// What a choice gained.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    /// Which choice.
+    pub(crate) index: usize,
+    /// More text; may be empty.
+    pub(crate) text: String,
+    /// Set on the choice's last piece.
+    pub(crate) end: Option<End>,
+}
+
+/// How a choice ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    /// `stop` or `length`.
+    pub(crate) finish_reason: &'static str,
+    /// Tokens generated for it.
+    pub(crate) completion_tokens: usize,
+}
+
+/// A choice's whole text.
+pub(crate) struct Finished {
+    pub(crate) text: String,
+    pub(crate) finish_reason: &'static str,
+}
+
+/// Tokens of a request, in OpenAI's names. A prompt with several choices counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) total_tokens: usize,
+}
+
+impl Usage {
+    pub(crate) fn new(prompt_tokens: usize) -> Usage {
+        Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
+    }
+
+    pub(crate) fn add(&mut self, completion_tokens: usize) {
+        self.completion_tokens += completion_tokens;
+        self.total_tokens += completion_tokens;
+    }
+}
+
+impl Generation {
+    /// Queues `sampling.n` sequences for each of `prompts`; choice `i * n + j` is the j-th of
+    /// prompt i. All are queued or none. `prompt_field` is named when a prompt is at fault, and
+    /// `max_tokens` holds where the request names no bound.
+    pub(crate) fn start(
+        state: &State,
+        model: &ServedModel,
+        prompts: Vec<Vec<u32>>,
+        sampling: &Sampling,
+        max_tokens: usize,
+        prompt_field: &'static str,
+    ) -> Result<Generation, ApiError> {
+        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        let mut choices = Vec::with_capacity(prompts.len() * sampling.n);
+        for prompt in prompts {
+            for j in 0..sampling.n {
+                let request = SequenceRequest {
+                    prompt: prompt.clone(),
+                    params: sampling.params(j, max_tokens, &model.stop_ids),
+                    adapter: model.adapter,
+                };
+                let (sender, events) = unbounded_channel();
+                // The channel holds at most one event for each token of the context, so a client
+                // that does not read costs little.
+                let ticket = state
+                    .engine
+                    .submit(request, move |event| sender.send(event).is_ok())
+                    .map_err(|e| ApiError::engine(&e, prompt_field))?;
+                choices.push(Choice {
+                    index: choices.len(),
+                    ticket: Some(ticket),
+                    events,
+                    decoder: StreamDecoder::new(Arc::clone(&state.tokenizer)),
+                    stops: StopStrings::new(sampling.stop.clone()),
+                    tokens: 0,
+                    prompt_field,
+                });
+            }
+        }
+        Ok(Generation { choices, prompt_tokens })
+    }
+
+    /// The request's usage so far: the prompts.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens)
+    }
+
+    /// How many choices there are.
+    pub(crate) fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// All pieces of all choices as they come. Ends after the last choice or the first error.
+    pub(crate) fn pieces(self) -> BoxStream<'static, Result<Piece, ApiError>> {
+        stream::select_all(self.choices.into_iter().map(|choice| choice.pieces().boxed())).boxed()
+    }
+
+    /// Waits for all choices.
+    pub(crate) async fn finish(self) -> Result<(Vec<Finished>, Usage), ApiError> {
+        let mut usage = self.usage();
+        let mut finished = Vec::with_capacity(self.len());
+        for mut choice in self.choices {
+            let mut text = String::new();
+            let end = loop {
+                let piece = choice.next().await?;
+                text.push_str(&piece.text);
+                if let Some(end) = piece.end {
+                    break end;
+                }
+            };
+            usage.add(end.completion_tokens);
+            finished.push(Finished { text, finish_reason: end.finish_reason });
+        }
+        Ok((finished, usage))
+    }
+}
+
+/// One sequence in the engine and its text.
+struct Choice {
+    index: usize,
+    /// None once a stop string has ended the choice.
+    ticket: Option<Ticket>,
+    events: UnboundedReceiver<Event>,
+    decoder: StreamDecoder,
+    stops: StopStrings,
+    tokens: usize,
+    prompt_field: &'static str,
+}
+
+impl Choice {
+    fn pieces(self) -> impl stream::Stream<Item = Result<Piece, ApiError>> + Send {
+        stream::unfold(Some(self), |choice| async move {
+            let mut choice = choice?;
+            match choice.next().await {
+                Ok(piece) if piece.end.is_none() => Some((Ok(piece), Some(choice))),
+                last => Some((last, None)),
+            }
+        })
+    }
+
+    /// The next piece that has text or ends the choice. Not to be called after the end.
+    async fn next(&mut self) -> Result<Piece, ApiError> {
+        loop {
+            let piece = match self.events.recv().await {
+                Some(Event::Token { token, .. }) => self.token(token)?,
+                Some(Event::Finished { reason, usage, .. }) => {
+                    self.tokens = usage.completion_tokens;
+                    self.finished(reason)?
+                }
+                Some(Event::Failed { error, .. }) => {
+                    return Err(ApiError::engine(&error, self.prompt_field));
+                }
+                None => return Err(ApiError::stopped()),
+            };
+            if !piece.text.is_empty() || piece.end.is_some() {
+                return Ok(piece);
+            }
+        }
+    }
+
+    fn token(&mut self, token: u32) -> Result<Piece, ApiError> {
+        self.tokens += 1;
+        let text = self.decoder.push(token).map_err(|e| ApiError::internal(e.to_string()))?;
+        let outcome = self.stops.push(&text.unwrap_or_default());
+        if outcome.stopped {
+            self.ticket = None;
+        }
+        Ok(self.piece(outcome.text, outcome.stopped.then_some("stop")))
+    }
+
+    fn finished(&mut self, reason: FinishReason) -> Result<Piece, ApiError> {
+        let finish_reason = match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => return Err(ApiError::stopped()),
+        };
+        let rest = self.decoder.finish();
+        let outcome = self.stops.push(&rest);
+        let finish_reason = if outcome.stopped { "stop" } else { finish_reason };
+        let text = outcome.text + &self.stops.finish();
+        Ok(self.piece(text, Some(finish_reason)))
+    }
+
+    fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
+        let completion_tokens = self.tokens;
+        let end = finish_reason.map(|finish_reason| End { finish_reason, completion_tokens });
+        Piece { index: self.index, text, end }
+    }
+}

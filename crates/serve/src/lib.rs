@@ -1,0 +1,17 @@
+//! The OpenAI-compatible HTTP server: text and JSON outside, token ids and the engine inside.
+//!
+//! Read [`endpoints`](mod@endpoints) first (one table, one file each), then `generation`: how a
+//! prompt becomes sequences of the engine and their tokens text again. A field of a request is
+//! honoured or refused by name, never silently ignored.
+
+pub mod endpoints;
+mod error;
+mod fields;
+mod generation;
+mod sampling;
+mod server;
+mod sse;
+mod state;
+
+pub use server::{ServePlan, Server};
+pub use state::{ServeError, ServedModel};

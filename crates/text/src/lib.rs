@@ -1,0 +1,23 @@
+//! Text at the edge of the model: the tokenizer, the chat template, streaming decode and stop
+//! strings. Inside the engine there are only token ids; this crate is where they come from and
+//! where they become text again.
+//!
+//! Read [`ChatTemplate::render`] first: it is the one way from a conversation to token ids, used for
+//! training (with the loss mask), evaluation and serving alike.
+
+mod conversation;
+mod error;
+mod jinja;
+mod mask;
+mod python;
+mod stop;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use conversation::{Conversation, Message, ROLES};
+pub use error::TextError;
+pub use stop::{StopOutcome, StopStrings};
+pub use stream::StreamDecoder;
+pub use template::{ChatTemplate, Rendered};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,97 @@
+//! Token ids to text, one at a time.
+
+use std::sync::Arc;
+
+use crate::error::TextError;
+use crate::tokenizer::Tokenizer;
+
+/// The sign that a byte-level decoder writes for bytes that are not (yet) a character.
+const REPLACEMENT: char = '\u{FFFD}';
+
+/// Decodes token ids as they come. A piece never ends inside a character, and all pieces together
+/// are exactly [`Tokenizer::decode`] of all ids.
+///
+/// How a token reads depends on the tokens around it: the first word of a text loses its space, and
+/// several tokens may share a character. So the decoder keeps a short window of recent tokens,
+/// decodes it as a whole, and gives out what is new and settled.
+#[derive(Clone)]
+pub struct StreamDecoder {
+    tokenizer: Arc<Tokenizer>,
+    /// Recent ids that are not skipped in decoding. The first `context` of them are wholly given
+    /// out and only there so that what follows them reads as it should.
+    window: Vec<u32>,
+    context: usize,
+    /// The part of the window's text that was given out.
+    given: String,
+    /// The rest of it.
+    held: String,
+}
+
+impl StreamDecoder {
+    /// A decoder at the beginning of a text.
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self {
+            tokenizer,
+            window: Vec::new(),
+            context: 0,
+            given: String::new(),
+            held: String::new(),
+        }
+    }
+
+    /// Takes the next id; returns the text that is settled by it, if any. Control tokens and ids
+    /// outside the vocabulary have no text.
+    ///
+    /// # Errors
+    /// [`TextError::Decode`] when the tokenizer's decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
+        if !self.tokenizer.has_text(id) {
+            return Ok(None);
+        }
+        self.window.push(id);
+        let text = self.tokenizer.decode(&self.window)?;
+        let Some(new) = text.strip_prefix(self.given.as_str()) else {
+            // Only a decoder that rewrites the past gets here; what it means shows at the end.
+            return Ok(None);
+        };
+        let settled = if self.tokenizer.is_byte_token(id) {
+            // A run of byte tokens reads as one: as characters, or all as replacement signs.
+            0
+        } else {
+            // A character begun in the last bytes shows as a single replacement sign.
+            new.strip_suffix(REPLACEMENT).unwrap_or(new).len()
+        };
+        let (piece, held) = new.split_at(settled);
+        self.held = held.to_owned();
+        let piece = piece.to_owned();
+        self.given.push_str(&piece);
+        if self.held.is_empty() {
+            self.forget()?;
+        }
+        Ok((!piece.is_empty()).then_some(piece))
+    }
+
+    /// The text held back, once no more ids will come. The decoder is as new afterwards.
+    pub fn finish(&mut self) -> String {
+        self.window.clear();
+        self.context = 0;
+        self.given.clear();
+        std::mem::take(&mut self.held)
+    }
+
+    /// Everything is given out: what was new becomes context, and the old context may go, if the
+    /// rest can stand at the beginning in its place. A visible character there takes up whatever a
+    /// decoder does to the beginning of a text (dropping a space).
+    fn forget(&mut self) -> Result<(), TextError> {
+        if self.context > 0 {
+            let text = self.tokenizer.decode(&self.window[self.context..])?;
+            if text.trim().is_empty() {
+                return Ok(());
+            }
+            self.window.drain(..self.context);
+            self.given = text;
+        }
+        self.context = self.window.len();
+        Ok(())
+    }
+}

@@ -1,0 +1,412 @@
+//! Chat templates: the one way from a conversation to token ids and a loss mask.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::Value as JinjaValue;
+use serde_json::Value;
+
+use crate::conversation::{Conversation, Message, ROLES};
+use crate::error::{TextError, excerpt};
+use crate::jinja::Jinja;
+use crate::mask::{Turn, loss_mask};
+use crate::tokenizer::{ConfigFile, Tokenizer, hex_sha256};
+
+/// A chat template in Hugging Face's Jinja dialect.
+///
+/// Cloning is cheap.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    compiled: Arc<Compiled>,
+    /// What `strftime_now` tells, in seconds since 1970; the present when `None`.
+    clock: Option<u64>,
+}
+
+struct Compiled {
+    source: String,
+    sha256: String,
+    jinja: Jinja,
+}
+
+/// A conversation as the model sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The token ids, T of them.
+    pub ids: Vec<u32>,
+    /// For each id whether it is learnt in training, T of them: the assistant's answers, each with
+    /// its end-of-turn token. All false when a generation prompt was asked for.
+    pub mask: Vec<bool>,
+    /// What the template wrote.
+    pub text: String,
+}
+
+/// The template for a base model that comes without one:
+///
+/// ```text
+/// System:
+/// You are terse.
+/// User:
+/// Hello!
+/// Assistant:
+/// Hi.</s>
+/// ```
+///
+/// The end token is the tokenizer's own; the beginning token comes first where the tokenizer adds
+/// one. Every content is trimmed and begins a line, so that the first token of an answer does not
+/// depend on the line end before it.
+const PLAIN: &str = r#"{%- if bos_token is defined and (add_bos_token is not defined or add_bos_token) -%}
+    {{- bos_token -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {{- message['role'] | capitalize ~ ':\n' ~ message['content'] | trim -}}
+    {%- if message['role'] == 'assistant' and eos_token is defined -%}
+        {{- eos_token -}}
+    {%- endif -%}
+    {{- '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'Assistant:\n' -}}
+{%- endif -%}
+"#;
+
+impl ChatTemplate {
+    /// The template of a model folder: `chat_template.jinja`, or else `chat_template` in
+    /// `tokenizer_config.json`, which may be a list with one named `default`. `None` when the
+    /// folder has neither.
+    ///
+    /// # Errors
+    /// [`TextError::Read`], [`TextError::Invalid`] and [`TextError::TemplateSyntax`].
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>, TextError> {
+        let path = dir.join("chat_template.jinja");
+        match std::fs::read_to_string(&path) {
+            Ok(source) => return Self::from_source(source).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(TextError::Read { path, expected: "a chat template in UTF-8", source });
+            }
+        }
+        let Some(config) = ConfigFile::read(dir.join("tokenizer_config.json"))? else {
+            return Ok(None);
+        };
+        match source_in(&config)? {
+            Some(source) => Self::from_source(source).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A template from its source.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateSyntax`].
+    pub fn from_source(source: impl Into<String>) -> Result<Self, TextError> {
+        let source = source.into();
+        let jinja = Jinja::compile(&source)?;
+        let sha256 = hex_sha256(source.as_bytes());
+        Ok(Self { compiled: Arc::new(Compiled { source, sha256, jinja }), clock: None })
+    }
+
+    /// The template for a base model that comes without one: `User:`, `Assistant:` and so on on a
+    /// line of their own, then the content; the tokenizer's end token after each answer, and its
+    /// beginning token first where the tokenizer adds one.
+    pub fn plain() -> Self {
+        Self::from_source(PLAIN).expect("the template in this file compiles")
+    }
+
+    /// The same template with its clock stopped: templates that write today's date then write the
+    /// same ids on every day, which a resumed training run relies on.
+    #[must_use]
+    pub fn at(mut self, unix_seconds: u64) -> Self {
+        self.clock = Some(unix_seconds);
+        self
+    }
+
+    /// The template's source, as it was read.
+    pub fn source(&self) -> &str {
+        &self.compiled.source
+    }
+
+    /// SHA-256 of the source, 64 lower-case hexadecimal digits.
+    pub fn sha256(&self) -> &str {
+        &self.compiled.sha256
+    }
+
+    /// Renders a conversation to token ids and says which of them are learnt.
+    ///
+    /// * Only the template writes control tokens: strings that look like them in a message become
+    ///   ordinary tokens.
+    /// * Nothing is added to what the template writes, in particular no beginning token.
+    /// * The mask comes from where the template puts the answers, not from searching the text: an
+    ///   answer begins where the generation prompt for it ends, and its end-of-turn token is learnt
+    ///   with it.
+    /// * The ids up to an answer are exactly the ids of the prompt for it, so the model is asked in
+    ///   use what it was asked in training.
+    ///
+    /// With `add_generation_prompt` the result is a prompt for the next answer and nothing in it is
+    /// learnt.
+    ///
+    /// # Errors
+    /// The template's failures and refusals, [`TextError::Role`], [`TextError::DoubleBos`],
+    /// [`TextError::ControlToken`], [`TextError::Encode`]; without `add_generation_prompt` also
+    /// [`TextError::NoMask`].
+    pub fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TextError> {
+        let writer = Writer::new(self, tokenizer, &conversation.messages)?;
+        let text = writer.write(&writer.messages, add_generation_prompt)?;
+        let turns = if add_generation_prompt { Vec::new() } else { writer.turns(&text)? };
+        let cuts = if add_generation_prompt {
+            writer.answer_starts(&text)
+        } else {
+            turns.iter().map(|turn| turn.start).collect()
+        };
+        let pieces = tokenizer.encode_rendered(&text, writer.sentinel, &cuts)?;
+        let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+        if let (Some(bos), [first, second, ..]) = (tokenizer.bos_id(), ids.as_slice())
+            && (*first, *second) == (bos, bos)
+        {
+            return Err(TextError::DoubleBos { token: tokenizer.token(bos).unwrap_or_default() });
+        }
+        let turn_end = if turns.is_empty() { None } else { self.turn_end(tokenizer) };
+        let mask = loss_mask(tokenizer, &text, &pieces, &turns, turn_end);
+        Ok(Rendered { ids, mask, text: writer.clean(text) })
+    }
+
+    /// The control token that this template writes behind an answer, if it writes one: the token
+    /// at which generation must stop.
+    pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
+        let writer = Writer::new(self, tokenizer, &messages).ok()?;
+        let (_, after) = writer.around_answer(1).ok()?;
+        let pieces = tokenizer.encode_rendered(&after, None, &[]).ok()?;
+        pieces
+            .iter()
+            .find(|piece| {
+                tokenizer.is_control(piece.id) || !after[piece.start..piece.end].trim().is_empty()
+            })
+            .map(|piece| piece.id)
+            .filter(|id| tokenizer.is_control(*id))
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ChatTemplate")
+            .field("source", &excerpt(self.source()))
+            .field("sha256", &self.sha256())
+            .field("clock", &self.clock)
+            .finish()
+    }
+}
+
+/// Writes one conversation with one template, several times over to see where its parts end up.
+struct Writer<'a> {
+    template: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    /// The messages, with the sentinel inside everything that looks like a control token.
+    messages: Vec<Message>,
+    sentinel: Option<char>,
+    /// A character that nothing else contains, to stand for an answer.
+    mark: char,
+    now: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(
+        template: &'a ChatTemplate,
+        tokenizer: &'a Tokenizer,
+        messages: &[Message],
+    ) -> Result<Self, TextError> {
+        for (index, message) in messages.iter().enumerate() {
+            if !ROLES.contains(&message.role.as_str()) {
+                return Err(TextError::Role { index, role: message.role.clone() });
+            }
+        }
+        let is_free = |character: &char| {
+            !template.source().contains(*character)
+                && !messages.iter().any(|message| message.content.contains(*character))
+        };
+        // Plane 15 is for private use: 65,534 characters, nearly always all free.
+        let mut free = ('\u{F0000}'..='\u{FFFFD}').filter(is_free);
+        let (Some(sentinel), Some(mark)) = (free.next(), free.next()) else {
+            return Err(TextError::TemplateFailed {
+                reason: "the conversation uses every private-use character".into(),
+            });
+        };
+        let mut writer = Self {
+            template,
+            tokenizer,
+            messages: messages.to_vec(),
+            sentinel: None,
+            mark,
+            now: template.clock.unwrap_or_else(present),
+        };
+        for message in &mut writer.messages {
+            if let Some(broken) = break_controls(tokenizer, &message.content, sentinel)? {
+                message.content = broken;
+                writer.sentinel = Some(sentinel);
+            }
+        }
+        Ok(writer)
+    }
+
+    /// The text for `messages`, sentinels included.
+    fn write(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
+        let named = self.tokenizer.named_tokens().iter();
+        let variables = named
+            .map(|(name, token)| (name.clone(), JinjaValue::from(token.as_str())))
+            .chain([("add_bos_token".to_owned(), self.tokenizer.add_bos().into())]);
+        self.template.compiled.jinja.render(messages, add_generation_prompt, variables, self.now)
+    }
+
+    fn clean(&self, mut text: String) -> String {
+        if let Some(sentinel) = self.sentinel {
+            text.retain(|character| character != sentinel);
+        }
+        text
+    }
+
+    fn answers(&self) -> impl Iterator<Item = usize> {
+        let is_answer = |index: &usize| self.messages[*index].role == "assistant";
+        (0..self.messages.len()).filter(is_answer)
+    }
+
+    /// Where each answer stands in `text`, the whole conversation.
+    fn turns(&self, text: &str) -> Result<Vec<Turn>, TextError> {
+        self.answers().map(|index| self.turn(text, index)).collect()
+    }
+
+    fn turn(&self, text: &str, index: usize) -> Result<Turn, TextError> {
+        let no_mask = |found: String| TextError::NoMask { turn: index, found };
+        let (before, after) = self.around_answer(index)?;
+        let end = text
+            .strip_suffix(after.as_str())
+            .ok_or_else(|| {
+                no_mask("what the template writes behind an answer depends on the answer".into())
+            })?
+            .len();
+        let prompt = match self.write(&self.messages[..index], true) {
+            Ok(prompt) => prompt,
+            // Many templates look at the first message, which a prompt for it does not have.
+            Err(_) if index == 0 => before,
+            Err(error) => return Err(error),
+        };
+        if !text.starts_with(&prompt) {
+            let same = common_prefix(text, &prompt);
+            return Err(no_mask(format!(
+                "after {same} equal bytes, the prompt for it goes on with {:?} but the training text \
+                 with {:?}",
+                self.clean(excerpt(&prompt[same..])),
+                self.clean(excerpt(&text[same..])),
+            )));
+        }
+        let start = prompt.len();
+        if end < start {
+            return Err(no_mask("the template puts the answer into the prompt for it".into()));
+        }
+        Ok(Turn { start, end })
+    }
+
+    /// Where the answers in a prompt begin, as far as that can be told; for serving, where no mask
+    /// is needed.
+    fn answer_starts(&self, text: &str) -> Vec<usize> {
+        self.answers()
+            .filter_map(|index| self.write(&self.messages[..index], true).ok())
+            .filter(|prompt| text.starts_with(prompt.as_str()))
+            .map(|prompt| prompt.len())
+            .collect()
+    }
+
+    /// What the template writes before and behind answer `index` in the whole conversation.
+    fn around_answer(&self, index: usize) -> Result<(String, String), TextError> {
+        let mut messages = self.messages.clone();
+        messages[index].content = self.mark.to_string();
+        let text = self.write(&messages, false)?;
+        match text.split(self.mark).collect::<Vec<_>>().as_slice() {
+            [before, after] => Ok(((*before).to_owned(), (*after).to_owned())),
+            parts => Err(TextError::NoMask {
+                turn: index,
+                found: format!("the template writes the answer {} times", parts.len() - 1),
+            }),
+        }
+    }
+}
+
+/// Puts `sentinel` into everything in `content` that looks like a control token; `None` when there
+/// is no such thing.
+fn break_controls(
+    tokenizer: &Tokenizer,
+    content: &str,
+    sentinel: char,
+) -> Result<Option<String>, TextError> {
+    // Behind the first letter of each occurrence, also of those that overlap.
+    let mut places = Vec::new();
+    for control in tokenizer.control_texts() {
+        let Some(first) = control.chars().next().map(char::len_utf8) else { continue };
+        let mut from = 0;
+        while let Some(found) = content[from..].find(control) {
+            places.push(from + found + first);
+            from += found + first;
+        }
+    }
+    places.sort_unstable();
+    places.dedup();
+    let mut broken = String::with_capacity(content.len() + 4 * places.len());
+    let mut from = 0;
+    for &place in &places {
+        broken.push_str(&content[from..place]);
+        broken.push(sentinel);
+        from = place;
+    }
+    broken.push_str(&content[from..]);
+    // Normalisation can turn other letters into those of a control token, and a control token of
+    // one letter cannot be broken up.
+    if !places.is_empty() || tokenizer.has_normalized_controls() {
+        let pieces = tokenizer.encode_rendered(&broken, Some(sentinel), &[])?;
+        let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+        tokenizer.refuse_controls(content, &ids)?;
+    }
+    Ok((!places.is_empty()).then_some(broken))
+}
+
+/// The source of the template in `tokenizer_config.json`.
+fn source_in(config: &ConfigFile) -> Result<Option<String>, TextError> {
+    const NAME: &str = "chat_template";
+    const WANTED: &str = "a template or a list of named templates with one called default";
+    match config.map.get(NAME) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::Array(entries)) => {
+            let named = |entry: &&Value| entry["name"] == "default";
+            let only = if let [entry] = entries.as_slice() { Some(entry) } else { None };
+            let chosen = entries.iter().find(named).or(only);
+            match chosen.and_then(|entry| entry["template"].as_str()) {
+                Some(source) => Ok(Some(source.to_owned())),
+                None => Err(config.wrong(NAME, &config.map[NAME], WANTED)),
+            }
+        }
+        Some(other) => Err(config.wrong(NAME, other, WANTED)),
+    }
+}
+
+/// How many bytes `left` and `right` have in common at the beginning, up to a whole character.
+fn common_prefix(left: &str, right: &str) -> usize {
+    let same = |((_, left), right): &((usize, char), char)| left == right;
+    left.char_indices()
+        .zip(right.chars())
+        .take_while(same)
+        .last()
+        .map_or(0, |((start, character), _)| start + character.len_utf8())
+}
+
+fn present() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}

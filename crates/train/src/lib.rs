@@ -1,0 +1,37 @@
+//! Training: supervised fine-tuning and pretraining, with LoRA or of all weights.
+//!
+//! Read [`run`](run()) first: one loop, from packed rows through `Decoder::forward` and
+//! `Decoder::backward` to the optimizer, held-out loss and checkpoint. What a run does is written
+//! in its [`TrainPlan`] and nowhere else; the same plan, data and base give the same bytes, also
+//! when the run was killed and resumed on the way.
+//!
+//! The traps of fine-tuning are errors here: see [`TrainError`] for the list.
+
+mod checkpoint;
+mod error;
+mod events;
+mod guard;
+mod manifest;
+mod objective;
+mod optimizer;
+mod output;
+mod pack;
+mod plan;
+mod rows;
+mod run;
+mod schedule;
+mod trainable;
+
+pub use error::TrainError;
+pub use events::{Event, HeldOut, Observer};
+pub use manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
+pub use objective::Objective;
+pub use optimizer::AdamW;
+pub use output::{LOG_FILE, tokenizer_files};
+pub use plan::{
+    DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PRETRAINING_LEARNING_RATE, Method,
+    SaveDtype, StepSize, TrainPlan,
+};
+pub use rows::{Document, Row, RowReport, TrainData};
+pub use run::{TrainOutcome, TrainStatus, run};
+pub use schedule::{Schedule, SchedulerType};

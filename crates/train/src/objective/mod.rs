@@ -1,0 +1,143 @@
+//! What a training minimises, one file each.
+
+mod sft;
+
+use crate::pack::MicroBatch;
+use model::{AdapterSet, Decoder, Grads, ModelError, Tape};
+use serde::{Deserialize, Serialize};
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Next-token loss on the answers of conversations.
+    Sft,
+    /// Next-token loss on every token of texts (pretraining).
+    Text,
+}
+
+/// The model as a step sees it.
+pub(crate) struct Learner<'a> {
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) adapters: &'a AdapterSet,
+    pub(crate) tape: &'a mut Tape,
+}
+
+impl Objective {
+    /// Adds the gradient of `weight` times the summed loss of `micro` to `grads`; returns the loss
+    /// of every target in nats.
+    pub(crate) fn backward(
+        self,
+        learner: Learner<'_>,
+        micro: &MicroBatch,
+        weight: f32,
+        grads: &mut Grads,
+    ) -> Result<Vec<f32>, ModelError> {
+        match self {
+            Objective::Sft | Objective::Text => sft::backward(learner, micro, weight, grads),
+        }
+    }
+
+    /// The loss of every target in nats, without gradients.
+    pub(crate) fn loss(
+        self,
+        learner: Learner<'_>,
+        micro: &MicroBatch,
+    ) -> Result<Vec<f32>, ModelError> {
+        match self {
+            Objective::Sft | Objective::Text => sft::loss(learner, micro),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::micro_batches;
+    use crate::plan::tests::config;
+    use crate::rows::Row;
+    use model::{LoraAdapter, LoraConfig, TapeMode};
+
+    /// A decoder with weights large enough that rows, and what they attend to, matter.
+    fn decoder() -> Decoder {
+        let mut decoder = Decoder::init(&config(), 7);
+        let scaled: Vec<f32> = decoder.params().iter().map(|x| x * 8.0).collect();
+        decoder.set_params(&scaled).unwrap();
+        decoder
+    }
+
+    fn rows() -> Vec<Row> {
+        (0..8)
+            .map(|i| {
+                let len = 3 + 5 * i;
+                let ids: Vec<u32> = (0..len).map(|p| ((p * 13 + i * 7) % 60 + 3) as u32).collect();
+                let mask = (0..len).map(|p| p > i && p % 4 != 1 || p == len - 1).collect();
+                Row { id: format!("row {i}"), ids, mask }
+            })
+            .collect()
+    }
+
+    fn adapters(decoder: &Decoder) -> (AdapterSet, usize, usize) {
+        let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
+        let mut adapter = LoraAdapter::init(&lora, decoder.config(), 1).unwrap();
+        // B away from zero, so that gradients reach A.
+        for (i, x) in adapter.params.iter_mut().enumerate() {
+            *x += 0.05 * ((i % 11) as f32 - 5.0) / 5.0;
+        }
+        let mut set = AdapterSet::new();
+        let slot = set.insert("a", &adapter, decoder.config()).unwrap();
+        (set, slot, adapter.param_count())
+    }
+
+    /// Losses by row and gradient, with the rows packed into micro-batches of `budget` tokens.
+    fn gradient(budget: usize, full: bool) -> (Vec<Vec<f32>>, Vec<f32>) {
+        let (decoder, rows) = (decoder(), rows());
+        let (set, slot, count) = adapters(&decoder);
+        let mut grads = if full {
+            Grads::full(decoder.param_count())
+        } else {
+            Grads::for_adapter(slot, count)
+        };
+        let mut tape = Tape::new(decoder.config(), TapeMode::Recompute);
+        let chosen: Vec<usize> = (0..rows.len()).collect();
+        let micros = micro_batches(&rows, &chosen, budget, (!full).then_some(slot));
+        assert_eq!(micros.len() == rows.len(), budget == 1);
+        let targets: usize = rows.iter().map(Row::supervised).sum();
+        let mut by_row = vec![Vec::new(); rows.len()];
+        for micro in &micros {
+            let learner = Learner { decoder: &decoder, adapters: &set, tape: &mut tape };
+            let losses =
+                Objective::Sft.backward(learner, micro, 1.0 / targets as f32, &mut grads).unwrap();
+            let learner = Learner { decoder: &decoder, adapters: &set, tape: &mut tape };
+            assert_eq!(Objective::Sft.loss(learner, micro).unwrap(), losses);
+            for (row, range) in &micro.rows {
+                by_row[*row] = losses[range.clone()].to_vec();
+            }
+        }
+        let flat = if full { grads.full.take() } else { grads.adapters[slot].take() };
+        (by_row, flat.unwrap())
+    }
+
+    #[test]
+    fn packed_losses_equal_separate_losses() {
+        let (packed, _) = gradient(10_000, false);
+        let (separate, _) = gradient(1, false);
+        assert_eq!(packed, separate);
+        assert!(packed.iter().flatten().all(|&l| l > 0.0));
+    }
+
+    #[test]
+    fn accumulated_gradient_equals_the_whole() {
+        for full in [false, true] {
+            let (_, whole) = gradient(10_000, full);
+            let largest = whole.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+            assert!(largest > 0.0);
+            for budget in [1, 60] {
+                let (_, parts) = gradient(budget, full);
+                for (w, p) in whole.iter().zip(&parts) {
+                    assert!((w - p).abs() <= 1e-6 * largest.max(1.0), "{w} and {p} of {largest}");
+                }
+            }
+        }
+    }
+}

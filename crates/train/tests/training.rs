@@ -1,0 +1,390 @@
+//! Whole runs on a tiny random model: results, resuming, guards.
+
+use model::{Decoder, DecoderConfig};
+use std::cell::RefCell;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use train::*;
+
+const STOP: u32 = 2;
+
+fn config() -> DecoderConfig {
+    DecoderConfig::from_json(include_bytes!("fixtures/config.json"), Path::new("fixture")).unwrap()
+}
+
+/// Random weights, with matrices large enough that an adapter on a frozen head can learn.
+fn decoder() -> Decoder {
+    let mut decoder = Decoder::init(&config(), 5);
+    let mut params = decoder.params();
+    for spec in decoder.param_layout().iter().filter(|s| s.decay) {
+        params[spec.range.clone()].iter_mut().for_each(|x| *x *= 10.0);
+    }
+    decoder.set_params(&params).unwrap();
+    decoder
+}
+
+fn decoder_with(change: impl Fn(&str, &mut [f32])) -> Decoder {
+    let mut decoder = decoder();
+    let mut params = decoder.params();
+    for spec in decoder.param_layout() {
+        change(&spec.name, &mut params[spec.range.clone()]);
+    }
+    decoder.set_params(&params).unwrap();
+    decoder
+}
+
+/// Prompts of a few tokens, each with its own answer and a stop token.
+fn rows(count: usize, seed: u32) -> Vec<Row> {
+    (0..count as u32)
+        .map(|i| {
+            let mut ids = vec![1];
+            ids.extend((0..2 + i % 5).map(|p| 3 + (seed + i * 11 + p * 7) % 60));
+            let prompt = ids.len();
+            ids.extend((0..3 + i % 3).map(|p| 3 + (seed + i * 17 + p * 5) % 60));
+            ids.push(STOP);
+            let mask = (0..ids.len()).map(|p| p >= prompt).collect();
+            Row { id: format!("example-{i}"), ids, mask }
+        })
+        .collect()
+}
+
+fn plan(method: Method, dir: &Path) -> TrainPlan {
+    TrainPlan {
+        output_dir: dir.to_owned(),
+        r: 8,
+        lora_alpha: 16.0,
+        learning_rate: 1e-2,
+        num_train_epochs: 3.0,
+        step_size: StepSize::Rows(4),
+        micro_batch_tokens: 24,
+        eval_steps: 2,
+        save_steps: 2,
+        ..TrainPlan::new(method, Objective::Sft, &config())
+    }
+}
+
+fn data(plan: &TrainPlan) -> TrainData {
+    TrainData::from_rows(rows(10, 0), rows(3, 30), &[STOP], Some(1), plan).unwrap()
+}
+
+fn go(
+    plan: &TrainPlan,
+    decoder: &mut Decoder,
+    data: &TrainData,
+    resume: bool,
+    mut observer: impl FnMut(&Event),
+    cancel: &AtomicBool,
+) -> Result<TrainOutcome, TrainError> {
+    let provenance = Provenance {
+        base_name: "tiny".into(),
+        chat_template: "{{ messages }}".into(),
+        ..Provenance::default()
+    };
+    run(plan, decoder, data, &provenance, resume, &mut observer, cancel)
+}
+
+fn simply(plan: &TrainPlan, resume: bool) -> Result<TrainOutcome, TrainError> {
+    go(plan, &mut decoder(), &data(plan), resume, |_| {}, &AtomicBool::new(false))
+}
+
+fn weights_file(method: Method) -> &'static str {
+    match method {
+        Method::Lora => "adapter_model.safetensors",
+        Method::Full => "model.safetensors",
+    }
+}
+
+fn log_events(dir: &Path) -> Vec<Event> {
+    let text = fs::read_to_string(dir.join(LOG_FILE)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn logged_steps(dir: &Path) -> Vec<u64> {
+    log_events(dir)
+        .iter()
+        .filter_map(|e| if let Event::Step { step, .. } = e { Some(*step) } else { None })
+        .collect()
+}
+
+#[test]
+fn overfits_a_tiny_set() {
+    for method in [Method::Lora, Method::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = TrainPlan { num_train_epochs: 60.0, save_steps: 0, ..plan(method, dir.path()) };
+        let outcome = simply(&plan, false).unwrap();
+        assert_eq!(outcome.status, TrainStatus::Completed);
+        assert_eq!(outcome.step, 180);
+        assert!(outcome.train_loss < 0.1, "{method:?}: {}", outcome.train_loss);
+        assert!(outcome.held_out_before.unwrap().loss > 1.0);
+        let manifest: Manifest =
+            serde_json::from_slice(&fs::read(dir.path().join(MANIFEST_FILE)).unwrap()).unwrap();
+        assert_eq!(manifest.plan, plan);
+        assert_eq!(manifest.base_sha256, decoder().digest().unwrap());
+        let template = fs::read(dir.path().join(CHAT_TEMPLATE_FILE)).unwrap();
+        assert_eq!(manifest.chat_template_sha256, model::sha256_hex(&template));
+        if method == Method::Lora {
+            model::LoraAdapter::load(dir.path(), &decoder()).unwrap();
+        } else {
+            Decoder::load(dir.path(), &model::LoadOptions::default()).unwrap();
+        }
+        assert_eq!(logged_steps(dir.path()), (1..=180).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn micro_batches_do_not_change_the_losses() {
+    let losses = |micro_batch_tokens: usize| -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = TrainPlan { micro_batch_tokens, ..plan(Method::Lora, dir.path()) };
+        simply(&plan, false).unwrap();
+        log_events(dir.path())
+            .iter()
+            .filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None })
+            .collect()
+    };
+    let (one_by_one, together) = (losses(1), losses(10_000));
+    assert_eq!(one_by_one.len(), 9);
+    for (a, b) in one_by_one.iter().zip(&together) {
+        assert!((a - b).abs() < 1e-4 * b, "{one_by_one:?} and {together:?}");
+    }
+    assert!((one_by_one[0] - together[0]).abs() < 1e-6);
+}
+
+/// Ctrl-C at every step, and a kill without warning at every step: the weights end the same.
+#[test]
+fn resumed_runs_end_with_the_same_bytes() {
+    for method in [Method::Lora, Method::Full] {
+        let whole = tempfile::tempdir().unwrap();
+        let outcome = simply(&plan(method, whole.path()), false).unwrap();
+        let expected = fs::read(whole.path().join(weights_file(method))).unwrap();
+        for stop_at in 0..outcome.total_steps {
+            for killed in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let plan = plan(method, dir.path());
+                let cancel = AtomicBool::new(stop_at == 0);
+                let first = catch_unwind(AssertUnwindSafe(|| {
+                    go(
+                        &plan,
+                        &mut decoder(),
+                        &data(&plan),
+                        false,
+                        |event| {
+                            let now = matches!(event, Event::Step { step, .. } if *step == stop_at);
+                            if now && killed {
+                                // No unwinding code of the run does anything here, as in a kill.
+                                std::panic::resume_unwind(Box::new("killed"));
+                            }
+                            cancel.fetch_or(now, Ordering::Relaxed);
+                        },
+                        &cancel,
+                    )
+                }));
+                match first {
+                    Ok(outcome) => {
+                        let outcome = outcome.unwrap();
+                        assert_eq!(outcome.status, TrainStatus::Interrupted);
+                        assert_eq!(outcome.step, stop_at);
+                        assert!(!dir.path().join(weights_file(method)).exists());
+                    }
+                    Err(_) => assert!(killed),
+                }
+                let resumed = simply(&plan, true).unwrap();
+                assert_eq!(resumed.status, TrainStatus::Completed);
+                assert_eq!(resumed.tokens, outcome.tokens);
+                assert_eq!(resumed.best, outcome.best);
+                let found = fs::read(dir.path().join(weights_file(method))).unwrap();
+                assert!(found == expected, "{method:?} stopped at {stop_at}, killed: {killed}");
+                assert_eq!(logged_steps(dir.path()), (1..=outcome.total_steps).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+#[test]
+fn resume_refuses_another_plan_data_or_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    simply(&plan, false).unwrap();
+    let check = |plan: &TrainPlan, mut decoder: Decoder, data: TrainData, named: &str| {
+        let error = go(plan, &mut decoder, &data, true, |_| {}, &AtomicBool::new(false));
+        let error = error.unwrap_err();
+        assert!(matches!(error, TrainError::ResumeMismatch { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    };
+    let other = TrainPlan { learning_rate: 3e-3, ..plan.clone() };
+    check(&other, decoder(), data(&plan), "learning_rate: found 0.01, now 0.003");
+    let other = TrainData::from_rows(rows(11, 0), vec![], &[STOP], None, &plan).unwrap();
+    check(&plan, decoder(), other, "data: found sha256");
+    check(&plan, decoder_with(|_, p| p[0] += 1.0), data(&plan), "base: found sha256");
+    // What does not decide the weights may change.
+    let other = TrainPlan { logging_steps: 5, save_steps: 50, ..plan.clone() };
+    simply(&other, true).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+    let damage: [(&str, fn(&Path)); 4] = [
+        ("truncated", |dir| {
+            let file = dir.join("tensors.safetensors");
+            let bytes = fs::read(&file).unwrap();
+            fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("one byte flipped", |dir| {
+            let file = dir.join("tensors.safetensors");
+            let mut bytes = fs::read(&file).unwrap();
+            let at = bytes.len() - 100;
+            bytes[at] ^= 1;
+            fs::write(file, bytes).unwrap();
+        }),
+        ("tensors missing", |dir| fs::remove_file(dir.join("tensors.safetensors")).unwrap()),
+        ("state is no JSON", |dir| fs::write(dir.join("state.json"), "{").unwrap()),
+    ];
+    let whole = tempfile::tempdir().unwrap();
+    simply(&plan(Method::Lora, whole.path()), false).unwrap();
+    let expected = fs::read(whole.path().join("adapter_model.safetensors")).unwrap();
+    for (what, damage) in damage {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(Method::Lora, dir.path());
+        simply(&plan, false).unwrap();
+        // Nine steps, saved every two and at the end, the newest two kept.
+        assert!(!dir.path().join("checkpoint-6").exists());
+        damage(&dir.path().join("checkpoint-9"));
+        let events = RefCell::new(Vec::new());
+        let note = |event: &Event| events.borrow_mut().push(event.clone());
+        go(&plan, &mut decoder(), &data(&plan), true, note, &AtomicBool::new(false)).unwrap();
+        let events = events.into_inner();
+        let warned = |e: &Event| matches!(e, Event::Warning { message } if message.contains("checkpoint-9"));
+        assert!(events.iter().any(warned), "{what}: {events:?}");
+        assert!(events.iter().any(|e| matches!(e, Event::Resumed { step: 8, .. })), "{what}");
+        let found = fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+        assert!(found == expected, "{what}");
+
+        damage(&dir.path().join("checkpoint-8"));
+        damage(&dir.path().join("checkpoint-9"));
+        let error = simply(&plan, true).unwrap_err();
+        assert!(matches!(error, TrainError::NoUsableCheckpoint { count: 2, .. }), "{what}: {error}");
+    }
+}
+
+#[test]
+fn output_folder_is_not_overwritten_or_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    simply(&plan, false).unwrap();
+    let error = simply(&plan, false).unwrap_err();
+    assert!(matches!(error, TrainError::OutputTaken { .. }), "{error}");
+    let lock = fs::File::open(dir.path().join(".train.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let error = simply(&plan, true).unwrap_err();
+    assert!(matches!(error, TrainError::OutputLocked(_)), "{error}");
+}
+
+#[test]
+fn values_that_are_not_finite_stop_the_run_and_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    let data = TrainData::from_rows(rows(10, 0), vec![], &[STOP], None, &plan).unwrap();
+    // The embedding of a token that only one example holds.
+    let count = |id: u32| data.train.iter().filter(|r| r.ids[..r.input_len()].contains(&id)).count();
+    let token = (3..64).find(|&id| count(id) == 1).unwrap();
+    let holder = data.train.iter().find(|r| r.ids[..r.input_len()].contains(&token)).unwrap();
+    let mut broken = decoder_with(|name, p| {
+        if name.contains("embed_tokens") {
+            p[token as usize * 32] = f32::NAN;
+        }
+    });
+    let error = go(&plan, &mut broken, &data, false, |_| {}, &AtomicBool::new(false)).unwrap_err();
+    let TrainError::NonFinite { examples, .. } = &error else { panic!("{error}") };
+    assert_eq!(examples, &holder.id);
+    assert!(!dir.path().join("adapter_model.safetensors").exists());
+}
+
+#[test]
+fn parameters_that_do_not_move_stop_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = plan(Method::Lora, dir.path());
+    // Behind an output projection of zeros nothing of attention can be learnt at once.
+    let mut cut_off = decoder_with(|name, p| {
+        if name == "model.layers.1.self_attn.o_proj.weight" {
+            p.fill(0.0);
+        }
+    });
+    let error =
+        go(&base, &mut cut_off, &data(&base), false, |_| {}, &AtomicBool::new(false)).unwrap_err();
+    let TrainError::DidNotMove { step: 1, count: 3, side: "lora_B", modules } = &error else {
+        panic!("{error}")
+    };
+    assert!(modules.contains("model.layers.1.self_attn.v_proj"), "{modules}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let too_small = TrainPlan { learning_rate: 1e-30, ..plan(Method::Lora, dir.path()) };
+    let error = simply(&too_small, false).unwrap_err();
+    assert!(matches!(error, TrainError::DidNotMove { step: 2, side: "lora_A", .. }), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let too_small = TrainPlan { learning_rate: 1e-30, ..plan(Method::Full, dir.path()) };
+    let error = simply(&too_small, false).unwrap_err();
+    assert!(matches!(error, TrainError::DidNotMove { step: 2, side: "matrices", .. }), "{error}");
+}
+
+#[test]
+fn rows_are_guarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    let check = |change: fn(&mut Vec<Row>), plan: &TrainPlan| {
+        let mut changed = rows(40, 0);
+        change(&mut changed);
+        TrainData::from_rows(changed, vec![], &[STOP], Some(1), plan)
+    };
+    let message = |change: fn(&mut Vec<Row>)| check(change, &plan).unwrap_err().to_string();
+
+    let no_stop = message(|rows| {
+        rows[3].ids.pop();
+        rows[3].mask.pop();
+    });
+    assert!(no_stop.starts_with("example-3: the learnt part") && no_stop.contains("stop"), "{no_stop}");
+    // Also where it is not the last answer of the conversation.
+    let inner = message(|rows| {
+        let at = rows[5].mask.iter().position(|&m| m).unwrap();
+        rows[5].mask[at + 1] = false;
+    });
+    assert!(inner.starts_with("example-5: "), "{inner}");
+    let two_starts = message(|rows| rows[7].ids[1] = 1);
+    assert!(two_starts.contains("occurs 2 times"), "{two_starts}");
+
+    // One row in forty is below the share of 5 %, three are above.
+    let one = check(|rows| rows[0].mask.fill(false), &plan).unwrap();
+    assert_eq!((one.train_report.rows, one.train_report.unsupervised), (39, 1));
+    let three = message(|rows| rows[..3].iter_mut().for_each(|r| r.mask.fill(false)));
+    assert!(three.contains("3 of 40 rows") && three.contains("example-0, example-1"), "{three}");
+    let short = TrainPlan { max_length: 10, ..plan.clone() };
+    let long = check(|_| {}, &short).unwrap_err().to_string();
+    assert!(long.contains("longer than max_length = 10"), "{long}");
+    assert!(matches!(check(Vec::clear, &plan), Err(TrainError::NoData(_))));
+}
+
+#[test]
+fn best_weights_are_those_of_a_run_that_stops_there() {
+    let made = |max_steps: u64, load_best_model_at_end: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = TrainPlan {
+            max_steps,
+            load_best_model_at_end,
+            lr_scheduler_type: SchedulerType::Constant,
+            warmup_ratio: 0.0,
+            eval_steps: 1,
+            ..plan(Method::Lora, dir.path())
+        };
+        let outcome = simply(&plan, false).unwrap();
+        let adapter = model::LoraAdapter::load(dir.path(), &decoder()).unwrap();
+        (outcome, adapter.params)
+    };
+    let (outcome, best) = made(30, true);
+    let (step, last) = (outcome.best.unwrap(), outcome.held_out.unwrap());
+    // Unrelated held-out rows: the loss must rise while the training set is learnt by heart.
+    assert!(step.step < 30 && step.loss < last.loss, "{outcome:?}");
+    assert!(best == made(step.step, false).1);
+    assert!(best != made(30, false).1);
+}
