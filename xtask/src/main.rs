@@ -1,29 +1,19 @@
 //! Chores of the repository that are not part of the product: `cargo run -p xtask -- CHORE ...`.
 
 mod nano_tokenizer;
+mod sample_trade;
 mod tidy;
 
 use std::process::ExitCode;
 
 /// A chore: its name, what it does, and its entry, which gets the words after the name.
-type Chore = (
-    &'static str,
-    &'static str,
-    fn(&[String]) -> anyhow::Result<()>,
-);
+type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
 /// Every chore, one line each.
 const CHORES: &[Chore] = &[
-    (
-        "nano-tokenizer",
-        "train the tokenizer of metier-nano from a corpus",
-        nano_tokenizer::run,
-    ),
-    (
-        "tidy",
-        "check the house rules: imports, unsafe, family names",
-        tidy::run,
-    ),
+    ("nano-tokenizer", "train the tokenizer of metier-nano from a corpus", nano_tokenizer::run),
+    ("sample-trade", "write the bundled sample trade to assets/trade", sample_trade::run),
+    ("tidy", "check the house rules: imports, unsafe, family names", tidy::run),
 ];
 
 fn main() -> ExitCode {

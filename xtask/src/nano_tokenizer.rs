@@ -35,15 +35,8 @@ const BOS: &str = "<|bos|>";
 const EOS: &str = "<|eos|>";
 const END_OF_TURN: &str = "<|end|>";
 /// Ids 0 to 6; the reserved tokens fill up to id 15.
-const NAMED_SPECIAL_TOKENS: [&str; 7] = [
-    PAD,
-    BOS,
-    EOS,
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    END_OF_TURN,
-];
+const NAMED_SPECIAL_TOKENS: [&str; 7] =
+    [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN];
 const SPECIAL_TOKENS: usize = 16;
 
 /// How text is cut before merging; no token reaches over a cut. In order: English contractions,
@@ -94,10 +87,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     check(&written)?;
     for (name, text) in &sample.held_out {
         let tokens = encode(&written, text)?.len();
-        println!(
-            "held out {name}: {:.3} bytes per token",
-            text.len() as f64 / tokens as f64
-        );
+        println!("held out {name}: {:.3} bytes per token", text.len() as f64 / tokens as f64);
     }
     Ok(())
 }
@@ -112,10 +102,7 @@ fn parse(arguments: &[String]) -> Result<(PathBuf, PathBuf)> {
             "--out" => &mut out,
             other => bail!("unknown argument {other}; expected --corpus DIR or --out DIR"),
         };
-        *target = words
-            .next()
-            .with_context(|| format!("{word} needs a folder"))?
-            .into();
+        *target = words.next().with_context(|| format!("{word} needs a folder"))?.into();
     }
     Ok((corpus, out))
 }
@@ -132,10 +119,7 @@ impl Sample {
     /// more English; instruct rows are doubled, because that is what the model will answer. One
     /// piece in 200, chosen by its hash, is held out.
     fn read(corpus: &Path) -> Result<Self> {
-        let mut sample = Self {
-            train: Vec::new(),
-            held_out: BTreeMap::new(),
-        };
+        let mut sample = Self { train: Vec::new(), held_out: BTreeMap::new() };
         let folder = corpus.join("text");
         let mut files: Vec<PathBuf> = fs::read_dir(&folder)
             .with_context(|| format!("cannot list {}", folder.display()))?
@@ -166,11 +150,7 @@ impl Sample {
                 .as_array()
                 .with_context(|| format!("{}:{}: no list `messages`", file.display(), index + 1))?;
             for message in messages {
-                sample.add(
-                    "instruct",
-                    message["content"].as_str().unwrap_or_default(),
-                    2,
-                );
+                sample.add("instruct", message["content"].as_str().unwrap_or_default(), 2);
             }
             if index % 10 == 0 {
                 for text in json_forms(&row, index) {
@@ -178,11 +158,7 @@ impl Sample {
                 }
             }
         }
-        ensure!(
-            !sample.train.is_empty(),
-            "the corpus {} is empty",
-            corpus.display()
-        );
+        ensure!(!sample.train.is_empty(), "the corpus {} is empty", corpus.display());
         Ok(sample)
     }
 
@@ -190,8 +166,7 @@ impl Sample {
         if hash(text).is_multiple_of(200) {
             self.held_out.entry(kind).or_default().push_str(text);
         } else {
-            self.train
-                .extend(std::iter::repeat_n(text.to_owned(), weight));
+            self.train.extend(std::iter::repeat_n(text.to_owned(), weight));
         }
     }
 }
@@ -235,12 +210,9 @@ fn hash(text: &str) -> u64 {
 }
 
 fn train(pieces: &[String]) -> Result<NanoTokenizer> {
-    let names = NAMED_SPECIAL_TOKENS
-        .iter()
-        .map(|name| (*name).to_owned())
-        .chain(
-            (0..SPECIAL_TOKENS - NAMED_SPECIAL_TOKENS.len()).map(|i| format!("<|reserved_{i}|>")),
-        );
+    let names = NAMED_SPECIAL_TOKENS.iter().map(|name| (*name).to_owned()).chain(
+        (0..SPECIAL_TOKENS - NAMED_SPECIAL_TOKENS.len()).map(|i| format!("<|reserved_{i}|>")),
+    );
     let special: Vec<AddedToken> = names.map(|name| AddedToken::from(name, true)).collect();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(VOCAB_SIZE)
@@ -274,18 +246,13 @@ fn train(pieces: &[String]) -> Result<NanoTokenizer> {
         .with_decoder(Some(ByteLevelDecoder::default()))
         .build()
         .map_err(anyhow::Error::from_boxed)?;
-    tokenizer
-        .train(&mut trainer, pieces.iter())
-        .map_err(anyhow::Error::from_boxed)?;
+    tokenizer.train(&mut trainer, pieces.iter()).map_err(anyhow::Error::from_boxed)?;
     ensure!(
         tokenizer.get_vocab_size(true) == VOCAB_SIZE,
         "the corpus gave {} tokens instead of {VOCAB_SIZE}: it is too small",
         tokenizer.get_vocab_size(true)
     );
-    ensure!(
-        tokenizer.get_model().token_to_id(BOS) == Some(1),
-        "{BOS} did not get id 1"
-    );
+    ensure!(tokenizer.get_model().token_to_id(BOS) == Some(1), "{BOS} did not get id 1");
     Ok(tokenizer)
 }
 
@@ -337,23 +304,15 @@ fn check(tokenizer: &Tokenizer) -> Result<()> {
         let mut expected = NormalizedString::from(text);
         expected.nfc();
         let ids = encode(tokenizer, text)?;
-        let back = tokenizer
-            .decode(&ids, false)
-            .map_err(anyhow::Error::from_boxed)?;
+        let back = tokenizer.decode(&ids, false).map_err(anyhow::Error::from_boxed)?;
         ensure!(back == expected.get(), "came back changed: {text:?}");
     }
     let digits = encode(tokenizer, "75011")?;
-    ensure!(
-        digits.len() == 5,
-        "75011 became {} tokens instead of five",
-        digits.len()
-    );
+    ensure!(digits.len() == 5, "75011 became {} tokens instead of five", digits.len());
     Ok(())
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode_fast(text, false)
-        .map_err(anyhow::Error::from_boxed)?;
+    let encoding = tokenizer.encode_fast(text, false).map_err(anyhow::Error::from_boxed)?;
     Ok(encoding.get_ids().to_vec())
 }

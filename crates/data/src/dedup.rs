@@ -1,6 +1,6 @@
 //! Duplicate rows: they weigh double in training, and split apart they leak.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,13 +130,8 @@ pub fn conflicts(examples: &[Example], listed: usize) -> (usize, Vec<Conflict>) 
             known.push(example);
         }
     }
-    let mut seen = HashSet::new();
-    let several: Vec<&Vec<&Example>> = order
-        .iter()
-        .filter(|prompt| seen.insert(prompt.as_str()))
-        .map(|prompt| &answers[prompt])
-        .filter(|examples| examples.len() > 1)
-        .collect();
+    let several: Vec<&Vec<&Example>> =
+        order.iter().map(|prompt| &answers[prompt]).filter(|rows| rows.len() > 1).collect();
     let shown = several.iter().take(listed).map(|examples| Conflict {
         question: excerpt(&examples[0].question()),
         answers: examples
@@ -175,10 +170,7 @@ mod tests {
         assert_eq!((report.exact, report.normalised, report.conflicts), (1, 1, 1));
         let pairs: Vec<_> =
             report.removed.iter().map(|r| (r.kind, r.removed.line, r.kept.line)).collect();
-        assert_eq!(
-            pairs,
-            [(DuplicateKind::Normalised, 2, 1), (DuplicateKind::Exact, 3, 1)]
-        );
+        assert_eq!(pairs, [(DuplicateKind::Normalised, 2, 1), (DuplicateKind::Exact, 3, 1)]);
         let answers: Vec<_> =
             report.conflicting[0].answers.iter().map(|(a, o)| (a.as_str(), o.line)).collect();
         assert_eq!(answers, [("here", 1), ("HERE", 4)]);

@@ -38,7 +38,10 @@ fn not_utf8(path: &Path, bytes: &[u8], at: usize) -> DataError {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ("the mark of UTF-16".to_owned(), "UTF-16"),
         [b'P', b'K', 3, 4, ..] => ("a zip archive (a spreadsheet?)".to_owned(), ""),
         [0x1f, 0x8b, ..] => ("a gzip archive".to_owned(), ""),
-        _ => (format!("the byte 0x{:02x}", bytes.get(at).copied().unwrap_or_default()), "WINDOWS-1252"),
+        _ => (
+            format!("the byte 0x{:02x}", bytes.get(at).copied().unwrap_or_default()),
+            "WINDOWS-1252",
+        ),
     };
     let hint = match from {
         "" => "unpack it, or export the table as CSV in UTF-8".to_owned(),
@@ -104,8 +107,7 @@ mod tests {
     fn all_files_or_none() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("taken")).unwrap();
-        let error =
-            write_all_atomic(dir.path(), &[("taken", b"x".to_vec()), ("b", b"y".to_vec())]);
+        let error = write_all_atomic(dir.path(), &[("taken", b"x".to_vec()), ("b", b"y".to_vec())]);
         assert!(error.unwrap_err().to_string().contains("taken"));
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
@@ -127,7 +129,10 @@ mod tests {
                 assert!(error.contains(part), "{error:?} lacks {part:?}");
             }
         };
-        check(b"a,b\nok,ok\ncaf\xe9,x\n", &["f.csv:3:", "0xe9", "byte 13", "iconv -f WINDOWS-1252"]);
+        check(
+            b"a,b\nok,ok\ncaf\xe9,x\n",
+            &["f.csv:3:", "0xe9", "byte 13", "iconv -f WINDOWS-1252"],
+        );
         check(b"\xff\xfea\0", &["UTF-16", "iconv -f UTF-16"]);
         check(b"PK\x03\x04\xff\xfe", &["zip", "export"]);
         check(b"", &["empty"]);

@@ -215,7 +215,11 @@ mod tests {
     #[test]
     fn each_row_counts_once_by_its_strongest_leak() {
         let long = "the boiler in the kitchen makes a loud noise every morning at six";
-        let train = rows(&["Where is my card?", "the boiler in the kitchen makes a loud noise every morning at seven", long]);
+        let train = rows(&[
+            "Where is my card?",
+            "the boiler in the kitchen makes a loud noise every morning at seven",
+            long,
+        ]);
         let mut test = rows(&[
             "Where is my card?",
             "where is my CARD",

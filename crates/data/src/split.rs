@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn fractions_are_met_and_the_seed_decides() {
-        let options = SplitOptions { valid_fraction: 0.1, test_fraction: 0.2, ..Default::default() };
+        let options =
+            SplitOptions { valid_fraction: 0.1, test_fraction: 0.2, ..Default::default() };
         let (first, report) = split(rows(100), &options).unwrap();
         assert_eq!((report.train, report.valid, report.test, report.units), (70, 10, 20, 100));
         assert_eq!(split(rows(100), &options).unwrap().0, first);

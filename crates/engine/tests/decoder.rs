@@ -1,9 +1,12 @@
 //! The engine on a real (tiny, random) decoder: text does not depend on the company it keeps.
 
 use engine::{
-    Completion, Engine, EngineError, EngineOptions, FinishReason, Sampler, SamplingParams, SequenceRequest,
+    Completion, Engine, EngineError, EngineOptions, FinishReason, Sampler, SamplingParams,
+    SequenceRequest,
 };
-use model::{AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoraAdapter, LoraConfig, Memory, Segment};
+use model::{
+    AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoraAdapter, LoraConfig, Memory, Segment,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use std::path::Path;
@@ -26,7 +29,7 @@ fn decoder() -> Arc<Decoder> {
     for spec in decoder.param_layout().iter().filter(|s| s.shape.len() == 2) {
         params[spec.range.clone()].iter_mut().for_each(|w| *w *= 12.0);
     }
-    decoder.set_params(&params);
+    decoder.set_params(&params).unwrap();
     Arc::new(decoder)
 }
 
@@ -130,11 +133,20 @@ fn generation_equals_repeated_full_forwards() {
     for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
         let mut sampler = Sampler::new(&request.params);
         let mut tokens = request.prompt.clone();
-        for found in ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0].tokens.iter() {
-            let segment =
-                Segment { len: tokens.len(), past: 0, pages: (0..6).collect(), adapter: request.adapter };
-            let batch =
-                Batch { logit_rows: vec![tokens.len() - 1], tokens: tokens.clone(), segments: vec![segment] };
+        for found in
+            ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0].tokens.iter()
+        {
+            let segment = Segment {
+                len: tokens.len(),
+                past: 0,
+                pages: (0..6).collect(),
+                adapter: request.adapter,
+            };
+            let batch = Batch {
+                logit_rows: vec![tokens.len() - 1],
+                tokens: tokens.clone(),
+                segments: vec![segment],
+            };
             let mut cache = KvCache::new(decoder.config(), 6);
             let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
             assert_eq!(sampler.sample(&decoder.logits(&hidden)).unwrap().token, *found);
@@ -154,7 +166,8 @@ fn broken_adapters_fail_alone_and_leave_clean_pages() {
     let slot = engine.adapters_mut().insert("broken", &broken, decoder.config()).unwrap();
     let mut with_broken = requests.clone();
     for i in [0, 3, 6] {
-        let bad = SequenceRequest { adapter: Some(slot), prompt: vec![5; 40], ..requests[i].clone() };
+        let bad =
+            SequenceRequest { adapter: Some(slot), prompt: vec![5; 40], ..requests[i].clone() };
         with_broken.insert(i, bad);
     }
     let found = engine.generate(with_broken, |_, _| {});

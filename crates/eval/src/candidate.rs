@@ -87,8 +87,8 @@ pub struct LocalCandidate<G: Generator = Engine> {
 
 impl<G: Generator> LocalCandidate<G> {
     /// A candidate called `name` that answers with the adapter in slot `adapter` of the engine
-    /// (None: the base alone). `params` say how long and how; the tokenizer's stop tokens are added
-    /// to theirs.
+    /// (None: the base alone). `params` say how long and how; the tokenizer's stop tokens and the
+    /// template's end of a turn are added to theirs.
     pub fn new(
         name: impl Into<String>,
         engine: Arc<Mutex<G>>,
@@ -97,7 +97,8 @@ impl<G: Generator> LocalCandidate<G> {
         adapter: Option<usize>,
         mut params: SamplingParams,
     ) -> LocalCandidate<G> {
-        for &id in tokenizer.stop_ids() {
+        let turn_end = template.turn_end(&tokenizer);
+        for id in tokenizer.stop_ids().iter().copied().chain(turn_end) {
             if !params.stop_ids.contains(&id) {
                 params.stop_ids.push(id);
             }
@@ -349,7 +350,7 @@ mod tests {
                 }
                 let n = request.prompt.len();
                 let reason = if index == 2 { FinishReason::Length } else { FinishReason::Stop };
-                let usage = Usage { prompt_tokens: n, completion_tokens: n + 1, ..Usage::default() };
+                let usage = Usage { prompt_tokens: n, completion_tokens: n + 1 };
                 let id = SequenceId(index as u64);
                 on_event(index, &Event::Token { id, token: 2, logprob: 0.0 });
                 on_event(index, &Event::Finished { id, reason, usage });
@@ -364,7 +365,7 @@ mod tests {
         let engine = Arc::new(Mutex::new(Fake { seen: Vec::new() }));
         let tokenizer = tokenizer();
         let template = Arc::new(
-            ChatTemplate::from_source("{% for m in messages %}{{ m.content }}{% endfor %}".into())
+            ChatTemplate::from_source("{% for m in messages %}{{ m.content }}{% endfor %}")
                 .unwrap(),
         );
         let params = SamplingParams { max_tokens: 5, ..SamplingParams::default() };
@@ -390,7 +391,7 @@ mod tests {
     fn a_prompt_that_cannot_be_rendered_fails_alone() {
         let engine = Arc::new(Mutex::new(Fake { seen: Vec::new() }));
         let source = "{{ raise_exception('no') if messages[0].content == 'ab' else 'a' }}";
-        let template = Arc::new(ChatTemplate::from_source(source.into()).unwrap());
+        let template = Arc::new(ChatTemplate::from_source(source).unwrap());
         let params = SamplingParams::default();
         let mut candidate =
             LocalCandidate::new("base", engine, tokenizer(), template, None, params);
@@ -425,7 +426,10 @@ mod tests {
             ("{\"id\": \"0\", \"answer\": \"x\"}\n{\"id\": ", "line 2"),
             ("{\"id\": \"0\"}", "neither answer nor error"),
             ("[1]", "line 1"),
-            ("{\"id\": \"0\", \"answer\": \"\"}\n{\"id\": \"0\", \"answer\": \"\"}", "that of line 1"),
+            (
+                "{\"id\": \"0\", \"answer\": \"\"}\n{\"id\": \"0\", \"answer\": \"\"}",
+                "that of line 1",
+            ),
             ("{\"id\": \"0\", \"answer\": \"x\", \"prompt\": \"other\"}", "its prompt is not"),
             ("{\"id\": \"0\", \"answer\": \"x\", \"reference\": \"b\"}", "its reference is not"),
             ("{\"id\": \"77\", \"answer\": \"x\"}", "none of its 1 recorded answers"),

@@ -27,7 +27,9 @@ pub enum EvalError {
         hint: String,
     },
     /// Two test examples have one id, so answers could not be told apart.
-    #[error("test examples {first} and {second} (counted from 1) both have the id {id:?}. hint: give every example its own id")]
+    #[error(
+        "test examples {first} and {second} (counted from 1) both have the id {id:?}. hint: give every example its own id"
+    )]
     DuplicateId {
         /// The id.
         id: String,
@@ -37,7 +39,9 @@ pub enum EvalError {
         second: usize,
     },
     /// A reference cannot be scored by a metric.
-    #[error("the reference of example {id:?} does not suit the metric {metric}: {reason}. hint: correct the test file or leave the metric out")]
+    #[error(
+        "the reference of example {id:?} does not suit the metric {metric}: {reason}. hint: correct the test file or leave the metric out"
+    )]
     BadReference {
         /// Id of the example.
         id: String,
@@ -47,7 +51,9 @@ pub enum EvalError {
         reason: String,
     },
     /// A conversation that ends with something else than an answer has no reference.
-    #[error("example {id:?} ends with {found}; expected a last message of the role \"assistant\", the reference answer")]
+    #[error(
+        "example {id:?} ends with {found}; expected a last message of the role \"assistant\", the reference answer"
+    )]
     NoReference {
         /// Id of the example.
         id: String,
@@ -89,7 +95,9 @@ pub enum EvalError {
         reason: String,
     },
     /// None of the recorded answers belongs to a test example.
-    #[error("{path}: none of its {recorded} recorded answers has the id of one of the {items} test examples. hint: record the answers with the same test file")]
+    #[error(
+        "{path}: none of its {recorded} recorded answers has the id of one of the {items} test examples. hint: record the answers with the same test file"
+    )]
     NothingRecorded {
         /// The file.
         path: PathBuf,

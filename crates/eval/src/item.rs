@@ -69,9 +69,14 @@ mod tests {
     fn the_last_answer_is_the_reference() {
         let plain = item(&[("user", "Hi"), ("assistant", "Hello")]).unwrap();
         assert_eq!((plain.prompt().as_str(), plain.reference.as_str()), ("Hi", "Hello"));
-        let long =
-            item(&[("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])
-                .unwrap();
+        let long = item(&[
+            ("system", "s"),
+            ("user", "a"),
+            ("assistant", "b"),
+            ("user", "c"),
+            ("assistant", "d"),
+        ])
+        .unwrap();
         assert_eq!(long.prompt(), "system: s\n\nuser: a\n\nassistant: b\n\nuser: c");
         assert_eq!(long.reference, "d");
     }

@@ -23,9 +23,9 @@ pub use error::EvalError;
 pub use item::EvalItem;
 pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
 pub use report::{
-    CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
-    FieldCell, FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport,
-    Report, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_reports,
+    CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
+    FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
+    SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_reports,
     field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};

@@ -117,9 +117,8 @@ impl EvalResult {
     /// # Errors
     /// [`EvalError::UnknownMetric`] when it was not measured.
     pub fn metric(&self, name: &str) -> Result<usize, EvalError> {
-        let known = |metrics: &[&Metric]| {
-            metrics.iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
-        };
+        let known =
+            |metrics: &[&Metric]| metrics.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
         self.metrics.iter().position(|m| m.name == name).ok_or_else(|| EvalError::UnknownMetric {
             found: name.to_owned(),
             known: known(&self.metrics),
@@ -187,7 +186,11 @@ impl CandidateResult {
     ///
     /// # Errors
     /// [`EvalError::Stats`] when there are no scores.
-    pub fn summary(&self, metrics: &[&Metric], metric: usize) -> Result<(f64, Interval), EvalError> {
+    pub fn summary(
+        &self,
+        metrics: &[&Metric],
+        metric: usize,
+    ) -> Result<(f64, Interval), EvalError> {
         let scores = self.scores_of(metric);
         let binary = metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
         Ok((mean(scores), mean_interval(scores, binary)?))
@@ -207,7 +210,8 @@ impl CandidateResult {
     /// did not. None when it is known of none. A low share means that the limit on the answer's
     /// length, not the model, ended most answers.
     pub fn stopped_share(&self) -> Option<f64> {
-        let known = self.answers.iter().filter_map(|a| a.stopped.or(a.error.as_ref().map(|_| false)));
+        let known =
+            self.answers.iter().filter_map(|a| a.stopped.or(a.error.as_ref().map(|_| false)));
         let known: Vec<bool> = known.collect();
         let any_known = self.answers.iter().any(|a| a.stopped.is_some());
         any_known.then(|| known.iter().filter(|&&s| s).count() as f64 / known.len() as f64)

@@ -112,7 +112,7 @@ fn what_follows(d: &Decision) -> String {
     match decide(d) {
         Verdict::WorthIt => match (d.cost_b, d.cost_a) {
             (Some(b), Some(a)) if a.currency == b.currency => format!(
-                "Under the assumptions stated below, 1,000 requests to {} cost {}, to {} {}.",
+                "Under the assumptions stated below, 1,000 requests to {} cost {}, and to {} {}.",
                 d.b,
                 money(b.per_1000_requests, &b.currency),
                 d.a,
@@ -216,13 +216,47 @@ mod tests {
         let cost =
             Cost { per_1000_requests: 0.0123, currency: "EUR".into(), assumptions: Vec::new() };
         let (_, words) = judge(&paired(0.75, 0.72, 0.78), 0.3, &[], Some(&cost));
-        assert_eq!(words, [
-            "On the same 400 test examples, adapted gets 87.0 % of the fields right and base gets 12.0 %.",
-            "The difference is +75.0 points; with 95 % confidence it lies between +72.0 and +78.0 points, wholly above the required +30.0 points.",
-            "Under the assumptions stated below, 1,000 requests to adapted cost 0.0123 EUR.",
-        ]);
+        assert_eq!(
+            words,
+            [
+                "On the same 400 test examples, adapted gets 87.0 % of the fields right and base gets 12.0 %.",
+                "The difference is +75.0 points; with 95 % confidence it lies between +72.0 and +78.0 points, wholly above the required +30.0 points.",
+                "Under the assumptions stated below, 1,000 requests to adapted cost 0.0123 EUR.",
+            ]
+        );
         let (_, words) = judge(&paired(0.75, 0.72, 0.78), 0.3, &[], None);
         assert!(words[2].contains("nothing about money"));
+    }
+
+    #[test]
+    fn costs_are_set_side_by_side_only_in_one_currency() {
+        let cost = |currency: &str| Cost {
+            per_1000_requests: 2.0,
+            currency: currency.into(),
+            assumptions: Vec::new(),
+        };
+        let (ours, same, other) = (cost("EUR"), cost("EUR"), cost("USD"));
+        let paired = paired(0.75, 0.72, 0.78);
+        let last = |cost_a| {
+            let metric = metrics_by_name(&["json_exact"]).unwrap()[0];
+            let (score_a, score_b, margin, blockers) = (0.1, 0.85, 0.0, &[][..]);
+            let (a, b, paired, cost_b) = ("gpt", "adapted", &paired, Some(&ours));
+            let [_, _, last] = sentences(&Decision {
+                a,
+                b,
+                metric,
+                score_a,
+                score_b,
+                paired,
+                margin,
+                blockers,
+                cost_a,
+                cost_b,
+            });
+            last
+        };
+        assert!(last(Some(&same)).contains("to adapted cost 2.00 EUR, and to gpt 2.00 EUR."));
+        assert!(!last(Some(&other)).contains("gpt"));
     }
 
     #[test]
@@ -243,7 +277,9 @@ mod tests {
         let blockers = ["3 test examples are in the training data".to_owned(), "x".to_owned()];
         let (verdict, words) = judge(&paired(0.75, 0.72, 0.78), 0.3, &blockers, None);
         assert_eq!(verdict, Verdict::NotProven);
-        assert!(words[2].contains("because 3 test examples are in the training data, and because x."));
+        assert!(
+            words[2].contains("because 3 test examples are in the training data, and because x.")
+        );
         let (verdict, _) = judge(&paired(-0.75, -0.78, -0.72), 0.0, &blockers, None);
         assert_eq!(verdict, Verdict::NotWorthIt);
     }

@@ -838,7 +838,7 @@ unsafe fn gather(task: &Backward, tokens: usize, k_rows: Panels, v_columns: *mut
                     *k_rows.at(i / PANEL, key).add(i % PANEL) = *k.add(i * BLOCK_SIZE + slot);
                     *to.add(i * PANEL + slot) = *v.add(slot * d + i);
                 }
-                if d % PANEL != 0 {
+                if !d.is_multiple_of(PANEL) {
                     let end = k_rows.at(d / PANEL, key).add(d % PANEL);
                     std::ptr::write_bytes(end, 0, PANEL - d % PANEL);
                 }

@@ -33,7 +33,9 @@ pub use cross_entropy::{
     IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, reference_cross_entropy,
     reference_cross_entropy_backward_inplace,
 };
-pub use embedding::{embedding, embedding_backward};
+pub use embedding::{
+    embedding, embedding_backward, reference_embedding, reference_embedding_backward,
+};
 pub use lora::{LoraRef, lora, lora_backward, reference_lora, reference_lora_backward};
 pub use mapped_file::MappedFile;
 pub use matmul::{

@@ -1,6 +1,6 @@
 //! One vector vocabulary for every instruction set, and the dispatch at run time.
 //!
-//! A kernel is written once against [`Simd`] and run through [`dispatch`], which picks the widest
+//! A kernel is written once against [`Simd`] and run through [`dispatch_at`] at the widest
 //! instruction set of this processor: AVX-512, AVX2+FMA, or the portable fallback. The fallback is
 //! compiled everywhere and tested everywhere, so that a new machine runs known code.
 
@@ -78,19 +78,13 @@ pub(crate) trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Runs `kernel` at the level of this process.
-#[inline]
-pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    dispatch_at(Level::detect(), kernel)
-}
-
 /// Runs `kernel` at `level`. Panics when the processor lacks it, so that a test cannot run
 /// unsupported instructions.
 #[inline]
 pub(crate) fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
         // SAFETY: the portable level needs no processor feature.
-        Level::Portable => unsafe { kernel.run::<Portable>() },
+        Level::Portable => unsafe { run_portable(kernel) },
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
@@ -124,6 +118,9 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// The vector.
     type F: Copy;
+    /// Runs `kernel` at this level in a function of its own: one copy of its code per level,
+    /// however many places call it. For what is called from many places and is long once unrolled.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
     /// All lanes zero.
     unsafe fn zero() -> Self::F;
     /// All lanes `x`.
@@ -193,9 +190,20 @@ fn map2(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+#[inline(never)]
+unsafe fn run_portable<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the portable level needs no processor feature.
+    unsafe { kernel.run::<Portable>() }
+}
+
 impl Simd for Portable {
     const LANES: usize = 8;
     type F = [f32; 8];
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { run_portable(kernel) }
+    }
     #[inline(always)]
     unsafe fn zero() -> [f32; 8] {
         [0.0; 8]
@@ -275,12 +283,14 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2,fma")]
+    #[inline(never)]
     pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: this function carries the features that Avx2 stands for.
         unsafe { kernel.run::<Avx2>() }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    #[inline(never)]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: this function carries the features that Avx512 stands for.
         unsafe { kernel.run::<Avx512>() }
@@ -298,6 +308,11 @@ mod x86 {
     impl Simd for Avx2 {
         const LANES: usize = 8;
         type F = __m256;
+        #[inline(always)]
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: the caller's promise.
+            unsafe { run_avx2(kernel) }
+        }
         #[inline(always)]
         unsafe fn zero() -> __m256 {
             // SAFETY: see the impl.
@@ -397,6 +412,11 @@ mod x86 {
     impl Simd for Avx512 {
         const LANES: usize = 16;
         type F = __m512;
+        #[inline(always)]
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: the caller's promise.
+            unsafe { run_avx512(kernel) }
+        }
         #[inline(always)]
         unsafe fn zero() -> __m512 {
             // SAFETY: see the impl above.

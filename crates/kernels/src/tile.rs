@@ -6,7 +6,7 @@
 //! dimension. How many rows share the tile, and where the chain is interrupted by a store and
 //! taken up again, does not change a bit of it.
 
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -58,6 +58,26 @@ pub(crate) fn tile_rows<S: Simd>(left: usize) -> usize {
 /// or (at 16 lanes) 12.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd>(t: Tile<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { S::call(t) }
+}
+
+// One copy of the unrolled tiles per level, called from everywhere: inlined at each of attention's
+// call sites they cost minutes of compile time and gained nothing.
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise to `tile`.
+        unsafe { sized::<S>(self) }
+    }
+}
+
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn sized<S: Simd>(t: Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         if S::LANES >= PANEL {

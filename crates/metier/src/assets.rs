@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Everything in `assets/` of the repository, inside the binary (read from the folder in debug
 /// builds).
 #[derive(RustEmbed)]
-#[folder = "$CARGO_MANIFEST_DIR/../../assets/"]
+#[folder = "../../assets/"]
 struct Assets;
 
 /// Bytes of one bundled file.

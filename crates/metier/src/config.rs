@@ -103,11 +103,10 @@ impl ConfigFile {
     pub(crate) fn train_plan(&self, base: &DecoderConfig) -> Result<TrainPlan> {
         let shown = self.path.display();
         let objective = if self.data.text.is_empty() { Objective::Sft } else { Objective::Text };
-        let method = match self.train.get("method").map(|v| v.as_str()) {
+        let method = match self.method()? {
+            Some(method) => method,
             None if objective == Objective::Text => Method::Full,
-            None | Some(Some("lora")) => Method::Lora,
-            Some(Some("full")) => Method::Full,
-            Some(_) => bail!("{shown}: [train] method: expected \"lora\" or \"full\""),
+            None => Method::Lora,
         };
         let defaults = TrainPlan::new(method, objective, base);
         let mut merged = serde_json::to_value(&defaults)?;
@@ -124,6 +123,18 @@ impl ConfigFile {
             plan.output_dir = self.anchored(&plan.output_dir);
         }
         Ok(plan)
+    }
+
+    /// The method, where the file names one.
+    pub(crate) fn method(&self) -> Result<Option<Method>> {
+        match self.train.get("method").map(|v| v.as_str()) {
+            None => Ok(None),
+            Some(Some("lora")) => Ok(Some(Method::Lora)),
+            Some(Some("full")) => Ok(Some(Method::Full)),
+            Some(_) => {
+                bail!("{}: [train] method: expected \"lora\" or \"full\"", self.path.display())
+            }
+        }
     }
 
     /// Whether the file says where the result goes.

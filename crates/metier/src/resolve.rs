@@ -41,6 +41,13 @@ impl Base {
             .map_or_else(|| self.name.clone(), |n| n.to_string_lossy().into_owned())
     }
 
+    /// Tokens that end an answer rendered with `template`.
+    pub(crate) fn stop_ids(&self, template: &ChatTemplate) -> Vec<u32> {
+        let mut ids = self.tokenizer.stop_ids().to_vec();
+        ids.extend(template.turn_end(&self.tokenizer).filter(|id| !ids.contains(id)));
+        ids
+    }
+
     /// Licence as the model's card states it.
     pub(crate) fn license(&self) -> String {
         license_of(&self.dir)
@@ -68,18 +75,12 @@ pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
 
 /// Tokenizer and chat template of a model folder, checked against the model's vocabulary.
 pub(crate) fn load_text(dir: &Path, config: &DecoderConfig) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    if let Some(max) = tokenizer.max_id()
-        && max as usize >= config.vocab_size
-    {
-        bail!(
-            "{}: tokenizer.json goes up to id {max}, the model's vocab_size is {}\n\
-             hint: the tokenizer and the weights must come from the same model",
-            dir.display(),
-            config.vocab_size
-        );
-    }
+    let mut tokenizer = Tokenizer::from_dir(dir)?;
+    tokenizer.check_vocab(config.vocab_size)?;
     let template = ChatTemplate::from_dir(dir)?.unwrap_or_else(ChatTemplate::plain);
+    if let Some(id) = template.turn_end(&tokenizer) {
+        tokenizer.add_stop_id(id);
+    }
     Ok((Arc::new(tokenizer), template))
 }
 
@@ -100,13 +101,34 @@ impl Adapter {
             bail!("{}: no such adapter folder\nhint: it is what `metier train --out` wrote", dir.display());
         }
         let lora = LoraAdapter::load(dir, &base.decoder)?;
-        let stored = train::stored_template(dir, &base.tokenizer)?;
-        let template = match stored {
-            Some(source) => ChatTemplate::from_source(source)?,
-            None => base.template.clone(),
+        check_tokenizer(dir, base)?;
+        let template = match dir.join(train::CHAT_TEMPLATE_FILE).is_file() {
+            true => ChatTemplate::from_dir(dir)?.unwrap_or_else(|| base.template.clone()),
+            false => base.template.clone(),
         };
         Ok(Adapter { name: name.to_owned(), lora, template })
     }
+}
+
+/// An adapter that Metier trained names the tokenizer it was trained with.
+fn check_tokenizer(dir: &Path, base: &Base) -> Result<()> {
+    let path = dir.join(train::MANIFEST_FILE);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let manifest: train::Manifest = serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not a manifest of Metier", path.display()))?;
+    if manifest.tokenizer_sha256 != base.tokenizer.sha256() {
+        bail!(
+            "adapter {}: was trained with another tokenizer than {} has\n\
+             hint: use the base it was trained on ({})",
+            dir.display(),
+            base.name,
+            manifest.base_name
+        );
+    }
+    Ok(())
 }
 
 /// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most.
@@ -125,7 +147,7 @@ pub(crate) fn engine(
     let mut engine = Engine::new(
         Arc::clone(&base.decoder),
         EngineOptions { num_blocks, max_num_seqs, ..EngineOptions::default() },
-    );
+    )?;
     let mut slots = Vec::new();
     for adapter in adapters {
         slots.push(

@@ -36,7 +36,9 @@ impl Fields {
             .map_err(|e| ApiError::invalid(format!("the body is not valid JSON: {e}")))?;
         match value {
             Value::Object(map) => Ok(Fields { map, path: String::new() }),
-            other => Err(ApiError::invalid(format!("the body is {}; expected an object", kind(&other)))),
+            other => {
+                Err(ApiError::invalid(format!("the body is {}; expected an object", kind(&other))))
+            }
         }
     }
 
@@ -44,7 +46,10 @@ impl Fields {
     pub(crate) fn nested(value: Value, path: &str) -> Result<Fields, ApiError> {
         match value {
             Value::Object(map) => Ok(Fields { map, path: format!("{path}.") }),
-            other => Err(ApiError::field(path, format!("{path} is {}; expected an object", kind(&other)))),
+            other => Err(ApiError::field(
+                path,
+                format!("{path} is {}; expected an object", kind(&other)),
+            )),
         }
     }
 

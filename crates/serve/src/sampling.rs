@@ -27,7 +27,8 @@ impl Sampling {
     pub(crate) fn read(fields: &mut Fields, max_choices: usize) -> Result<Sampling, ApiError> {
         let temperature = fields.float("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32;
         // 0 is in OpenAI's range; the smallest positive number keeps one token just as well.
-        let top_p = (fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
+        let top_p =
+            (fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
         let top_k = fields.integer("top_k", 0..=u64::MAX)?.unwrap_or(0);
         let params = SamplingParams {
             temperature,
@@ -50,7 +51,12 @@ impl Sampling {
     }
 
     /// Parameters of choice `index`: the first has the request's seed itself.
-    pub(crate) fn params(&self, index: usize, max_tokens: usize, stop_ids: &[u32]) -> SamplingParams {
+    pub(crate) fn params(
+        &self,
+        index: usize,
+        max_tokens: usize,
+        stop_ids: &[u32],
+    ) -> SamplingParams {
         SamplingParams {
             // An odd step visits every seed once.
             seed: self.params.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -136,7 +142,8 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     let Some(value) = fields.take("stream_options") else { return Ok(false) };
     if !stream {
-        let message = "stream_options is only for streams. hint: set stream to true or leave it out";
+        let message =
+            "stream_options is only for streams. hint: set stream to true or leave it out";
         return Err(ApiError::field("stream_options", message));
     }
     let mut options = Fields::nested(value, "stream_options")?;

@@ -185,15 +185,17 @@ fn check_content_type(request: &Request) -> Result<(), ApiError> {
 /// that is still sending does not see an answer.
 async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
-        let message = format!("the body is larger than {limit} bytes. hint: shorten the conversation");
+        let message =
+            format!("the body is larger than {limit} bytes. hint: shorten the conversation");
         ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     let mut bytes = Vec::new();
     let mut total = 0usize;
     let mut frames = request.into_body().into_data_stream();
     while let Some(frame) = frames.next().await {
-        let frame = frame
-            .map_err(|e| ApiError::invalid(format!("the body could not be read to its end: {e}")))?;
+        let frame = frame.map_err(|e| {
+            ApiError::invalid(format!("the body could not be read to its end: {e}"))
+        })?;
         total = total.saturating_add(frame.len());
         if total <= limit {
             bytes.extend_from_slice(&frame);

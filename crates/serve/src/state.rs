@@ -31,7 +31,9 @@ pub enum ServeError {
     #[error("two models are named \"{0}\". hint: give the adapter another name")]
     DuplicateName(String),
     /// A name that a request could not use.
-    #[error("\"{0}\" cannot be a model's name; expected a name that is not empty and has no control characters")]
+    #[error(
+        "\"{0}\" cannot be a model's name; expected a name that is not empty and has no control characters"
+    )]
     BadName(String),
 }
 

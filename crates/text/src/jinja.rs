@@ -13,8 +13,13 @@ use crate::error::TextError;
 use crate::python::{JsonLayout, json_dumps, strftime};
 
 /// Work that one rendering may do: one unit is an instruction or 64 bytes of text made. A
-/// conversation of a thousand turns takes about a hundredth of it.
-const FUEL: u64 = 4_000_000;
+/// conversation of a thousand turns takes about a fifth of it.
+const FUEL: u64 = 500_000;
+/// Stack for the engine. It walks nested lists by recursion, and `FUEL` buys lists within lists some
+/// 250,000 deep, at well under a kilobyte each. Only what is used is ever taken from the system.
+const STACK_BYTES: usize = 256 << 20;
+/// Longest source of a template; real ones are below 50 kB.
+const SOURCE_BYTES: usize = 256 << 10;
 /// Bytes that one rendering may write beyond eight times its input.
 const OUTPUT_BYTES: usize = 4 << 20;
 /// How deep lists in lists may go in `tojson`.
@@ -24,6 +29,20 @@ const NAME: &str = "chat template";
 /// The variable in which the time of the rendering travels to `strftime_now`.
 const NOW: &str = "metier_now";
 
+/// Runs `work` where the engine has room. A panic in there becomes an error.
+pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TextError> {
+    let failed = |reason: String| TextError::TemplateFailed { reason };
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("chat template".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(format!("no thread for it ({error})")))?
+            .join()
+            .map_err(|_| failed("the engine panicked".into()))
+    })
+}
+
 /// A compiled template.
 #[derive(Clone)]
 pub(crate) struct Jinja {
@@ -32,6 +51,11 @@ pub(crate) struct Jinja {
 
 impl Jinja {
     pub(crate) fn compile(source: &str) -> Result<Self, TextError> {
+        if source.len() > SOURCE_BYTES {
+            return Err(TextError::TemplateSyntax {
+                reason: format!("it is {} bytes long, more than {SOURCE_BYTES}", source.len()),
+            });
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -305,6 +329,56 @@ mod tests {
         assert!(matches!(error("{% include '/etc/passwd' %}"), TextError::TemplateFailed { .. }));
         assert!(matches!(error("{% import 'x' as y %}"), TextError::TemplateFailed { .. }));
         assert!(matches!(error("{{ strftime_now('%Q') }}"), TextError::TemplateFailed { .. }));
+    }
+
+    #[test]
+    fn deep_nesting_ends_without_a_crash() {
+        let rendered = |source: &str| on_deep_stack(|| render(source)).unwrap();
+        // Lists in lists, as deep as the fuel allows; then everything that walks them.
+        let nested = |rounds: usize, end: &str| {
+            format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for i in range({rounds}) %}}\
+                 {{% set ns.x = [[[[[[[[[ns.x]]]]]]]]] %}}{{% endfor %}}{end}"
+            )
+        };
+        assert_eq!(rendered(&nested(20_000, "{{ ns.x == [ns.x] }}")).unwrap(), "False");
+        assert_eq!(rendered(&nested(5_000, "{{ ns.x }}")).unwrap().len(), 2 * (9 * 5_000 + 1));
+        for (rounds, end) in [(20_000, "{{ ns.x | tojson }}"), (20_000, "{{ ns.x }}"), (60_000, "")]
+        {
+            let error = rendered(&nested(rounds, end)).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    TextError::TemplateBudget { .. } | TextError::TemplateFailed { .. }
+                ),
+                "{rounds} {end}: {error}"
+            );
+        }
+
+        // Deep sources: either refused or computed, but alive.
+        let repeated = |start: &str, unit: &str, end: &str| {
+            format!("{start}{}{end}", unit.repeat(150_000 / unit.len()))
+        };
+        let refused = |source: String| {
+            let error = rendered(&source).unwrap_err();
+            assert!(
+                matches!(error, TextError::TemplateSyntax { .. }),
+                "{}: {error}",
+                &source[..20]
+            );
+        };
+        refused(repeated("{{ ", "(", "1 }}"));
+        refused(repeated("{{ ", "[", "1 }}"));
+        refused(repeated("", "{% if 1 %}", "1"));
+        refused("x".repeat(SOURCE_BYTES + 1));
+        let computed = |source: String, expected: &str| {
+            assert_eq!(rendered(&source).unwrap(), expected, "{}", &source[..20]);
+        };
+        computed(repeated("{{ ", "1+", "1 }}"), "75001");
+        computed(repeated("{{ ", "not ", "1 }}"), "True");
+        computed(repeated("{{ 'a'", "|upper", " }}"), "A");
+        computed(repeated("{{ ", "1 if 1 else ", "2 }}"), "1");
+        computed(repeated("{% if 1 %}", "{% elif 1 %}", "{% endif %}"), "");
     }
 
     #[test]

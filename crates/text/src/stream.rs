@@ -95,3 +95,22 @@ impl StreamDecoder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_window_stays_short() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano");
+        let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
+        let ids = tokenizer.encode(&"the end of a café,   日本\n\n".repeat(200)).unwrap();
+        let mut decoder = StreamDecoder::new(Arc::clone(&tokenizer));
+        for id in ids {
+            decoder.push(id).unwrap();
+            assert!(decoder.window.len() <= 12, "{} tokens", decoder.window.len());
+        }
+    }
+}

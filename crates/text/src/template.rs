@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::conversation::{Conversation, Message, ROLES};
 use crate::error::{TextError, excerpt};
-use crate::jinja::Jinja;
+use crate::jinja::{Jinja, on_deep_stack};
 use crate::mask::{Turn, loss_mask};
 use crate::tokenizer::{ConfigFile, Tokenizer, hex_sha256};
 
@@ -101,7 +101,7 @@ impl ChatTemplate {
     /// [`TextError::TemplateSyntax`].
     pub fn from_source(source: impl Into<String>) -> Result<Self, TextError> {
         let source = source.into();
-        let jinja = Jinja::compile(&source)?;
+        let jinja = on_deep_stack(|| Jinja::compile(&source))??;
         let sha256 = hex_sha256(source.as_bytes());
         Ok(Self { compiled: Arc::new(Compiled { source, sha256, jinja }), clock: None })
     }
@@ -155,6 +155,21 @@ impl ChatTemplate {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Rendered, TextError> {
+        on_deep_stack(|| self.render_here(tokenizer, conversation, add_generation_prompt))?
+    }
+
+    /// The control token that this template writes behind an answer, if it writes one: the token
+    /// at which generation must stop.
+    pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        on_deep_stack(|| self.turn_end_here(tokenizer)).ok()?
+    }
+
+    fn render_here(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TextError> {
         let writer = Writer::new(self, tokenizer, &conversation.messages)?;
         let text = writer.write(&writer.messages, add_generation_prompt)?;
         let turns = if add_generation_prompt { Vec::new() } else { writer.turns(&text)? };
@@ -170,14 +185,12 @@ impl ChatTemplate {
         {
             return Err(TextError::DoubleBos { token: tokenizer.token(bos).unwrap_or_default() });
         }
-        let turn_end = if turns.is_empty() { None } else { self.turn_end(tokenizer) };
+        let turn_end = if turns.is_empty() { None } else { self.turn_end_here(tokenizer) };
         let mask = loss_mask(tokenizer, &text, &pieces, &turns, turn_end);
         Ok(Rendered { ids, mask, text: writer.clean(text) })
     }
 
-    /// The control token that this template writes behind an answer, if it writes one: the token
-    /// at which generation must stop.
-    pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
+    fn turn_end_here(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
         let writer = Writer::new(self, tokenizer, &messages).ok()?;
         let (_, after) = writer.around_answer(1).ok()?;
@@ -285,14 +298,10 @@ impl<'a> Writer<'a> {
     }
 
     fn turn(&self, text: &str, index: usize) -> Result<Turn, TextError> {
+        const DEPENDS: &str = "what the template writes behind the answer depends on the answer";
         let no_mask = |found: String| TextError::NoMask { turn: index, found };
         let (before, after) = self.around_answer(index)?;
-        let end = text
-            .strip_suffix(after.as_str())
-            .ok_or_else(|| {
-                no_mask("what the template writes behind an answer depends on the answer".into())
-            })?
-            .len();
+        let end = text.strip_suffix(after.as_str()).ok_or_else(|| no_mask(DEPENDS.into()))?.len();
         let prompt = match self.write(&self.messages[..index], true) {
             Ok(prompt) => prompt,
             // Many templates look at the first message, which a prompt for it does not have.
@@ -311,6 +320,12 @@ impl<'a> Writer<'a> {
         let start = prompt.len();
         if end < start {
             return Err(no_mask("the template puts the answer into the prompt for it".into()));
+        }
+        // Templates may drop the beginning of an answer (earlier thoughts), but if the end is not
+        // where it should be, something stands there that depends on the answer.
+        let last_word = self.messages[index].content.split_whitespace().last();
+        if !text[start..end].trim_end().ends_with(last_word.unwrap_or_default()) {
+            return Err(no_mask(DEPENDS.into()));
         }
         Ok(Turn { start, end })
     }

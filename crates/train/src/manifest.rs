@@ -27,7 +27,7 @@ pub struct Provenance {
     pub tokenizer_sha256: String,
     /// Source of the chat template; empty when there is none (pretraining).
     pub chat_template: String,
-    /// Files copied beside a fully trained model: see [`crate::tokenizer_files`].
+    /// Files copied beside a fully trained model (an adapter needs the base's anyway): see [`crate::tokenizer_files`].
     #[serde(skip)]
     pub copied_files: Vec<PathBuf>,
 }

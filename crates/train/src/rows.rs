@@ -2,7 +2,7 @@
 
 use crate::error::{TrainError, name_some};
 use crate::plan::TrainPlan;
-use data::Example;
+use data::{Document, Example};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use text::{ChatTemplate, Tokenizer};
@@ -29,15 +29,6 @@ impl Row {
     pub fn supervised(&self) -> usize {
         self.mask.iter().skip(1).filter(|&&m| m).count()
     }
-}
-
-/// A text for pretraining.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Document {
-    /// Name for messages, as its path.
-    pub id: String,
-    /// The text.
-    pub text: String,
 }
 
 /// What became of the examples of one set.
@@ -98,7 +89,10 @@ impl TrainData {
                 .collect()
         };
         let (train, held_out) = (render(train)?, render(held_out)?);
-        TrainData::from_rows(train, held_out, tokenizer.stop_ids(), tokenizer.bos_id(), plan)
+        let mut stop_ids = tokenizer.stop_ids().to_vec();
+        // A plain template's end of turn need not be known to the tokenizer's own folder.
+        stop_ids.extend(template.turn_end(tokenizer));
+        TrainData::from_rows(train, held_out, &stop_ids, tokenizer.bos_id(), plan)
     }
 
     /// Takes rendered rows and applies the guards of supervised fine-tuning. Rows that are too

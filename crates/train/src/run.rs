@@ -9,7 +9,7 @@ use crate::objective::Learner;
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::output::Output;
 use crate::pack::{MicroBatch, Sampler, micro_batches};
-use crate::plan::TrainPlan;
+use crate::plan::{Method, TrainPlan};
 use crate::rows::TrainData;
 use crate::schedule::Schedule;
 use crate::trainable::Trainable;
@@ -449,7 +449,8 @@ impl<'a> Run<'a> {
             self.plan.save_dtype,
             &metadata,
         )?;
-        for file in &provenance.copied_files {
+        let full = self.plan.method == Method::Full;
+        for file in provenance.copied_files.iter().filter(|_| full) {
             let bytes = fs::read(file).map_err(|e| TrainError::io(file, e))?;
             if let Some(name) = file.file_name() {
                 model::write_atomic(&dir.join(name), &bytes)?;

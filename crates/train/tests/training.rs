@@ -112,10 +112,10 @@ fn logged_steps(dir: &Path) -> Vec<u64> {
 fn overfits_a_tiny_set() {
     for method in [Method::Lora, Method::Full] {
         let dir = tempfile::tempdir().unwrap();
-        let plan = TrainPlan { num_train_epochs: 60.0, save_steps: 0, ..plan(method, dir.path()) };
+        let plan = TrainPlan { num_train_epochs: 120.0, save_steps: 0, ..plan(method, dir.path()) };
         let outcome = simply(&plan, false).unwrap();
         assert_eq!(outcome.status, TrainStatus::Completed);
-        assert_eq!(outcome.step, 180);
+        assert_eq!(outcome.step, 360);
         assert!(outcome.train_loss < 0.1, "{method:?}: {}", outcome.train_loss);
         assert!(outcome.held_out_before.unwrap().loss > 1.0);
         let manifest: Manifest =
@@ -129,7 +129,7 @@ fn overfits_a_tiny_set() {
         } else {
             Decoder::load(dir.path(), &model::LoadOptions::default()).unwrap();
         }
-        assert_eq!(logged_steps(dir.path()), (1..=180).collect::<Vec<_>>());
+        assert_eq!(logged_steps(dir.path()), (1..=360).collect::<Vec<_>>());
     }
 }
 

@@ -23,7 +23,9 @@ pub(super) const FORMAT: Format = Format {
     accepts: |text| match first_object(text) {
         Some(object) => object.contains_key("messages"),
         // Broken: what it wants to be decides which error helps.
-        None => text.lines().find(|l| !l.trim().is_empty()).is_some_and(|l| l.contains("\"messages\"")),
+        None => {
+            text.lines().find(|l| !l.trim().is_empty()).is_some_and(|l| l.contains("\"messages\""))
+        }
     },
     read,
 };

@@ -100,11 +100,10 @@ impl Columns {
                 return Err(fail(found, format!("one of {}", pairs.join(", ")), hint));
             }
             (several, _) => {
-                let choices = several.iter().map(|(p, c)| {
-                    p.iter().chain(c).copied().collect::<Vec<_>>().join("/")
-                });
-                let found =
-                    format!("several choices: {}", choices.collect::<Vec<_>>().join(", "));
+                let choices = several
+                    .iter()
+                    .map(|(p, c)| p.iter().chain(c).copied().collect::<Vec<_>>().join("/"));
+                let found = format!("several choices: {}", choices.collect::<Vec<_>>().join(", "));
                 return Err(fail(found, "one that is clear".to_owned(), hint));
             }
         };

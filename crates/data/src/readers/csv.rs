@@ -95,7 +95,8 @@ fn check_shape(
 ) -> Result<(), Problem> {
     // The parser takes the end of the file for the closing quote, so one that is missing would
     // swallow all rows below it without a word.
-    let opened = record.iter().any(|field| raw.contains(&format!("\"{}", field.replace('"', "\"\""))));
+    let opened =
+        record.iter().any(|field| raw.contains(&format!("\"{}", field.replace('"', "\"\""))));
     if last && opened && raw.bytes().filter(|&b| b == b'"').count() % 2 == 1 {
         return Err(Problem::new(
             line,

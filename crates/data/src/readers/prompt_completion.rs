@@ -37,7 +37,8 @@ fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, Data
         let group = optional_text_of(line, group_field, object.get(group_field).cloned())?;
         let completion =
             text_of(line, &columns.completion, object.remove(&columns.completion), false)?;
-        let prompt = columns.prompt(|name| text_of(line, name, object.get(name).cloned(), false))?;
+        let prompt =
+            columns.prompt(|name| text_of(line, name, object.get(name).cloned(), false))?;
         let messages = columns.messages(prompt, completion, options);
         Ok(Draft { messages, id, group, fields: columns.fields() })
     })

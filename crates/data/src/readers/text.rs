@@ -75,9 +75,12 @@ mod tests {
     fn a_folder_is_read_in_order_and_a_file_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("b")).unwrap();
-        for (name, text) in
-            [("c.txt", "third\r\nline"), ("a.txt", "\u{feff}first"), ("b/x.TXT", "second"), ("n.md", "no")]
-        {
+        for (name, text) in [
+            ("c.txt", "third\r\nline"),
+            ("a.txt", "\u{feff}first"),
+            ("b/x.TXT", "second"),
+            ("n.md", "no"),
+        ] {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let read = read_text(dir.path()).unwrap();

@@ -70,7 +70,8 @@ pub fn metrics_by_name<S: AsRef<str>>(names: &[S]) -> Result<Vec<&'static Metric
     let mut found: Vec<&'static Metric> = Vec::new();
     for name in names {
         let name = name.as_ref().trim();
-        let metric = METRICS.iter().copied().find(|m| m.name == name).ok_or_else(|| unknown(name))?;
+        let metric =
+            METRICS.iter().copied().find(|m| m.name == name).ok_or_else(|| unknown(name))?;
         if !found.iter().any(|m| m.name == metric.name) {
             found.push(metric);
         }
@@ -123,7 +124,8 @@ mod tests {
         r#"{"nested": {"a": [1, 2.0]}, "n": 1e2}"#,
     ];
 
-    const HOSTILE: &[&str] = &["", " ", "\0", "{", "[[[[[[", "\"", "\u{202e}x", "null", "{\"a\":1}{"];
+    const HOSTILE: &[&str] =
+        &["", " ", "\0", "{", "[[[[[[", "\"", "\u{202e}x", "null", "{\"a\":1}{"];
 
     #[test]
     fn worked_examples() {
@@ -146,7 +148,12 @@ mod tests {
             let suitable = REFERENCES.iter().filter(|r| (metric.check_reference)(r).is_ok());
             let mut tried = 0;
             for reference in suitable {
-                assert_eq!((metric.score)(reference, reference), 1.0, "{} {reference}", metric.name);
+                assert_eq!(
+                    (metric.score)(reference, reference),
+                    1.0,
+                    "{} {reference}",
+                    metric.name
+                );
                 tried += 1;
             }
             assert!(tried >= 3, "{} suits only {tried} references", metric.name);

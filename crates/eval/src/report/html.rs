@@ -3,7 +3,9 @@
 
 use super::{CandidateReport, ExampleAnswer, LossPoint, Report};
 use crate::error::EvalError;
-use crate::numbers::{bytes, count, duration, money, p_value, percent, points, significant, signed};
+use crate::numbers::{
+    bytes, count, duration, money, p_value, percent, points, signed, significant,
+};
 use crate::stats::{Interval, PairedTest};
 use crate::verdict::Verdict;
 use askama::Template;
@@ -13,8 +15,11 @@ use serde_json::Value;
 const SHOWN_CHARS: usize = 4000;
 
 pub(super) fn render(report: &Report) -> Result<String, EvalError> {
-    let page = Page::new(report);
-    page.render().map_err(|error| EvalError::Render { format: "HTML", reason: error.to_string() })
+    let page = Page::new(report)
+        .render()
+        .map_err(|error| EvalError::Render { format: "HTML", reason: error.to_string() })?;
+    // The template has none of these characters, so all of them are from outside.
+    Ok(page.chars().map(visible).collect())
 }
 
 #[derive(Template)]
@@ -161,17 +166,9 @@ impl<'a> Page<'a> {
 
 fn metric_views(report: &Report) -> Vec<MetricView<'_>> {
     let Some(first) = report.candidates.first() else { return Vec::new() };
-    fn row<'a>((class, candidate): (usize, &'a CandidateReport), name: &str) -> Option<BarView<'a>> {
-        let metric = candidate.metrics.get(name)?;
-        Some(BarView {
-            candidate: &candidate.name,
-            class: class % 4,
-            value: percent(metric.value),
-            interval: interval_percent(metric.ci95),
-            bar: share_of_width(metric.value),
-            lo: share_of_width(metric.ci95.lo),
-            hi: share_of_width(metric.ci95.hi),
-        })
+    let bars = |name: &str| {
+        let candidates = report.candidates.iter().enumerate();
+        candidates.filter_map(|(place, candidate)| bar_view(place, candidate, name)).collect()
     };
     first
         .metrics
@@ -180,9 +177,22 @@ fn metric_views(report: &Report) -> Vec<MetricView<'_>> {
             name,
             what: &metric.what,
             n: count(metric.n),
-            rows: report.candidates.iter().enumerate().filter_map(|c| row(c, name)).collect(),
+            rows: bars(name),
         })
         .collect()
+}
+
+fn bar_view<'a>(place: usize, candidate: &'a CandidateReport, name: &str) -> Option<BarView<'a>> {
+    let metric = candidate.metrics.get(name)?;
+    Some(BarView {
+        candidate: &candidate.name,
+        class: place % 4,
+        value: percent(metric.value),
+        interval: interval_percent(metric.ci95),
+        bar: share_of_width(metric.value),
+        lo: share_of_width(metric.ci95.lo),
+        hi: share_of_width(metric.ci95.hi),
+    })
 }
 
 /// Half the width of the scale of differences: a round number that holds all intervals and the
@@ -455,10 +465,10 @@ fn grouped_u64(value: u64) -> String {
     count(usize::try_from(value).unwrap_or(usize::MAX))
 }
 
-/// Foreign text as it can be shown: control characters made visible, so that none of them can hide
-/// or reorder what is read, and cut after [`SHOWN_CHARS`] characters.
-fn shown(text: &str) -> String {
-    let visible = |c: char| match c {
+/// A control character as a sign for it, so that none can hide or reorder what is read; any other
+/// character as it is.
+fn visible(c: char) -> char {
+    match c {
         '\n' | '\t' => c,
         '\0'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
         '\u{7f}' => '\u{2421}',
@@ -469,8 +479,12 @@ fn shown(text: &str) -> String {
         | '\u{202a}'..='\u{202e}'
         | '\u{2066}'..='\u{2069}' => '\u{fffd}',
         _ => c,
-    };
-    let mut shown: String = text.chars().take(SHOWN_CHARS).map(visible).collect();
+    }
+}
+
+/// Foreign text, cut after [`SHOWN_CHARS`] characters.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
     let hidden = text.chars().skip(SHOWN_CHARS).count();
     if hidden > 0 {
         shown.push_str(&format!(" … ({} more characters)", count(hidden)));
@@ -506,21 +520,27 @@ mod tests {
         assert!(curve_view(&[point(1, Some(f64::NAN), Some(f64::INFINITY))]).is_none());
         let single = curve_view(&[point(0, Some(2.0), None)]).unwrap();
         assert!(single.held_out.is_empty() && !single.train.contains("NaN"), "{}", single.train);
-        let long: Vec<_> = (0..10_000).map(|i| point(i, Some(1.0 / (i + 1) as f64), None)).collect();
+        let long: Vec<_> =
+            (0..10_000).map(|i| point(i, Some(1.0 / (i + 1) as f64), None)).collect();
         assert!(curve_view(&long).unwrap().train.split(' ').count() <= CURVE_POINTS);
     }
 
     #[test]
-    fn foreign_text_cannot_hide_anything() {
+    fn control_characters_become_visible() {
         for (text, expected) in [
             ("a\nb\tc", "a\nb\tc"),
             ("\0\u{1b}[31m\r", "␀␛[31m␍"),
             ("\u{202e}evil\u{2069}", "\u{fffd}evil\u{fffd}"),
             ("Größe 👍", "Größe 👍"),
         ] {
-            assert_eq!(shown(text), expected);
+            assert_eq!(text.chars().map(visible).collect::<String>(), expected);
         }
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
         let long = shown(&"é".repeat(SHOWN_CHARS + 1500));
-        assert!(long.ends_with("… (1,500 more characters)"), "{}", &long[long.len() - 40..]);
+        assert!(long.ends_with("é … (1,500 more characters)"));
+        assert_eq!(shown("short"), "short");
     }
 }

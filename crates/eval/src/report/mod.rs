@@ -283,10 +283,8 @@ impl Report {
     /// # Errors
     /// [`EvalError::Render`].
     pub fn to_json(&self) -> Result<String, EvalError> {
-        let mut text = serde_json::to_string_pretty(self).map_err(|error| EvalError::Render {
-            format: "JSON",
-            reason: error.to_string(),
-        })?;
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|error| EvalError::Render { format: "JSON", reason: error.to_string() })?;
         text.push('\n');
         Ok(text)
     }

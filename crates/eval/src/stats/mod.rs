@@ -10,8 +10,13 @@ mod paired;
 mod power;
 
 pub use interval::{Interval, mean_interval, student_t, wilson};
-pub use paired::{PairedDifference, PairedOptions, PairedTest, mcnemar_exact, mcnemar_mid_p, paired_difference, sign_flip};
-pub use power::{detectable_difference, graded_sample_size, non_inferiority_sample_size, paired_sample_size};
+pub use paired::{
+    PairedDifference, PairedOptions, PairedTest, mcnemar_exact, mcnemar_mid_p, paired_difference,
+    sign_flip,
+};
+pub use power::{
+    detectable_difference, graded_sample_size, non_inferiority_sample_size, paired_sample_size,
+};
 
 /// Share of intervals that hold the true value, when everything is repeated often.
 pub const CONFIDENCE: f64 = 0.95;
@@ -23,7 +28,9 @@ pub enum StatsError {
     #[error("there are no scores; expected at least one")]
     Empty,
     /// Paired scores must belong to the same examples.
-    #[error("{a} scores on one side, {b} on the other; a paired comparison needs one of each per example")]
+    #[error(
+        "{a} scores on one side, {b} on the other; a paired comparison needs one of each per example"
+    )]
     Unpaired {
         /// Scores of the first.
         a: usize,

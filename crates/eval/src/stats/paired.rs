@@ -346,7 +346,8 @@ mod tests {
 
     /// Shares of six fields, right with 0.5 and 0.7, from examples of differing difficulty.
     fn graded_pair(rng: &mut Pcg64Mcg, n: usize) -> (Vec<f64>, Vec<f64>) {
-        let draw = |rng: &mut Pcg64Mcg, p| (0..6).filter(|_| rng.random_bool(p)).count() as f64 / 6.0;
+        let draw =
+            |rng: &mut Pcg64Mcg, p| (0..6).filter(|_| rng.random_bool(p)).count() as f64 / 6.0;
         (0..n)
             .map(|_| {
                 let shift = rng.random_range(-0.3..0.3);

@@ -39,8 +39,7 @@ async fn chat_completions(
     let sampling = request.sampling;
     let prompts = vec![rendered.ids];
     // OpenAI's default: no bound but the context.
-    let generation =
-        Generation::start(&state, &model, prompts, &sampling, usize::MAX, "messages")?;
+    let generation = Generation::start(&state, &model, prompts, &sampling, usize::MAX, "messages")?;
     let head = Head::new("chat.completion", request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
@@ -280,6 +279,114 @@ impl Chunks for ChatChunks {
 
     fn usage(&mut self, usage: Usage) -> Option<ChatChunk> {
         let head = self.head.clone();
-        self.include_usage.then(|| ChatChunk { head, choices: Vec::new(), usage: Some(Some(usage)) })
+        self.include_usage.then(|| ChatChunk {
+            head,
+            choices: Vec::new(),
+            usage: Some(Some(usage)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<ChatRequest, ApiError> {
+        ChatRequest::read(Fields::parse(json.as_bytes())?, 8)
+    }
+
+    #[test]
+    fn messages_are_read() {
+        let request = read(
+            r#"{"model": "m", "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+                {"role": "assistant", "content": "Hi", "refusal": null, "tool_calls": null, "annotations": []},
+                {"role": "user", "content": ""}]}"#,
+        )
+        .unwrap();
+        let shown: Vec<(&str, &str)> = request
+            .conversation
+            .messages
+            .iter()
+            .map(|m| (m.role.as_str(), m.content.as_str()))
+            .collect();
+        let expected =
+            [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "")];
+        assert_eq!((request.model.as_str(), shown), ("m", expected.to_vec()));
+    }
+
+    #[test]
+    fn fields_that_ask_for_nothing_are_accepted() {
+        let request = r#"{"model": "m", "messages": [{"role": "user", "content": "x"}],
+            "user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
+            "presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": false, "tools": [],
+            "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {},
+            "modalities": ["text"], "top_logprobs": null, "anything": null}"#;
+        assert!(read(request).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_names_its_field() {
+        for (json, param) in [
+            (r#""logprobs": true"#, "logprobs"),
+            (r#""top_logprobs": 3"#, "top_logprobs"),
+            (r#""tools": [{"type": "function"}]"#, "tools"),
+            (r#""tool_choice": "auto""#, "tool_choice"),
+            (r#""functions": [{}]"#, "functions"),
+            (r#""response_format": {"type": "json_object"}"#, "response_format"),
+            (r#""response_format": {"type": "json_schema", "json_schema": {}}"#, "response_format"),
+            (r#""presence_penalty": 0.5"#, "presence_penalty"),
+            (r#""frequency_penalty": -1"#, "frequency_penalty"),
+            (r#""logit_bias": {"50256": -100}"#, "logit_bias"),
+            (r#""modalities": ["text", "audio"]"#, "modalities"),
+            (r#""reasoning_effort": "high""#, "reasoning_effort"),
+            (r#""store": true"#, "store"),
+            (r#""service_tier": "flex""#, "service_tier"),
+            (r#""user": 7"#, "user"),
+            (r#""temprature": 0.5"#, "temprature"),
+            (r#""prompt": "x""#, "prompt"),
+            (r#""n": 9"#, "n"),
+        ] {
+            let json = format!(
+                r#"{{"model": "m", "messages": [{{"role": "user", "content": "x"}}], {json}}}"#
+            );
+            let error = read(&json).err().expect(&json).json();
+            assert!(error.contains(&format!(r#""param":"{param}""#)), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn broken_messages_name_their_place() {
+        for (messages, param) in [
+            ("null", "messages"),
+            ("[]", "messages"),
+            (r#""hello""#, "messages"),
+            (r#"["hello"]"#, "messages[0]"),
+            (r#"[{"content": "x"}]"#, "messages[0].role"),
+            (r#"[{"role": "user"}]"#, "messages[0].content"),
+            (r#"[{"role": "user", "content": null}]"#, "messages[0].content"),
+            (r#"[{"role": "user", "content": 5}]"#, "messages[0].content"),
+            (r#"[{"role": "user", "content": []}]"#, "messages[0].content"),
+            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].role"),
+            (r#"[{"role": "user", "content": "x", "name": "Bob"}]"#, "messages[0].name"),
+            (r#"[{"role": "user", "content": "x", "colour": 1}]"#, "messages[0].colour"),
+            (
+                r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]"#,
+                "messages[1].tool_calls",
+            ),
+            (
+                r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]"#,
+                "messages[0].content[0].type",
+            ),
+            (r#"[{"role": "user", "content": [{"type": "text"}]}]"#, "messages[0].content[0].text"),
+            (r#"[{"role": "user", "content": ["x"]}]"#, "messages[0].content[0]"),
+        ] {
+            let json = format!(r#"{{"model": "m", "messages": {messages}}}"#);
+            let error = read(&json).err().expect(&json).json();
+            assert!(error.contains(&format!(r#""param":"{param}""#)), "{json}: {error}");
+        }
+        let error = read(r#"{"messages": [{"role": "user", "content": "x"}]}"#).err().unwrap();
+        assert!(error.json().contains("model is missing"), "{}", error.json());
     }
 }

@@ -129,9 +129,7 @@ impl Prompt {
     fn encode(self, tokenizer: &Tokenizer, echo: bool) -> Result<Encoded, TextError> {
         let (ids, text) = match self {
             Prompt::Text(text) => {
-                let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
-                let mut ids: Vec<u32> = bos.into_iter().collect();
-                ids.extend(tokenizer.encode(&text)?);
+                let ids = tokenizer.encode_prompt(&text)?;
                 (ids, text)
             }
             Prompt::Tokens(ids) if echo => {
@@ -245,6 +243,62 @@ impl Chunks for CompletionChunks {
 
     fn usage(&mut self, usage: Usage) -> Option<Completion> {
         let head = self.head.clone();
-        self.include_usage.then(|| Completion { head, choices: Vec::new(), usage: Some(Some(usage)) })
+        self.include_usage.then(|| Completion {
+            head,
+            choices: Vec::new(),
+            usage: Some(Some(usage)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<CompletionRequest, ApiError> {
+        CompletionRequest::read(Fields::parse(json.as_bytes())?, 8)
+    }
+
+    #[test]
+    fn prompts_come_in_four_shapes() {
+        let shapes = |prompt: &str| -> Vec<String> {
+            let request = read(&format!(r#"{{"model": "m", "prompt": {prompt}}}"#)).unwrap();
+            let shown = request.prompts.into_iter().map(|p| match p {
+                Prompt::Text(text) => text,
+                Prompt::Tokens(ids) => format!("{ids:?}"),
+            });
+            shown.collect()
+        };
+        assert_eq!(shapes(r#""a b""#), ["a b"]);
+        assert_eq!(shapes(r#"["a", "b"]"#), ["a", "b"]);
+        assert_eq!(shapes("[1, 2]"), ["[1, 2]"]);
+        assert_eq!(shapes("[[1, 2], [3]]"), ["[1, 2]", "[3]"]);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_names_its_field() {
+        for (json, param) in [
+            (r#""prompt": null"#, "prompt"),
+            (r#""prompt": []"#, "prompt"),
+            (r#""prompt": {}"#, "prompt"),
+            (r#""prompt": ["a", 1]"#, "prompt"),
+            (r#""prompt": [1, "a"]"#, "prompt"),
+            (r#""prompt": [1, -1]"#, "prompt"),
+            (r#""prompt": [4294967296]"#, "prompt"),
+            (r#""prompt": [[1], 2]"#, "prompt"),
+            (r#""prompt": ["a", "b", "c"], "n": 3"#, "prompt"),
+            (r#""prompt": "a", "suffix": "b""#, "suffix"),
+            (r#""prompt": "a", "logprobs": 0"#, "logprobs"),
+            (r#""prompt": "a", "best_of": 2"#, "best_of"),
+            (r#""prompt": "a", "echo": "yes""#, "echo"),
+            (r#""prompt": "a", "messages": []"#, "messages"),
+        ] {
+            let json = format!(r#"{{"model": "m", {json}}}"#);
+            let error = read(&json).err().expect(&json).json();
+            assert!(error.contains(&format!(r#""param":"{param}""#)), "{json}: {error}");
+        }
+        assert!(
+            read(r#"{"model": "m", "prompt": "a", "best_of": 2, "n": 2, "suffix": ""}"#).is_ok()
+        );
     }
 }

@@ -1,0 +1,30 @@
+//! One file per command: wiring of the crates, no logic of its own.
+
+mod chat;
+mod data;
+mod demo;
+mod eval;
+mod export;
+mod generate;
+mod serve;
+mod tokenize;
+mod train;
+
+use crate::cli::Command;
+use anyhow::Result;
+use std::process::ExitCode;
+
+/// Carries out a command.
+pub(crate) fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Export(args) => export::run(&args),
+    }
+}

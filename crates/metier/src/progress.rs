@@ -1,0 +1,92 @@
+//! Progress bars with ETA on standard error; nothing when it is not a terminal.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+use train::Event;
+
+/// A bar over `total` items, named `what`.
+pub(crate) fn bar(what: &str, total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template(
+        "{prefix:>10} {wide_bar:.cyan/dim} {pos}/{len} {msg} ETA {eta}",
+    );
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// Draws a training: a bar with tokens/s, loss and ETA, lines for what stays worth reading.
+#[derive(Default)]
+pub(crate) struct TrainBar {
+    bar: Option<ProgressBar>,
+    held_out: Option<f64>,
+}
+
+impl TrainBar {
+    /// Follows one event of the run.
+    pub(crate) fn event(&mut self, event: &Event) {
+        match event {
+            Event::Start { step, total_steps, rows, tokens, held_out_rows, trainable_parameters, .. } => {
+                eprintln!(
+                    "  {rows} rows, {tokens} tokens a pass, {held_out_rows} rows held out, \
+                     {trainable_parameters} parameters trained"
+                );
+                let bar = bar("training", *total_steps);
+                bar.set_position(*step);
+                self.bar = Some(bar);
+            }
+            Event::Step { step, loss, tokens_per_second, eta_seconds, .. } => {
+                let Some(bar) = &self.bar else { return };
+                let held = self.held_out.map_or(String::new(), |l| format!(" held-out {l:.3}"));
+                bar.set_message(format!(
+                    "loss {loss:.3}{held} {tokens_per_second:.0} tok/s, {} left,",
+                    clock(*eta_seconds)
+                ));
+                bar.set_position(*step);
+            }
+            Event::Evaluation { held_out, .. } => {
+                self.held_out = Some(held_out.loss);
+                let bits = held_out.bits_per_byte.map_or(String::new(), |b| format!(", {b:.3} bits per byte"));
+                self.line(&format!("  step {}: held-out loss {:.4}{bits}", held_out.step, held_out.loss));
+            }
+            Event::Resumed { step, path } => {
+                self.line(&format!("  resumed after step {step} from {}", path.display()));
+            }
+            Event::Warning { message } => self.line(&format!("warning: {message}")),
+            Event::Checkpoint { .. } => {}
+            Event::End { .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) if !bar.is_hidden() => bar.println(text),
+            _ => eprintln!("{text}"),
+        }
+    }
+}
+
+/// Seconds as m:ss or h:mm:ss.
+pub(crate) fn clock(seconds: f64) -> String {
+    let s = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s % 3600 / 60, s % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clock;
+
+    #[test]
+    fn clock_shows_minutes_and_hours() {
+        for (seconds, shown) in [(0.4, "0:00"), (65.0, "1:05"), (3725.0, "1:02:05"), (f64::NAN, "0:00")] {
+            assert_eq!(clock(seconds), shown);
+        }
+    }
+}

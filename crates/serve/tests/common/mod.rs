@@ -1,0 +1,235 @@
+//! A real server on a free port of this machine, over a tiny random decoder.
+
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
+use engine::{Engine, EngineHandle, EngineOptions};
+use model::{Decoder, DecoderConfig, LoraAdapter, LoraConfig};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use serve::{ServePlan, ServedModel, Server};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use text::{ChatTemplate, Tokenizer};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Longest context of the test model: long enough that a stream without an end does not end
+/// while a test looks at it.
+pub(crate) const CONTEXT: usize = 100_000;
+/// The names served: the base, then three adapters.
+pub(crate) const MODELS: [&str; 4] = ["base", "red", "green", "blue"];
+
+const SPECIALS: [&str; 5] = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"];
+const TEMPLATE: &str = "{{- bos_token -}}{%- for message in messages -%}\
+    {{- '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' -}}{%- endfor -%}\
+    {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}";
+/// The third adapter was "trained" with another template, which refuses what it does not know.
+const OTHER_TEMPLATE: &str = "{{- bos_token -}}{%- for message in messages -%}\
+    {%- if message.role == 'system' -%}{{- raise_exception('no system text, please') -}}{%- endif -%}\
+    {{- '<|' ~ message.role ~ '|>' ~ message.content | upper ~ '<|end|>' -}}{%- endfor -%}\
+    {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}";
+
+/// One token for each byte, in the spelling of byte-level BPE, and five control tokens.
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    let visible = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut next = 256u32;
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..=255u8 {
+        let letter = if visible(&byte) {
+            char::from(byte)
+        } else {
+            next += 1;
+            char::from_u32(next - 1).expect("below the surrogates")
+        };
+        vocab.insert(letter.to_string(), json!(byte));
+    }
+    let added: Vec<Value> = SPECIALS
+        .iter()
+        .enumerate()
+        .map(|(i, content)| {
+            json!({"id": 256 + i, "content": content, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false, "special": true})
+        })
+        .collect();
+    for (i, content) in SPECIALS.iter().enumerate() {
+        vocab.insert((*content).into(), json!(256 + i));
+    }
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                          "use_regex": false},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": false},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                  "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                  "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    });
+    let config = json!({"bos_token": "<|bos|>", "eos_token": "<|end|>", "add_bos_token": true});
+    let bytes = |v: &Value| serde_json::to_vec(v).expect("plain JSON");
+    Arc::new(Tokenizer::from_bytes(&bytes(&tokenizer), Some(&bytes(&config))).expect("a tokenizer"))
+}
+
+/// One layer; weights large enough that contexts and adapters matter.
+fn decoder() -> Arc<Decoder> {
+    static DECODER: OnceLock<Arc<Decoder>> = OnceLock::new();
+    let decoder = DECODER.get_or_init(|| {
+        let json = json!({
+            "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "vocab_size": 261, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": true,
+        });
+        let path = Path::new("config.json");
+        let config = DecoderConfig::from_json(json.to_string().as_bytes(), path).expect("valid");
+        let mut decoder = Decoder::init(&config, 3);
+        let mut params = decoder.params();
+        for spec in decoder.param_layout().iter().filter(|s| s.shape.len() == 2) {
+            params[spec.range.clone()].iter_mut().for_each(|w| *w *= 12.0);
+        }
+        decoder.set_params(&params).expect("the same layout");
+        Arc::new(decoder)
+    });
+    Arc::clone(decoder)
+}
+
+/// An engine with three adapters.
+fn engine(options: EngineOptions) -> EngineHandle {
+    let decoder = decoder();
+    let mut engine = Engine::new(Arc::clone(&decoder), options).expect("good options");
+    for (seed, name) in MODELS[1..].iter().enumerate() {
+        let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
+        let mut adapter = LoraAdapter::init(&config, decoder.config(), 0).expect("fits");
+        for (i, value) in adapter.params.iter_mut().enumerate() {
+            *value = ((i * 7919 + seed * 104_729) % 1000) as f32 / 1500.0 - 0.33;
+        }
+        let slot = engine.adapters_mut().insert(name, &adapter, decoder.config());
+        assert_eq!(slot.expect("fits"), seed);
+    }
+    EngineHandle::spawn(engine).expect("a thread")
+}
+
+/// A running server.
+pub(crate) struct TestServer {
+    pub(crate) url: String,
+    pub(crate) client: Client,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) running: JoinHandle<std::io::Result<()>>,
+}
+
+/// Options with room for streams of [`CONTEXT`] tokens.
+pub(crate) fn roomy() -> EngineOptions {
+    EngineOptions {
+        num_blocks: 2 * CONTEXT / model::BLOCK_SIZE,
+        max_batch_tokens: 64,
+        max_num_seqs: 16,
+        max_queue: 64,
+    }
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> TestServer {
+        Self::start_with(ServePlan::default(), roomy()).await
+    }
+
+    pub(crate) async fn start_with(plan: ServePlan, options: EngineOptions) -> TestServer {
+        let plan = ServePlan { port: 0, ..plan };
+        let listener = plan.bind().await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+        let tokenizer = tokenizer();
+        let template = |source: &str| ChatTemplate::from_source(source).expect("valid");
+        let models = MODELS.iter().enumerate().map(|(i, name)| ServedModel {
+            name: (*name).into(),
+            adapter: i.checked_sub(1),
+            template: template(if i == 3 { OTHER_TEMPLATE } else { TEMPLATE }),
+            stop_ids: tokenizer.stop_ids().to_vec(),
+        });
+        let models = models.collect();
+        let server =
+            Server::new(plan, engine(options), Arc::clone(&tokenizer), models).expect("valid");
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(server.run(listener, async move {
+            _ = stopped.await;
+        }));
+        TestServer { url, client: Client::new(), stop: Some(stop), running }
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
+        self.client.post(format!("{}{path}", self.url)).json(body).send().await.expect("an answer")
+    }
+
+    /// Posts and expects success.
+    pub(crate) async fn ok(&self, path: &str, body: &Value) -> Value {
+        let response = self.post(path, body).await;
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Posts and expects an error in OpenAI's shape.
+    pub(crate) async fn refused(&self, path: &str, body: &Value) -> (u16, Value) {
+        error_of(self.post(path, body).await).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response {
+        self.client.get(format!("{}{path}", self.url)).send().await.expect("an answer")
+    }
+
+    pub(crate) async fn health(&self) -> Value {
+        self.get("/health").await.json().await.expect("JSON")
+    }
+
+    /// Looks at `/health` until `field` is `value`.
+    pub(crate) async fn wait_until(&self, field: &str, value: u64) -> Value {
+        loop {
+            let health = self.health().await;
+            if health[field] == value {
+                return health;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Posts a streaming request; every event's data but the last, which must be `[DONE]`.
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let response = self.post(path, body).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let text = response.text().await.expect("a body");
+        let mut data: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{text}");
+        data.into_iter().map(|d| serde_json::from_str(d).expect("JSON")).collect()
+    }
+}
+
+/// Status and error object of an answer that must be an error in OpenAI's shape.
+pub(crate) async fn error_of(response: Response) -> (u16, Value) {
+    let status = response.status().as_u16();
+    assert!(status >= 400, "{status}");
+    let body: Value = response.json().await.expect("JSON");
+    let error = body["error"].clone();
+    assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{body}");
+    assert!(error["type"].is_string(), "{body}");
+    for field in ["param", "code"] {
+        assert!(error.get(field).is_some_and(|v| v.is_null() || v.is_string()), "{body}");
+    }
+    (status, error)
+}
+
+/// A chat request at temperature 0.
+pub(crate) fn chat(model: &str, text: &str, max_tokens: usize) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": text}],
+           "temperature": 0, "max_tokens": max_tokens})
+}
+
+/// The same request with `change` put over it.
+pub(crate) fn with(mut body: Value, change: Value) -> Value {
+    for (field, value) in change.as_object().expect("an object") {
+        body[field] = value.clone();
+    }
+    body
+}
