@@ -187,7 +187,7 @@ fn json_forms(row: &Value, index: usize) -> Vec<String> {
         "phone": format!("0{number:05}{:04}", number % 10_000),
         "date": format!("20{:02}-{:02}-{:02}", number % 30, number % 12 + 1, number % 28 + 1),
         "amount": number as f64 / 100.0,
-        "urgent": number % 2 == 0,
+        "urgent": number.is_multiple_of(2),
         "comment": Value::Null,
         "tags": [pick(&["high", "medium", "low"], 5), pick(&["new", "old"], 6)],
     });

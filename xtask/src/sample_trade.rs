@@ -296,7 +296,7 @@ fn sentence(clause: &str) -> String {
 
 fn name_en(draw: &mut Draw, phrase: &str, appliance: &str) -> String {
     let names = APPLIANCES.iter().find(|a| a.value == appliance).expect("a known appliance").en;
-    phrase.replace("{a}", *draw.pick::<&str>(names))
+    phrase.replace("{a}", draw.pick::<&str>(names))
 }
 
 fn name_fr(draw: &mut Draw, phrase: &str, appliance: &str) -> String {

@@ -203,21 +203,28 @@ fn tables_in_the_wrong_shape() {
     // The quote opened in line 3 swallows the rest of the file.
     refuses("t.csv", "text,category\na,b\nc,\"d\ne,f\ng,h\n", &["t.csv:3: ", "never closed"]);
     refuses("t.csv", "text,category\n\"c,d", &["t.csv:2: ", "never closed"]);
-    let mut options =
-        ReadOptions { completion_column: Some("intent".into()), ..Default::default() };
+    let options = ReadOptions { completion_column: Some("intent".into()), ..Default::default() };
     refuses_with(
         "t.csv",
         "text,category\na,b\n",
         &options,
         &["no \"intent\" for the completion column"],
     );
-    options = ReadOptions { prompt_template: Some("no column".into()), ..Default::default() };
-    refuses_with(
-        "t.csv",
-        "text,category\na,b\n",
-        &options,
-        &["prompt_template", "no column"].map(|s| s),
-    );
+}
+
+#[test]
+fn prompt_templates_in_the_wrong_shape() {
+    fn check(template: &str, expected: &str) {
+        let options = ReadOptions { prompt_template: Some(template.into()), ..Default::default() };
+        let error = read_bytes("t.csv", b"text,category\na,b\n", &options).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+    check("no column", "no column");
+    check("{text", "never closed");
+    check("text}", "never opened");
+    check("{{text}}", "no column");
+    check("{title}", "no \"title\" for prompt_template");
+    check("{}", "no \"\" for prompt_template");
 }
 
 #[test]
@@ -234,7 +241,7 @@ fn tables_in_strange_but_good_shapes() {
     check(b"text;label\na, b;c\n", &plain, &[(2, "a, b", "c")]);
     check(b"Question\tAnswer\r\na\tb\r\n\r\n\r\nc\td", &plain, &[(2, "a", "b"), (5, "c", "d")]);
     check(
-        b"\xef\xbb\xbf\"text\" , \"label\"\n\"x\ny\",b\nc,d\n",
+        b"\xef\xbb\xbf\"text\", label\n\"x\ny\",b\nc,d\n",
         &plain,
         &[(2, "x\ny", "b"), (4, "c", "d")],
     );

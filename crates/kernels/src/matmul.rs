@@ -20,6 +20,7 @@ use crate::packed::{PANEL, PackedMatrix, Storage};
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -58,11 +59,14 @@ pub(crate) fn matmul_at(
     check("y", y, t, w.n);
     check("x", x, t, w.k);
     let a = Strided { start: x, row: w.k, depth: 1 };
-    let b = match &w.storage {
+    product(level, y, w.n, a, panels_of(w), t, w.k, accumulate);
+}
+
+fn panels_of(w: &PackedMatrix) -> Panels<'_> {
+    match &w.storage {
         Storage::F32(lanes) => Panels::F32(lanes.as_ptr().cast()),
         Storage::Bf16(lanes) => Panels::Bf16(lanes.as_ptr().cast()),
-    };
-    product(level, y, w.n, a, b, t, w.k, accumulate);
+    }
 }
 
 pub(crate) fn matmul_dx_at(
@@ -221,10 +225,10 @@ fn product(
 /// independent sums); the split respects it where it can.
 const PANEL_STEP: usize = 4;
 
-/// Into how many parts rows and panels are cut: about four tasks per thread, so that a thread that
-/// was late costs little; by rows as long as they are many, then by panels, then by rows again.
+/// Into how many parts rows and panels are cut: about two tasks per thread at least, so that a
+/// thread that was late costs less; by rows as long as they are many, then by panels, then by rows again.
 fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
-    let wanted = 4 * threads;
+    let wanted = 2 * threads;
     let row_parts = rows.div_ceil(BLOCK_ROWS);
     if row_parts >= wanted {
         // A multiple of the thread count: all threads end together.
@@ -240,7 +244,9 @@ fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
 /// `step` when there are at least `step` things per part.
 fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
     let step = if total >= parts * step { step } else { 1 };
-    let edge = |i: usize| if i == parts { total } else { i * total / parts / step * step };
+    let edge = |i: usize| {
+        if i == parts { total } else { i * total / parts / step * step }
+    };
     edge(i)..edge(i + 1)
 }
 
@@ -274,13 +280,25 @@ impl Kernel for Task<'_> {
         let vectors = S::LANES / 8;
         let group = match rows.len() {
             1 if direct => 4 * vectors,
-            2 | 3 if direct => 2 * vectors,
+            2 if direct => 2 * vectors,
             _ => vectors,
         };
+        // Many rows that meet many panels: A is first brought into the order in which tiles read
+        // it. That leaves the inner loop with constant distances, and no rows of A that fall on
+        // the same cache sets.
+        let dense = !few && panels.len() >= 4;
+        let mut a = if dense { PACKED_A.take() } else { Vec::new() };
+        if dense && a.len() < rows.len() * BLOCK_DEPTH {
+            a.resize(rows.len() * BLOCK_DEPTH, 0.0);
+        }
         let full = product.columns / PANEL;
         let block_depth = if direct && few { 4 * BLOCK_DEPTH } else { BLOCK_DEPTH };
         for depth_start in (0..product.depth).step_by(block_depth) {
             let depth = depth_start..product.depth.min(depth_start + block_depth);
+            if dense {
+                // SAFETY: rows and depth are inside the product; dense means more than twelve rows.
+                unsafe { product.pack_a(&mut a, rows.clone(), depth.clone()) };
+            }
             let mut panel = panels.start;
             while panel < panels.end {
                 let mut count = group;
@@ -292,7 +310,12 @@ impl Kernel for Task<'_> {
                 // Where the block of B lies: its start, the way from row to row and from panel to
                 // panel. Unless it can be used in place, it is first brought into scratch.
                 let in_scratch = (scratch.cast_const(), PANEL, BLOCK_DEPTH * PANEL);
-                let stretch = Stretch { rows: rows.clone(), panel, depth: depth.clone() };
+                let stretch = Stretch {
+                    rows: rows.clone(),
+                    panel,
+                    depth: depth.clone(),
+                    packed_a: if dense { a.as_ptr() } else { std::ptr::null() },
+                };
                 // SAFETY: the panels and the depth are inside the product; scratch holds two
                 // panels of BLOCK_DEPTH, and where it is used there are no more and blocks are no
                 // deeper.
@@ -348,7 +371,29 @@ impl Kernel for Task<'_> {
                 panel += count;
             }
         }
+        if dense {
+            PACKED_A.set(a);
+        }
     }
+}
+
+thread_local! {
+    /// A block of A in the order of its tiles; kept, because a fresh one would cost page faults.
+    static PACKED_A: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Cuts rows into tiles of nearly equal height (seven rows are 4 + 3, as a single row would be
+/// slow) and gives each tile's first row and height.
+#[inline(always)]
+fn tiles_of(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let tiles = rows.len().div_ceil(TILE_ROWS);
+    let mut row = rows.start;
+    (0..tiles).map(move |i| {
+        let first = row;
+        let height = (rows.end - row).div_ceil(tiles - i);
+        row += height;
+        (first, height)
+    })
 }
 
 /// Widens `len` bf16 values (a multiple of sixteen).
@@ -420,9 +465,54 @@ unsafe fn turn<S: Simd>(to: *mut f32, w: &PackedMatrix, panel: usize, depth: Ran
                 }
             }
         }
-        for n in 0..PANEL {
-            for k in 0..PANEL {
-                to[n][k] = square[k][n];
+        transpose(to, &square);
+    }
+}
+
+/// to[j][i] = from[i][j]
+#[inline(always)]
+fn transpose(to: &mut [[f32; PANEL]; PANEL], from: &[[f32; PANEL]; PANEL]) {
+    for i in (0..PANEL).step_by(4) {
+        for j in (0..PANEL).step_by(4) {
+            // By four times four, with SSE, which every x86-64 has: the compiler finds no vectors
+            // in the plain loop, and it took an eighth of matmul_dx.
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: every load and store is inside its row of sixteen.
+            unsafe {
+                use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
+                let [mut a, mut b, mut c, mut d] =
+                    std::array::from_fn(|r| _mm_loadu_ps(from[i + r].as_ptr().add(j)));
+                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                for (r, row) in [a, b, c, d].into_iter().enumerate() {
+                    _mm_storeu_ps(to[j + r].as_mut_ptr().add(i), row);
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            for r in 0..4 {
+                for s in 0..4 {
+                    to[j + s][i + r] = from[i + r][j + s];
+                }
+            }
+        }
+    }
+}
+
+/// `[depth][H]` from H rows: element (d, r) is `from[r * row + d * step]`.
+///
+/// # Safety
+/// `from` covers H rows and the depth, which is `to.len() / H`.
+#[inline(always)]
+unsafe fn interleave<const H: usize>(to: &mut [f32], from: *const f32, row: usize, step: usize) {
+    for (d, to) in to.as_chunks_mut::<H>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let from = from.add(d * step);
+            if row == 1 {
+                *to = from.cast::<[f32; H]>().read();
+            } else {
+                for r in 0..H {
+                    to[r] = *from.add(r * row);
+                }
             }
         }
     }
@@ -433,9 +523,35 @@ struct Stretch {
     rows: Range<usize>,
     panel: usize,
     depth: Range<usize>,
+    /// The rows and depth of A as [`Product::pack_a`] lays them out, or null.
+    packed_a: *const f32,
 }
 
 impl Product<'_> {
+    /// Copies a block of A: tile after tile, each `[depth][height]`.
+    ///
+    /// # Safety
+    /// The rows, more than twelve, and the depth lie inside the product.
+    #[inline(always)]
+    unsafe fn pack_a(&self, to: &mut [f32], rows: Range<usize>, depth: Range<usize>) {
+        let mut to = to;
+        for (row, height) in tiles_of(rows) {
+            let (tile, rest) = to.split_at_mut(height * depth.len());
+            let (a_row, a_depth) = (self.a.row, self.a.depth);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let from = self.a.start.as_ptr().add(row * a_row + depth.start * a_depth);
+                match height {
+                    6 => interleave::<6>(tile, from, a_row, a_depth),
+                    5 => interleave::<5>(tile, from, a_row, a_depth),
+                    4 => interleave::<4>(tile, from, a_row, a_depth),
+                    _ => unreachable!("more than twelve rows make no tile of {height}"),
+                }
+            }
+            to = rest;
+        }
+    }
+
     /// Runs tiles over all rows of a stretch of `count` panels. `b` is the first value of its
     /// block of B; rows are `b_row` apart, panels `b_panel`.
     ///
@@ -450,15 +566,12 @@ impl Product<'_> {
         b_row: usize,
         b_panel: usize,
     ) {
-        let Stretch { rows, panel, depth } = stretch;
+        let Stretch { rows, panel, depth, packed_a } = stretch;
         let column = panel * PANEL;
         // Groups end before a panel that is not full, so this is a group of one.
         let ragged = self.columns - column < PANEL;
-        // Tiles of nearly equal height: seven rows are 4 + 3, as a single row would be slow.
-        let tiles = rows.len().div_ceil(TILE_ROWS);
-        let mut row = rows.start;
-        for i in 0..tiles {
-            let height = (rows.end - row).div_ceil(tiles - i);
+        let first = rows.start;
+        for (row, height) in tiles_of(rows) {
             // SAFETY: row, column and depth are inside the product.
             unsafe {
                 let mut tile = Tile {
@@ -473,6 +586,10 @@ impl Product<'_> {
                     depth: depth.len(),
                     from_zero: depth.start == 0 && !self.accumulate,
                 };
+                let dense = !packed_a.is_null();
+                if dense {
+                    tile.a = packed_a.add((row - first) * depth.len());
+                }
                 // The last panel reaches past C's columns: let the tile work on a copy.
                 let mut copy = [0.0f32; TILE_ROWS * PANEL];
                 let (target, width) = (tile.c, self.columns - column);
@@ -484,7 +601,7 @@ impl Product<'_> {
                     }
                     (tile.c, tile.c_row) = (copy.as_mut_ptr(), PANEL);
                 }
-                tile.run::<S>(height, count);
+                tile.run::<S>(height, count, dense);
                 if ragged {
                     for r in 0..height {
                         for j in 0..width {
@@ -493,7 +610,6 @@ impl Product<'_> {
                     }
                 }
             }
-            row += height;
         }
     }
 }
@@ -520,6 +636,7 @@ impl Element for bf16 {
 }
 
 /// A piece of C that fits the registers: up to six rows of one panel, or fewer rows of more.
+#[derive(Clone, Copy)]
 struct Tile<E> {
     c: *mut f32,
     c_row: usize,
@@ -534,30 +651,37 @@ struct Tile<E> {
 }
 
 impl<E: Element> Tile<E> {
+    /// `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever the fields say.
+    ///
     /// # Safety
     /// The pointers cover `height` rows, `panels` panels and the depth; the processor supports `S`.
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, height: usize, panels: usize) {
+    unsafe fn run<S: Simd>(&self, height: usize, panels: usize, dense: bool) {
         // SAFETY: the caller's contract.
         unsafe {
-            match (height, panels) {
-                (1, 1) => self.compute::<S, 1, 1>(),
-                (2, 1) => self.compute::<S, 2, 1>(),
-                (3, 1) => self.compute::<S, 3, 1>(),
-                (4, 1) => self.compute::<S, 4, 1>(),
-                (5, 1) => self.compute::<S, 5, 1>(),
-                (6, 1) => self.compute::<S, 6, 1>(),
-                (1, 2) => self.compute::<S, 1, 2>(),
-                (2, 2) => self.compute::<S, 2, 2>(),
-                (3, 2) => self.compute::<S, 3, 2>(),
-                (1, 4) => self.compute::<S, 1, 4>(),
+            match (height, panels, dense) {
+                (4, 1, true) => self.compute::<S, 4, 1, true>(),
+                (5, 1, true) => self.compute::<S, 5, 1, true>(),
+                (6, 1, true) => self.compute::<S, 6, 1, true>(),
+                (1, 1, false) => self.compute::<S, 1, 1, false>(),
+                (2, 1, false) => self.compute::<S, 2, 1, false>(),
+                (3, 1, false) => self.compute::<S, 3, 1, false>(),
+                (4, 1, false) => self.compute::<S, 4, 1, false>(),
+                (5, 1, false) => self.compute::<S, 5, 1, false>(),
+                (6, 1, false) => self.compute::<S, 6, 1, false>(),
+                (1, 2, false) => self.compute::<S, 1, 2, false>(),
+                (2, 2, false) => self.compute::<S, 2, 2, false>(),
+                (1, 4, false) => self.compute::<S, 1, 4, false>(),
                 // Only sixteen-lane registers hold these.
-                (4, 2) if S::LANES == 16 => self.compute::<S, 4, 2>(),
-                (5, 2) if S::LANES == 16 => self.compute::<S, 5, 2>(),
-                (6, 2) if S::LANES == 16 => self.compute::<S, 6, 2>(),
-                (2, 4) if S::LANES == 16 => self.compute::<S, 2, 4>(),
-                (3, 4) if S::LANES == 16 => self.compute::<S, 3, 4>(),
-                (1, 8) if S::LANES == 16 => self.compute::<S, 1, 8>(),
+                (4, 2, true) if S::LANES == 16 => self.compute::<S, 4, 2, true>(),
+                (5, 2, true) if S::LANES == 16 => self.compute::<S, 5, 2, true>(),
+                (6, 2, true) if S::LANES == 16 => self.compute::<S, 6, 2, true>(),
+                (3, 2, false) if S::LANES == 16 => self.compute::<S, 3, 2, false>(),
+                (4, 2, false) if S::LANES == 16 => self.compute::<S, 4, 2, false>(),
+                (5, 2, false) if S::LANES == 16 => self.compute::<S, 5, 2, false>(),
+                (6, 2, false) if S::LANES == 16 => self.compute::<S, 6, 2, false>(),
+                (2, 4, false) if S::LANES == 16 => self.compute::<S, 2, 4, false>(),
+                (1, 8, false) if S::LANES == 16 => self.compute::<S, 1, 8, false>(),
                 _ => unreachable!("no tile of {height} rows and {panels} panels"),
             }
         }
@@ -566,9 +690,11 @@ impl<E: Element> Tile<E> {
     /// # Safety
     /// As for `run`.
     #[inline(always)]
-    unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(&self) {
+    unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize, const DENSE: bool>(&self) {
         // Two vectors per panel, or one; the second is then never touched and vanishes.
         let vectors = PANEL / S::LANES;
+        let (a_row, a_depth, b_row) =
+            if DENSE { (1, ROWS, PANEL) } else { (self.a_row, self.a_depth, self.b_row) };
         // SAFETY: the caller's contract; the loops below stay inside what it covers.
         unsafe {
             let mut sums = [[[S::zero(); 2]; PANELS]; ROWS];
@@ -583,24 +709,40 @@ impl<E: Element> Tile<E> {
                 }
             }
             let (mut a, mut b) = (self.a, self.b);
-            for _ in 0..self.depth {
-                let mut values = [[S::zero(); 2]; PANELS];
-                for p in 0..PANELS {
-                    for v in 0..vectors {
-                        values[p][v] = E::load::<S>(b.add(p * self.b_panel + v * S::LANES));
-                    }
-                }
-                for r in 0..ROWS {
-                    let x = S::splat(*a.add(r * self.a_row));
+            macro_rules! step {
+                () => {
+                    let mut values = [[S::zero(); 2]; PANELS];
                     for p in 0..PANELS {
                         for v in 0..vectors {
-                            sums[r][p][v] = S::fma(x, values[p][v], sums[r][p][v]);
+                            values[p][v] = E::load::<S>(b.add(p * self.b_panel + v * S::LANES));
                         }
                     }
+                    for r in 0..ROWS {
+                        let x = S::splat(*a.add(r * a_row));
+                        for p in 0..PANELS {
+                            for v in 0..vectors {
+                                sums[r][p][v] = S::fma(x, values[p][v], sums[r][p][v]);
+                            }
+                        }
+                    }
+                    // The last step may leave the arrays; the address is then not read.
+                    a = a.wrapping_add(a_depth);
+                    b = b.wrapping_add(b_row);
+                };
+            }
+            let mut left = self.depth;
+            // Constant distances let several steps share one turn of the loop.
+            if DENSE {
+                while left >= 4 {
+                    step!();
+                    step!();
+                    step!();
+                    step!();
+                    left -= 4;
                 }
-                // The last step may leave the arrays; the address is then not read.
-                a = a.wrapping_add(self.a_depth);
-                b = b.wrapping_add(self.b_row);
+            }
+            for _ in 0..left {
+                step!();
             }
             for r in 0..ROWS {
                 for p in 0..PANELS {
@@ -649,7 +791,7 @@ pub(crate) mod tests {
 
     const ROWS: [usize; 9] = [0, 1, 2, 3, 5, 6, 7, 13, 64];
     /// Whole panels, ragged panels, one column, more than one block of depth, no depth.
-    const SHAPES: [(usize, usize); 11] = [
+    const SHAPES: [(usize, usize); 12] = [
         (16, 16),
         (1, 1),
         (8, 24),
@@ -659,6 +801,7 @@ pub(crate) mod tests {
         (150, 31),
         (37, 1100),
         (5, 520),
+        (100, 70),
         (0, 3),
         (3, 0),
     ];
@@ -702,7 +845,7 @@ pub(crate) mod tests {
     fn dw_over_many_rows_matches_its_reference() {
         // More rows than one block of depth, few and many outputs.
         for level in Level::available() {
-            for (t, n, k) in [(700, 8, 40), (513, 40, 17), (300, 13, 16)] {
+            for (t, n, k) in [(700, 8, 40), (513, 40, 17), (300, 13, 16), (300, 45, 130)] {
                 let (x, dy) = (values(t * k, 2), values(t * n, 3));
                 let (mut dw, mut found) = (vec![0.0; n * k], vec![0.0; n * k]);
                 reference_matmul_dw(&mut dw, &dy, &x, t, n, k);
@@ -807,6 +950,107 @@ pub(crate) mod tests {
                 (at(0.5) - at(-0.5)) as f32
             })
             .collect()
+    }
+
+    /// Sixteen lanes in plain Rust, with the arithmetic of `Level::Portable`: the tiles that
+    /// AVX-512 uses, on any machine.
+    #[derive(Clone, Copy)]
+    struct Sixteen;
+
+    impl Simd for Sixteen {
+        const LANES: usize = 16;
+        // It stands for AVX-512, so it takes AVX-512's tiles.
+        const REGISTERS: bool = true;
+        type F = [f32; 16];
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: plain Rust needs no processor feature.
+            unsafe { kernel.run::<Sixteen>() }
+        }
+        unsafe fn zero() -> [f32; 16] {
+            [0.0; 16]
+        }
+        unsafe fn splat(x: f32) -> [f32; 16] {
+            [x; 16]
+        }
+        unsafe fn load(p: *const f32) -> [f32; 16] {
+            // SAFETY: the caller's pointer covers sixteen values.
+            unsafe { p.cast::<[f32; 16]>().read_unaligned() }
+        }
+        unsafe fn store(p: *mut f32, v: [f32; 16]) {
+            // SAFETY: the caller's pointer covers sixteen values.
+            unsafe { p.cast::<[f32; 16]>().write_unaligned(v) }
+        }
+        unsafe fn load_bf16(p: *const bf16) -> [f32; 16] {
+            // SAFETY: the caller's pointer covers sixteen values.
+            unsafe { p.cast::<[bf16; 16]>().read_unaligned() }.map(bf16::to_f32)
+        }
+        unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+            std::array::from_fn(|i| a[i] * b[i] + c[i])
+        }
+        // The products use nothing below.
+        unsafe fn add(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn sub(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn mul(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn div(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn max(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn min(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn sum(_: [f32; 16]) -> f32 {
+            unreachable!()
+        }
+        unsafe fn reduce_max(_: [f32; 16]) -> f32 {
+            unreachable!()
+        }
+        unsafe fn round(_: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+        unsafe fn pow2(_: [f32; 16]) -> [f32; 16] {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn sixteen_lanes_give_the_bits_of_eight() {
+        let run = |c: &mut [f32], columns: usize, a: Strided, b: Panels, depth: usize| {
+            let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate: true };
+            let (rows, panels) = (0..c.len() / columns, 0..columns.div_ceil(PANEL));
+            // SAFETY: the shapes below fit one another; plain Rust needs no processor feature.
+            unsafe { Task { product, rows, panels }.run::<Sixteen>() };
+        };
+        for (n, k) in [(16, 16), (8, 24), (37, 300), (150, 31), (240, 70)] {
+            for t in [1, 2, 3, 4, 5, 6, 7, 12, 13, 64] {
+                let (x, dy) = (values(t * k, 2), values(t * n, 3));
+                for w in packed(&values(n * k, 1), n, k) {
+                    let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
+                    let (mut wide_y, mut wide_dx) = (y.clone(), dx.clone());
+                    matmul_at(Level::Portable, &mut y, &x, &w, t, true);
+                    let a = Strided { start: &x, row: k, depth: 1 };
+                    run(&mut wide_y, n, a, panels_of(&w), k);
+                    assert_eq!(bits(&wide_y), bits(&y), "y [{n}, {k}] T={t}");
+                    matmul_dx_at(Level::Portable, &mut dx, &dy, &w, t, true);
+                    let a = Strided { start: &dy, row: n, depth: 1 };
+                    run(&mut wide_dx, k, a, Panels::Turned(&w), n);
+                    assert_eq!(bits(&wide_dx), bits(&dx), "dx [{n}, {k}] T={t}");
+                }
+                let mut dw = values(n * k, 6);
+                let mut wide_dw = dw.clone();
+                matmul_dw_at(Level::Portable, &mut dw, &dy, &x, t, n, k);
+                let a = Strided { start: &dy, row: 1, depth: n };
+                run(&mut wide_dw, k, a, Panels::Rows(x.as_ptr()), t);
+                assert_eq!(bits(&wide_dw), bits(&dw), "dw [{n}, {k}] T={t}");
+            }
+        }
     }
 
     #[test]

@@ -116,6 +116,9 @@ pub(crate) fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
 pub(crate) trait Simd: Copy {
     /// Values per vector: 8 or 16.
     const LANES: usize;
+    /// Whether [`Simd::F`] is a register. Where it is an array, tiles of many sums are kept to one
+    /// row: the compiler takes minutes to find vectors in a hundred scalar sums.
+    const REGISTERS: bool;
     /// The vector.
     type F: Copy;
     /// Runs `kernel` at this level in a function of its own: one copy of its code per level,
@@ -198,6 +201,7 @@ unsafe fn run_portable<K: Kernel>(kernel: K) -> K::Output {
 
 impl Simd for Portable {
     const LANES: usize = 8;
+    const REGISTERS: bool = false;
     type F = [f32; 8];
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -307,6 +311,7 @@ mod x86 {
     // LANES elements) is the contract of the intrinsic called.
     impl Simd for Avx2 {
         const LANES: usize = 8;
+        const REGISTERS: bool = true;
         type F = __m256;
         #[inline(always)]
         unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -411,6 +416,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         const LANES: usize = 16;
+        const REGISTERS: bool = true;
         type F = __m512;
         #[inline(always)]
         unsafe fn call<K: Kernel>(kernel: K) -> K::Output {

@@ -48,14 +48,18 @@ pub(crate) struct Paged<'a> {
 /// Rows of the next tile when `left` are to be done: as many as the registers hold.
 #[inline(always)]
 pub(crate) fn tile_rows<S: Simd>(left: usize) -> usize {
-    if S::LANES >= PANEL && left >= 12 { 12 } else { left.min(6) }
+    match S::REGISTERS {
+        false => left.min(1),
+        true if S::LANES >= PANEL && left >= 12 => 12,
+        true => left.min(6),
+    }
 }
 
 /// Computes one tile.
 ///
 /// # Safety
-/// The level of `S` must be supported; the pointers must cover what the shape says; `rows` is 1..=6
-/// or (at 16 lanes) 12.
+/// The level of `S` must be supported; the pointers must cover what the shape says; `rows` is what
+/// [`tile_rows`] gives.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd>(t: Tile<'_>) {
     // SAFETY: the caller's promise.
@@ -80,7 +84,9 @@ impl Kernel for Tile<'_> {
 unsafe fn sized<S: Simd>(t: Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if S::LANES >= PANEL {
+        if !S::REGISTERS {
+            fixed::<S, 1, 2>(t);
+        } else if S::LANES >= PANEL {
             match t.rows {
                 12 => fixed::<S, 12, 1>(t),
                 6 => fixed::<S, 6, 1>(t),

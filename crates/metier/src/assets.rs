@@ -13,8 +13,9 @@ struct Assets;
 
 /// Bytes of one bundled file.
 pub(crate) fn read(name: &str) -> Result<Vec<u8>> {
-    let file = Assets::get(name)
-        .with_context(|| format!("this build of metier carries no {name}\nhint: build it from a complete checkout"))?;
+    let file = Assets::get(name).with_context(|| {
+        format!("this build of metier carries no {name}\nhint: build it from a complete checkout")
+    })?;
     Ok(file.data.into_owned())
 }
 

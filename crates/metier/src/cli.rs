@@ -8,12 +8,17 @@ use std::path::PathBuf;
 /// Start with `metier demo`: it adapts the bundled model to a sample trade, measures it against
 /// its base, and prints how to serve it. Then do the same with your own data.
 #[derive(Parser)]
-#[command(name = "metier", version, max_term_width = 100, after_help = "Examples:
+#[command(
+    name = "metier",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
   metier demo
   metier data check tickets.csv --prompt-column message --completion-column ticket
   metier train --base nano --data train.jsonl --out out/tickets
   metier eval --model nano --adapter out/tickets --data test.jsonl
-  metier serve --model nano --adapter tickets=out/tickets")]
+  metier serve --model nano --adapter tickets=out/tickets"
+)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -63,15 +63,26 @@ pub(crate) struct DataSection {
 const SECTIONS: &[&str] = &["base", "data", "train"];
 const BASE_KEYS: &[&str] = &["model", "license", "init", "tokenizer"];
 const DATA_KEYS: &[&str] = &[
-    "train", "valid", "valid_fraction", "text", "test", "prompt_column", "completion_column",
-    "group_column", "system_prompt", "license",
+    "train",
+    "valid",
+    "valid_fraction",
+    "text",
+    "test",
+    "prompt_column",
+    "completion_column",
+    "group_column",
+    "system_prompt",
+    "license",
 ];
 
 impl ConfigFile {
     /// Reads and checks a config file.
     pub(crate) fn read(path: &Path) -> Result<ConfigFile> {
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!("{}: cannot read the config file\nhint: see recipes/ for complete examples", path.display())
+            format!(
+                "{}: cannot read the config file\nhint: see recipes/ for complete examples",
+                path.display()
+            )
         })?;
         Self::parse(&text, path)
     }
@@ -194,7 +205,8 @@ mod tests {
 
     fn error(text: &str) -> String {
         let base = base_shape();
-        let result = ConfigFile::parse(text, Path::new("dir/m.toml")).and_then(|c| c.train_plan(&base));
+        let result =
+            ConfigFile::parse(text, Path::new("dir/m.toml")).and_then(|c| c.train_plan(&base));
         format!("{:#}", result.expect_err("expected an error"))
     }
 

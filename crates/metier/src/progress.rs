@@ -26,7 +26,15 @@ impl TrainBar {
     /// Follows one event of the run.
     pub(crate) fn event(&mut self, event: &Event) {
         match event {
-            Event::Start { step, total_steps, rows, tokens, held_out_rows, trainable_parameters, .. } => {
+            Event::Start {
+                step,
+                total_steps,
+                rows,
+                tokens,
+                held_out_rows,
+                trainable_parameters,
+                ..
+            } => {
                 eprintln!(
                     "  {rows} rows, {tokens} tokens a pass, {held_out_rows} rows held out, \
                      {trainable_parameters} parameters trained"
@@ -46,8 +54,13 @@ impl TrainBar {
             }
             Event::Evaluation { held_out, .. } => {
                 self.held_out = Some(held_out.loss);
-                let bits = held_out.bits_per_byte.map_or(String::new(), |b| format!(", {b:.3} bits per byte"));
-                self.line(&format!("  step {}: held-out loss {:.4}{bits}", held_out.step, held_out.loss));
+                let bits = held_out
+                    .bits_per_byte
+                    .map_or(String::new(), |b| format!(", {b:.3} bits per byte"));
+                self.line(&format!(
+                    "  step {}: held-out loss {:.4}{bits}",
+                    held_out.step, held_out.loss
+                ));
             }
             Event::Resumed { step, path } => {
                 self.line(&format!("  resumed after step {step} from {}", path.display()));
@@ -85,7 +98,9 @@ mod tests {
 
     #[test]
     fn clock_shows_minutes_and_hours() {
-        for (seconds, shown) in [(0.4, "0:00"), (65.0, "1:05"), (3725.0, "1:02:05"), (f64::NAN, "0:00")] {
+        for (seconds, shown) in
+            [(0.4, "0:00"), (65.0, "1:05"), (3725.0, "1:02:05"), (f64::NAN, "0:00")]
+        {
             assert_eq!(clock(seconds), shown);
         }
     }

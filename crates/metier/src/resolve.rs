@@ -56,15 +56,18 @@ impl Base {
 
 /// The folder of a model as the user named it.
 pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
+    // A folder that happens to have this name is reached as ./nano.
+    if name == NANO {
+        return assets::unpack(NANO);
+    }
     let dir = PathBuf::from(name);
     if dir.is_dir() {
         return Ok(dir);
     }
-    if name == NANO {
-        return assets::unpack(NANO);
-    }
     if dir.is_file() {
-        bail!("{name}: expected a model folder, found a file\nhint: give the folder with config.json, tokenizer.json and *.safetensors");
+        bail!(
+            "{name}: expected a model folder, found a file\nhint: give the folder with config.json, tokenizer.json and *.safetensors"
+        );
     }
     bail!(
         "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, or \"{NANO}\" \
@@ -74,7 +77,10 @@ pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
 }
 
 /// Tokenizer and chat template of a model folder, checked against the model's vocabulary.
-pub(crate) fn load_text(dir: &Path, config: &DecoderConfig) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
+pub(crate) fn load_text(
+    dir: &Path,
+    config: &DecoderConfig,
+) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
     let mut tokenizer = Tokenizer::from_dir(dir)?;
     tokenizer.check_vocab(config.vocab_size)?;
     let template = ChatTemplate::from_dir(dir)?.unwrap_or_else(ChatTemplate::plain);
@@ -98,7 +104,10 @@ impl Adapter {
     /// Loads an adapter folder for `base`.
     pub(crate) fn load(name: &str, dir: &Path, base: &Base) -> Result<Adapter> {
         if !dir.is_dir() {
-            bail!("{}: no such adapter folder\nhint: it is what `metier train --out` wrote", dir.display());
+            bail!(
+                "{}: no such adapter folder\nhint: it is what `metier train --out` wrote",
+                dir.display()
+            );
         }
         let lora = LoraAdapter::load(dir, &base.decoder)?;
         check_tokenizer(dir, base)?;

@@ -85,18 +85,27 @@ impl LoraAdapter {
     ///
     /// # Errors
     /// [`ModelError::Params`] for rank 0, a non-finite alpha or an unknown target module.
-    pub fn init(config: &LoraConfig, model: &DecoderConfig, seed: u64) -> Result<LoraAdapter, ModelError> {
+    pub fn init(
+        config: &LoraConfig,
+        model: &DecoderConfig,
+        seed: u64,
+    ) -> Result<LoraAdapter, ModelError> {
         let mut chosen = Vec::new();
         for target in &config.target_modules {
-            let module = Module::ALL.iter().find(|m| m.short_name() == target).ok_or_else(|| {
-                ModelError::Params(format!(
-                    "target_modules: found \"{target}\", expected some of {}",
-                    TARGET_MODULES.join(", ")
-                ))
-            })?;
+            let module =
+                Module::ALL.iter().find(|m| m.short_name() == target).ok_or_else(|| {
+                    ModelError::Params(format!(
+                        "target_modules: found \"{target}\", expected some of {}",
+                        TARGET_MODULES.join(", ")
+                    ))
+                })?;
             chosen.push(*module);
         }
-        if config.r == 0 || config.r > MAX_RANK || !config.lora_alpha.is_finite() || chosen.is_empty() {
+        if config.r == 0
+            || config.r > MAX_RANK
+            || !config.lora_alpha.is_finite()
+            || chosen.is_empty()
+        {
             return Err(ModelError::Params(format!(
                 "r = {}, lora_alpha = {}, {} target modules; expected r of 1 to {MAX_RANK}, a finite alpha, \
                  at least one target module",
@@ -229,7 +238,9 @@ impl AdapterSet {
         model: &DecoderConfig,
     ) -> Result<usize, ModelError> {
         if self.slot(name).is_some() {
-            return Err(ModelError::Params(format!("an adapter named \"{name}\" is already there")));
+            return Err(ModelError::Params(format!(
+                "an adapter named \"{name}\" is already there"
+            )));
         }
         let mut index = vec![[None; 7]; model.num_hidden_layers];
         for (i, m) in adapter.modules.iter().enumerate() {
@@ -339,7 +350,15 @@ impl AdapterSet {
                     (&mut unused.0[..], &mut unused.1[..])
                 }
             };
-            kernels::lora_backward(&mut dx[ins.clone()], da, db, &dy[outs], &x[ins], range.len(), lora);
+            kernels::lora_backward(
+                &mut dx[ins.clone()],
+                da,
+                db,
+                &dy[outs],
+                &x[ins],
+                range.len(),
+                lora,
+            );
         }
     }
 }
@@ -388,7 +407,9 @@ mod peft {
                          never loaded; save the adapter as safetensors"
                             .into()
                     } else {
-                        format!("hint: an adapter is a folder with {CONFIG} and {WEIGHTS}, as PEFT writes it")
+                        format!(
+                            "hint: an adapter is a folder with {CONFIG} and {WEIGHTS}, as PEFT writes it"
+                        )
                     },
                 });
             }
@@ -396,9 +417,8 @@ mod peft {
         let path = dir.join(CONFIG);
         let json: Value = serde_json::from_slice(&read_json_bytes(&path)?)
             .map_err(|e| ModelError::adapter(&path, format!("not valid JSON: {e}")))?;
-        let json = json
-            .as_object()
-            .ok_or_else(|| ModelError::adapter(&path, "expected a JSON object"))?;
+        let json =
+            json.as_object().ok_or_else(|| ModelError::adapter(&path, "expected a JSON object"))?;
         let (config, scale_by_root) = parse_config(&path, json)?;
 
         let path = dir.join(WEIGHTS);
@@ -423,7 +443,10 @@ mod peft {
         Ok(LoraAdapter { base_digest, ..adapter })
     }
 
-    fn parse_config(path: &Path, json: &Map<String, Value>) -> Result<(LoraConfig, bool), ModelError> {
+    fn parse_config(
+        path: &Path,
+        json: &Map<String, Value>,
+    ) -> Result<(LoraConfig, bool), ModelError> {
         let bad = |field: &str, found: &Value, expected: &str| {
             Err(ModelError::adapter(path, format!("{field}: found {found}, expected {expected}")))
         };
@@ -440,7 +463,11 @@ mod peft {
                 _ => false,
             };
             if !unset {
-                return bad(field, value, "unset: this option changes the result and is not supported");
+                return bad(
+                    field,
+                    value,
+                    "unset: this option changes the result and is not supported",
+                );
             }
         }
         if !matches!(get("bias"), Value::Null) && get("bias").as_str() != Some("none") {
@@ -500,7 +527,10 @@ mod peft {
         let mut problems = Vec::new();
         for (name, view) in file.iter() {
             let inner = name.strip_prefix(PREFIX).unwrap_or(name);
-            let (module, side) = match (inner.strip_suffix(".lora_A.weight"), inner.strip_suffix(".lora_B.weight")) {
+            let (module, side) = match (
+                inner.strip_suffix(".lora_A.weight"),
+                inner.strip_suffix(".lora_B.weight"),
+            ) {
                 (Some(m), _) => (m, 0),
                 (_, Some(m)) => (m, 1),
                 _ => {
@@ -512,16 +542,24 @@ mod peft {
                 problems.push(format!("{name}: this base has no such matrix"));
                 continue;
             };
-            if !config.target_modules.iter().any(|t| module == t || module.ends_with(&format!(".{t}"))) {
+            if !config
+                .target_modules
+                .iter()
+                .any(|t| module == t || module.ends_with(&format!(".{t}")))
+            {
                 problems.push(format!("{name}: not among target_modules of {CONFIG}"));
                 continue;
             }
             let (out, input) = m.shape(model);
             let expected = if side == 0 { [config.r, input] } else { [out, config.r] };
             if view.shape() != expected {
-                problems.push(format!("{name}: found shape {:?}, expected {expected:?}", view.shape()));
+                problems
+                    .push(format!("{name}: found shape {:?}, expected {expected:?}", view.shape()));
             } else if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                problems.push(format!("{name}: found dtype {:?}, expected F32, F16 or BF16", view.dtype()));
+                problems.push(format!(
+                    "{name}: found dtype {:?}, expected F32, F16 or BF16",
+                    view.dtype()
+                ));
             } else {
                 found.entry((layer, m as usize)).or_default()[side] = Some(view);
             }
@@ -529,7 +567,10 @@ mod peft {
         for ((layer, module), sides) in &found {
             for (side, view) in ["lora_A", "lora_B"].iter().zip(sides) {
                 if view.is_none() {
-                    problems.push(format!("{}: {side} is missing", Module::ALL[*module].full_name(*layer)));
+                    problems.push(format!(
+                        "{}: {side} is missing",
+                        Module::ALL[*module].full_name(*layer)
+                    ));
                 }
             }
         }
@@ -552,7 +593,10 @@ mod peft {
             for (range, view) in [&place.a, &place.b].into_iter().zip(sides) {
                 let values = weights::to_f32(view.as_ref().expect("missing sides were reported"));
                 if values.iter().any(|x| !x.is_finite()) {
-                    return Err(ModelError::adapter(dir, format!("{}: values that are not finite", place.name)));
+                    return Err(ModelError::adapter(
+                        dir,
+                        format!("{}: values that are not finite", place.name),
+                    ));
                 }
                 adapter.params[range.clone()].copy_from_slice(&values);
             }
@@ -578,7 +622,10 @@ mod peft {
         metadata: &[(String, String)],
     ) -> Result<(), ModelError> {
         if adapter.params.iter().any(|x| !x.is_finite()) {
-            return Err(ModelError::adapter(dir, "holds values that are not finite; nothing was written"));
+            return Err(ModelError::adapter(
+                dir,
+                "holds values that are not finite; nothing was written",
+            ));
         }
         let mut tensors = Vec::new();
         for m in &adapter.modules {
@@ -587,7 +634,8 @@ mod peft {
                 ("lora_B", &m.b, vec![m.out_features, m.r]),
             ] {
                 let bytes: &[u8] = bytemuck::cast_slice(&adapter.params[range.clone()]);
-                let view = TensorView::new(Dtype::F32, shape, bytes).expect("sizes follow the shape");
+                let view =
+                    TensorView::new(Dtype::F32, shape, bytes).expect("sizes follow the shape");
                 tensors.push((format!("{PREFIX}{}.{side}.weight", m.name), view));
             }
         }

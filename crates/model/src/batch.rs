@@ -59,9 +59,14 @@ impl Layout {
             ));
         }
         if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
-            return bad(format!("token id {token}, expected below the vocabulary of {}", config.vocab_size));
+            return bad(format!(
+                "token id {token}, expected below the vocabulary of {}",
+                config.vocab_size
+            ));
         }
-        if batch.logit_rows.iter().any(|&r| r >= total) || !batch.logit_rows.is_sorted_by(|a, b| a < b) {
+        if batch.logit_rows.iter().any(|&r| r >= total)
+            || !batch.logit_rows.is_sorted_by(|a, b| a < b)
+        {
             return bad("logit_rows must be ascending and below the number of tokens".into());
         }
         let mut layout = Layout {
@@ -88,7 +93,10 @@ impl Layout {
             match cache_blocks {
                 Some(blocks) => {
                     if segment.pages.len() < needed {
-                        return bad(format!("segment {i} has {} pages, needs {needed}", segment.pages.len()));
+                        return bad(format!(
+                            "segment {i} has {} pages, needs {needed}",
+                            segment.pages.len()
+                        ));
                     }
                     if let Some(page) = segment.pages.iter().find(|&&p| p as usize >= blocks) {
                         return bad(format!("segment {i} names page {page} of {blocks}"));
@@ -97,7 +105,10 @@ impl Layout {
                 }
                 None => {
                     if segment.past != 0 {
-                        return bad(format!("segment {i} has a past of {}, training starts at 0", segment.past));
+                        return bad(format!(
+                            "segment {i} has a past of {}, training starts at 0",
+                            segment.past
+                        ));
                     }
                     let first = layout.num_pages;
                     layout.pages.push((first..first + needed).map(|p| p as u32).collect());
@@ -108,7 +119,9 @@ impl Layout {
             layout.positions.extend((segment.past..end).map(|p| p as u32));
             if let Some(slot) = segment.adapter {
                 match layout.adapter_rows.last_mut() {
-                    Some((range, last)) if *last == slot && range.end == rows.start => range.end = rows.end,
+                    Some((range, last)) if *last == slot && range.end == rows.start => {
+                        range.end = rows.end
+                    }
                     _ => layout.adapter_rows.push((rows.clone(), slot)),
                 }
             }

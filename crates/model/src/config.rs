@@ -51,9 +51,10 @@ impl DecoderConfig {
             return Err(ModelError::MissingFile {
                 dir: dir.to_owned(),
                 missing: "config.json".into(),
-                hint: "hint: a model is a folder with config.json, *.safetensors and tokenizer.json, \
+                hint:
+                    "hint: a model is a folder with config.json, *.safetensors and tokenizer.json, \
                        as published on the Hugging Face Hub"
-                    .into(),
+                        .into(),
             });
         }
         Self::from_json(&read_json_bytes(&path)?, &path)
@@ -107,7 +108,11 @@ impl DecoderConfig {
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(raw.bad("head_dim", &self.head_dim.to_string(), "an even number (rotary pairs)"));
+            return Err(raw.bad(
+                "head_dim",
+                &self.head_dim.to_string(),
+                "an even number (rotary pairs)",
+            ));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return Err(raw.bad("rms_norm_eps", &self.rms_norm_eps.to_string(), "between 0 and 1"));
@@ -121,9 +126,7 @@ impl DecoderConfig {
     /// Inverse rotary frequencies, [D/2]: theta^(-2i/D).
     pub(crate) fn inv_freq(&self) -> Vec<f32> {
         (0..self.head_dim / 2)
-            .map(|i| {
-                (self.rope_theta as f64).powf(-2.0 * i as f64 / self.head_dim as f64) as f32
-            })
+            .map(|i| (self.rope_theta as f64).powf(-2.0 * i as f64 / self.head_dim as f64) as f32)
             .collect()
     }
 
@@ -176,7 +179,10 @@ impl RawConfig<'_> {
 
     pub(crate) fn string(&self, field: &str) -> Result<String, ModelError> {
         let value = self.required(field, "a string")?;
-        value.as_str().map(str::to_owned).ok_or_else(|| self.bad(field, &value.to_string(), "a string"))
+        value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| self.bad(field, &value.to_string(), "a string"))
     }
 
     pub(crate) fn size(&self, field: &str) -> Result<usize, ModelError> {

@@ -319,9 +319,24 @@ impl Decoder {
         project(Module::V, &mut acts.v, &acts.attn_in, false);
         kernels::rope(&mut acts.q, &layout.positions, c.num_attention_heads, &self.rope);
         kernels::rope(&mut acts.k, &layout.positions, c.num_key_value_heads, &self.rope);
-        kernels::write_kv(k_pages, v_pages, &acts.k, &acts.v, &segments, c.num_key_value_heads, c.head_dim);
+        kernels::write_kv(
+            k_pages,
+            v_pages,
+            &acts.k,
+            &acts.v,
+            &segments,
+            c.num_key_value_heads,
+            c.head_dim,
+        );
         let pages = self.pages(k_pages, v_pages);
-        kernels::attention(&mut acts.attn_out, &acts.q, pages, &segments, c.num_attention_heads, self.attn_scale());
+        kernels::attention(
+            &mut acts.attn_out,
+            &acts.q,
+            pages,
+            &segments,
+            c.num_attention_heads,
+            self.attn_scale(),
+        );
         acts.mid.copy_from_slice(x);
         project(Module::O, &mut acts.mid, &acts.attn_out, true);
         kernels::rms_norm(&mut acts.mlp_in, &acts.mid, &layer.mlp_norm, c.rms_norm_eps);
@@ -357,11 +372,22 @@ impl Decoder {
             }
             // The pages hold another layer's keys and values by now.
             crate::TapeMode::Keep => kernels::write_kv(
-                k_pages, v_pages, &acts.k, &acts.v, &segments, c.num_key_value_heads, c.head_dim,
+                k_pages,
+                v_pages,
+                &acts.k,
+                &acts.v,
+                &segments,
+                c.num_key_value_heads,
+                c.head_dim,
             ),
         }
         let rows = &layout.adapter_rows;
-        let project = |module: Module, dx: &mut Vec<f32>, dy: &[f32], x: &[f32], add: bool, grads: &mut Grads| {
+        let project = |module: Module,
+                       dx: &mut Vec<f32>,
+                       dy: &[f32],
+                       x: &[f32],
+                       add: bool,
+                       grads: &mut Grads| {
             self.project_backward(l, module, rows, dx, dy, x, add, adapters, grads);
         };
         // Feed-forward block: out = mid + down(silu(gate) * up).
@@ -380,7 +406,14 @@ impl Decoder {
         s.v.resize(acts.v.len(), 0.0);
         let pages = self.pages(k_pages, v_pages);
         kernels::attention_backward(
-            &mut s.q, &mut s.k, &mut s.v, &s.attn, &acts.q, pages, &segments, c.num_attention_heads,
+            &mut s.q,
+            &mut s.k,
+            &mut s.v,
+            &s.attn,
+            &acts.q,
+            pages,
+            &segments,
+            c.num_attention_heads,
             self.attn_scale(),
         );
         kernels::rope_backward(&mut s.q, &layout.positions, c.num_attention_heads, &self.rope);

@@ -41,7 +41,9 @@ pub enum ModelError {
         problem: String,
     },
     /// Tensors do not fit the configuration; all of them are listed.
-    #[error("{dir}: {count} tensor(s) do not fit config.json:\n  {list}\nhint: the weights and config.json must come from the same model")]
+    #[error(
+        "{dir}: {count} tensor(s) do not fit config.json:\n  {list}\nhint: the weights and config.json must come from the same model"
+    )]
     Mismatches {
         /// The model folder.
         dir: PathBuf,

@@ -129,7 +129,9 @@ impl Decoder {
                 .specs
                 .iter()
                 .find(|s| s.name == name && s.shape == [m.out_features, m.in_features])
-                .ok_or_else(|| ModelError::Params(format!("{name}: this base has no such matrix")))?;
+                .ok_or_else(|| {
+                    ModelError::Params(format!("{name}: this base has no such matrix"))
+                })?;
             let (a, b) = (&adapter.params[m.a.clone()], &adapter.params[m.b.clone()]);
             let weight = &mut flat[spec.range.clone()];
             for (row, b_row) in weight.chunks_exact_mut(m.in_features).zip(b.chunks_exact(m.r)) {
@@ -159,7 +161,10 @@ impl Decoder {
         if let Some(spec) =
             self.specs.iter().find(|s| flat[s.range.clone()].iter().any(|x| !x.is_finite()))
         {
-            return Err(ModelError::Params(format!("{} holds values that are not finite", spec.name)));
+            return Err(ModelError::Params(format!(
+                "{} holds values that are not finite",
+                spec.name
+            )));
         }
         let (dtype, name) = match dtype {
             WeightDtype::F32 => (Dtype::F32, "float32"),
@@ -178,7 +183,10 @@ impl Decoder {
             .collect();
         let path = dir.join("model.safetensors");
         let views = self.specs.iter().zip(&bytes).map(|(s, b)| {
-            (s.name.clone(), TensorView::new(dtype, s.shape.clone(), b).expect("sizes follow the shape"))
+            (
+                s.name.clone(),
+                TensorView::new(dtype, s.shape.clone(), b).expect("sizes follow the shape"),
+            )
         });
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let file = serialize(views.collect::<Vec<_>>(), Some(metadata))
@@ -324,7 +332,8 @@ pub(crate) fn init(config: &DecoderConfig, seed: u64) -> Decoder {
             if !spec.decay {
                 return Loaded::Vector(vec![1.0; count]);
             }
-            let into_residual = spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
+            let into_residual =
+                spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
             let std = 0.02 * if into_residual { out_scale } else { 1.0 };
             let values: Vec<f32> = (0..count).map(|_| (std * normal(&mut rng)) as f32).collect();
             Loaded::Matrix(PackedMatrix::from_f32(&values, spec.shape[0], spec.shape[1]))

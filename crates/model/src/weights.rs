@@ -64,7 +64,10 @@ pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>,
     if bytes.len() < 8 {
         return Err(ModelError::weights(
             path,
-            format!("found {} bytes, expected a safetensors file (8 bytes of header length first)", bytes.len()),
+            format!(
+                "found {} bytes, expected a safetensors file (8 bytes of header length first)",
+                bytes.len()
+            ),
         ));
     }
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
@@ -111,33 +114,43 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
     }
     let index: serde_json::Value = serde_json::from_slice(&read_json_bytes(&path)?)
         .map_err(|e| ModelError::weights(&path, format!("not valid JSON: {e}")))?;
-    let map = index
-        .get("weight_map")
-        .and_then(|m| m.as_object())
-        .ok_or_else(|| ModelError::weights(&path, "expected an object weight_map of tensor name to file name"))?;
+    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| {
+        ModelError::weights(&path, "expected an object weight_map of tensor name to file name")
+    })?;
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
         let Some(file) = file.as_str() else {
-            return Err(ModelError::weights(&path, format!("weight_map.{tensor}: found {file}, expected a file name")));
+            return Err(ModelError::weights(
+                &path,
+                format!("weight_map.{tensor}: found {file}, expected a file name"),
+            ));
         };
         let mut parts = Path::new(file).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             return Err(ModelError::weights(
                 &path,
-                format!("weight_map.{tensor}: found \"{file}\", expected a plain file name inside the folder"),
+                format!(
+                    "weight_map.{tensor}: found \"{file}\", expected a plain file name inside the folder"
+                ),
             ));
         }
         names.insert(file.to_owned());
     }
     if names.is_empty() {
-        return Err(ModelError::weights(&path, "weight_map is empty, expected at least one tensor"));
+        return Err(ModelError::weights(
+            &path,
+            "weight_map is empty, expected at least one tensor",
+        ));
     }
     for name in &names {
         if !dir.join(name).is_file() {
             return Err(ModelError::MissingFile {
                 dir: dir.to_owned(),
                 missing: name.clone(),
-                hint: format!("hint: {INDEX} lists {} files; download the missing one", names.len()),
+                hint: format!(
+                    "hint: {INDEX} lists {} files; download the missing one",
+                    names.len()
+                ),
             });
         }
     }
@@ -152,15 +165,22 @@ fn mismatches(
     let mut problems = Vec::new();
     for spec in specs {
         match tensors.get(spec.name.as_str()) {
-            None => problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape)),
+            None => {
+                problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape))
+            }
             Some(view) if view.shape() != spec.shape => problems.push(format!(
                 "{}: found shape {:?}, expected {:?}",
                 spec.name,
                 view.shape(),
                 spec.shape
             )),
-            Some(view) if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => problems
-                .push(format!("{}: found dtype {:?}, expected F32, F16 or BF16", spec.name, view.dtype())),
+            Some(view) if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
+                problems.push(format!(
+                    "{}: found dtype {:?}, expected F32, F16 or BF16",
+                    spec.name,
+                    view.dtype()
+                ))
+            }
             Some(_) => {}
         }
     }
@@ -169,7 +189,8 @@ fn mismatches(
     for name in tensors.keys() {
         let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
         if !known.contains(name) && !tied_head && !ignored.iter().any(|i| name.ends_with(i)) {
-            problems.push(format!("{name}: not part of this architecture; it would change the result"));
+            problems
+                .push(format!("{name}: not part of this architecture; it would change the result"));
         }
     }
     problems

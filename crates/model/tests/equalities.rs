@@ -47,7 +47,11 @@ fn tokens(seed: u64, len: usize) -> Vec<u32> {
 }
 
 /// Hidden rows of every token of each sequence, all sequences in one training batch.
-fn packed(decoder: &Decoder, adapters: &AdapterSet, seqs: &[(Vec<u32>, Option<usize>)]) -> Vec<Vec<f32>> {
+fn packed(
+    decoder: &Decoder,
+    adapters: &AdapterSet,
+    seqs: &[(Vec<u32>, Option<usize>)],
+) -> Vec<Vec<f32>> {
     let batch = Batch {
         tokens: seqs.iter().flat_map(|s| s.0.clone()).collect(),
         segments: seqs
@@ -166,7 +170,12 @@ fn loss_and_grads(decoder: &Decoder, ids: &[u32], chunk: usize, mode: TapeMode) 
     let mut losses = vec![0.0; n];
     let dhidden = decoder.head_backward(&hidden, chunk, &mut grads, &mut |rows, logits| {
         let at = rows.clone();
-        model::cross_entropy_backward_inplace(logits, &targets[at], 1.0 / n as f32, &mut losses[rows]);
+        model::cross_entropy_backward_inplace(
+            logits,
+            &targets[at],
+            1.0 / n as f32,
+            &mut losses[rows],
+        );
     });
     decoder.backward(&batch, &adapters, &mut tape, &dhidden, &mut grads).unwrap();
     (losses.iter().sum::<f32>() / n as f32, grads.full.unwrap())
@@ -187,9 +196,11 @@ fn full_gradients_match_finite_differences() {
     };
     for spec in specs {
         // The entry with the largest gradient of each tensor: the signal is above f32's noise.
-        let i = spec.range.clone().max_by(|&a, &b| grads[a].abs().total_cmp(&grads[b].abs())).unwrap();
+        let i =
+            spec.range.clone().max_by(|&a, &b| grads[a].abs().total_cmp(&grads[b].abs())).unwrap();
         let step = 2e-3;
-        let numeric = (loss_at(&mut decoder, i, step) - loss_at(&mut decoder, i, -step)) / (2.0 * step as f64);
+        let numeric = (loss_at(&mut decoder, i, step) - loss_at(&mut decoder, i, -step))
+            / (2.0 * step as f64);
         let analytic = grads[i] as f64;
         assert!(
             (numeric - analytic).abs() <= 0.02 * analytic.abs() + 2e-4,
@@ -230,7 +241,10 @@ fn a_batch_that_breaks_a_rule_is_refused() {
         ("pages", Batch { segments: vec![Segment { len: 3, ..Segment::default() }], ..ok.clone() }),
         (
             "page 9",
-            Batch { segments: vec![Segment { len: 3, pages: vec![9], ..Segment::default() }], ..ok.clone() },
+            Batch {
+                segments: vec![Segment { len: 3, pages: vec![9], ..Segment::default() }],
+                ..ok.clone()
+            },
         ),
         (
             "adapter slot 4",
@@ -242,7 +256,8 @@ fn a_batch_that_breaks_a_rule_is_refused() {
     ];
     for (expected, batch) in cases {
         let mut cache = KvCache::new(decoder.config(), 2);
-        let error = decoder.forward(&batch, &AdapterSet::new(), Memory::Cache(&mut cache)).unwrap_err();
+        let error =
+            decoder.forward(&batch, &AdapterSet::new(), Memory::Cache(&mut cache)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

@@ -28,11 +28,17 @@ impl Golden {
         for (name, view) in file.iter() {
             match view.dtype() {
                 safetensors::Dtype::F32 => {
-                    let v = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                    let v = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
                     floats.insert(name.to_owned(), v.collect::<Vec<f32>>());
                 }
                 safetensors::Dtype::I32 => {
-                    let v = view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()));
+                    let v = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| i32::from_le_bytes(b.try_into().unwrap()));
                     ints.insert(name.to_owned(), v.collect::<Vec<i32>>());
                 }
                 other => panic!("unexpected dtype {other:?} of {name}"),
@@ -90,7 +96,12 @@ fn step(
     let mut losses = vec![0.0; targets.len()];
     let dhidden = decoder.head_backward(&hidden, 16, grads, &mut |rows, logits| {
         let weight = 1.0 / supervised as f32;
-        model::cross_entropy_backward_inplace(logits, &targets[rows.clone()], weight, &mut losses[rows]);
+        model::cross_entropy_backward_inplace(
+            logits,
+            &targets[rows.clone()],
+            weight,
+            &mut losses[rows],
+        );
     });
     decoder.backward(batch, adapters, &mut tape, &dhidden, grads).unwrap();
     let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / supervised as f64;
@@ -139,17 +150,27 @@ fn logits_and_full_gradients_match_transformers() {
         let difference = relative(&logits, &golden.logits("logits"));
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
         let reference = golden.json["loss"].as_f64().unwrap();
-        assert!((loss - reference).abs() < 1e-4 * reference, "{name}: loss {loss}, reference {reference}");
+        assert!(
+            (loss - reference).abs() < 1e-4 * reference,
+            "{name}: loss {loss}, reference {reference}"
+        );
         let grads = grads.full.unwrap();
         let mut compared = 0;
         for spec in decoder.param_layout() {
             if let Some(theirs) = golden.floats.get(&format!("full_grad.{}", spec.name)) {
                 let difference = relative(&grads[spec.range.clone()], theirs);
-                assert!(difference < 1e-3, "{name}: gradient of {} differs by {difference}", spec.name);
+                assert!(
+                    difference < 1e-3,
+                    "{name}: gradient of {} differs by {difference}",
+                    spec.name
+                );
                 compared += 1;
             }
         }
-        assert!(name == "llama_tiny" || compared == decoder.param_layout().len(), "{name}: {compared}");
+        assert!(
+            name == "llama_tiny" || compared == decoder.param_layout().len(),
+            "{name}: {compared}"
+        );
     }
 }
 
@@ -181,12 +202,14 @@ fn ten_lora_steps_lose_like_peft() {
     let (decoder, golden) = (load("llama_tiny"), Golden::read("llama_tiny"));
     let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
     let mut adapter = LoraAdapter::init(&lora, decoder.config(), 0).unwrap();
-    let bytes = std::fs::read(testdata("llama_tiny_adapter_init/adapter_model.safetensors")).unwrap();
+    let bytes =
+        std::fs::read(testdata("llama_tiny_adapter_init/adapter_model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     for m in adapter.modules().to_vec() {
         for (side, range) in [("lora_A", &m.a), ("lora_B", &m.b)] {
             let view = file.tensor(&format!("base_model.model.{}.{side}.weight", m.name)).unwrap();
-            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            let values =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
             adapter.params[range.clone()].iter_mut().zip(values).for_each(|(p, v)| *p = v);
         }
     }

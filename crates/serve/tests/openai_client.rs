@@ -25,6 +25,7 @@ async fn the_openai_client_is_served() {
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
+    println!("{shown}");
     assert!(output.status.success(), "{shown}\n{errors}");
     assert!(shown.contains("PASS eight concurrent streams"), "{shown}");
 }

@@ -41,20 +41,7 @@ pub struct Rendered {
     pub text: String,
 }
 
-/// The template for a base model that comes without one:
-///
-/// ```text
-/// System:
-/// You are terse.
-/// User:
-/// Hello!
-/// Assistant:
-/// Hi.</s>
-/// ```
-///
-/// The end token is the tokenizer's own; the beginning token comes first where the tokenizer adds
-/// one. Every content is trimmed and begins a line, so that the first token of an answer does not
-/// depend on the line end before it.
+/// See [`ChatTemplate::plain`].
 const PLAIN: &str = r#"{%- if bos_token is defined and (add_bos_token is not defined or add_bos_token) -%}
     {{- bos_token -}}
 {%- endif -%}
@@ -106,9 +93,20 @@ impl ChatTemplate {
         Ok(Self { compiled: Arc::new(Compiled { source, sha256, jinja }), clock: None })
     }
 
-    /// The template for a base model that comes without one: `User:`, `Assistant:` and so on on a
-    /// line of their own, then the content; the tokenizer's end token after each answer, and its
-    /// beginning token first where the tokenizer adds one.
+    /// The template for a base model that comes without one:
+    ///
+    /// ```text
+    /// System:
+    /// You are terse.
+    /// User:
+    /// Hello!
+    /// Assistant:
+    /// Hi.</s>
+    /// ```
+    ///
+    /// The end token is the tokenizer's own; its beginning token comes first where the tokenizer
+    /// adds one. Every content is trimmed and begins a line, so that the first token of an answer
+    /// does not depend on what is before it.
     pub fn plain() -> Self {
         Self::from_source(PLAIN).expect("the template in this file compiles")
     }

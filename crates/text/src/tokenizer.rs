@@ -142,7 +142,8 @@ impl Tokenizer {
                 (Some(id), _) => Ok(Some(id)),
                 // Nothing here depends on the other ones.
                 (None, "bos_token" | "eos_token") => Err(invalid(format!(
-                    "it has no token {token:?}, which the configuration names as {name}"
+                    "it has no token {token:?}, which tokenizer_config.json or \
+                     special_tokens_map.json names as {name}"
                 ))),
                 (None, _) => Ok(None),
             },

@@ -208,8 +208,8 @@ fn load(path: &Path, identity: &Identity, param_count: usize) -> Result<Loaded, 
             differences: format!("format: found {}, now {FORMAT}", form["format"]),
         });
     }
-    let record: StateFile = serde_json::from_value(form)
-        .map_err(|e| TrainError::checkpoint(&file, e.to_string()))?;
+    let record: StateFile =
+        serde_json::from_value(form).map_err(|e| TrainError::checkpoint(&file, e.to_string()))?;
     let mut differences = identity.plan.differences(&record.identity.plan);
     for (what, ours, theirs) in [
         ("data", &identity.data_sha256, &record.identity.data_sha256),
@@ -233,7 +233,8 @@ fn load(path: &Path, identity: &Identity, param_count: usize) -> Result<Loaded, 
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| TrainError::checkpoint(&file, e.to_string()))?;
     let read = |name: &str, expected: usize| -> Result<Vec<f32>, TrainError> {
-        let view = tensors.tensor(name).map_err(|e| TrainError::checkpoint(&file, e.to_string()))?;
+        let view =
+            tensors.tensor(name).map_err(|e| TrainError::checkpoint(&file, e.to_string()))?;
         if view.dtype() != Dtype::F32 || view.shape() != [expected] {
             return Err(TrainError::checkpoint(
                 &file,
@@ -244,7 +245,11 @@ fn load(path: &Path, identity: &Identity, param_count: usize) -> Result<Loaded, 
                 ),
             ));
         }
-        Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        Ok(view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect())
     };
     let with_best = tensors.tensor(NAMES[3]).is_ok();
     let loaded = Loaded {
@@ -266,7 +271,10 @@ fn load(path: &Path, identity: &Identity, param_count: usize) -> Result<Loaded, 
     if digest != record.tensors_sha256 {
         return Err(TrainError::checkpoint(
             &file,
-            format!("found sha256 {digest}, expected {} as {STATE_FILE} says", record.tensors_sha256),
+            format!(
+                "found sha256 {digest}, expected {} as {STATE_FILE} says",
+                record.tensors_sha256
+            ),
         ));
     }
     Ok(loaded)

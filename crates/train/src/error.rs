@@ -19,7 +19,9 @@ pub enum TrainError {
     #[error("no rows to train on: {0}")]
     NoData(String),
     /// Too many rows had to be left out.
-    #[error("{dropped} of {total} rows cannot be used ({percent:.1} %, at most {allowed:.1} % allowed): {why}\n  first ones: {examples}\nhint: {hint}")]
+    #[error(
+        "{dropped} of {total} rows cannot be used ({percent:.1} %, at most {allowed:.1} % allowed): {why}\n  first ones: {examples}\nhint: {hint}"
+    )]
     TooManyDropped {
         /// Rows left out.
         dropped: usize,
@@ -45,7 +47,9 @@ pub enum TrainError {
         problem: String,
     },
     /// A loss or gradient is not a finite number; nothing was saved since the last checkpoint.
-    #[error("step {step}: the {what} is {value}, expected a finite number; examples of this step: {examples}\nhint: look at these examples; lower learning_rate, or set max_grad_norm = 1.0. The last good state is the newest checkpoint")]
+    #[error(
+        "step {step}: the {what} is {value}, expected a finite number; examples of this step: {examples}\nhint: look at these examples; lower learning_rate, or set max_grad_norm = 1.0. The last good state is the newest checkpoint"
+    )]
     NonFinite {
         /// Optimizer step, from 1.
         step: u64,
@@ -57,7 +61,9 @@ pub enum TrainError {
         examples: String,
     },
     /// Parameters that must move did not: the training would change nothing.
-    #[error("after step {step}, {count} {side} did not move: {modules}\nhint: the training has no effect there; check learning_rate and that the rows have supervised tokens")]
+    #[error(
+        "after step {step}, {count} {side} did not move: {modules}\nhint: the training has no effect there; check learning_rate and that the rows have supervised tokens"
+    )]
     DidNotMove {
         /// Optimizer step, from 1.
         step: u64,
@@ -69,10 +75,14 @@ pub enum TrainError {
         modules: String,
     },
     /// The adapter read back from disk is not the one in memory.
-    #[error("{0}: what was read back differs from what was trained\nhint: the disk or another process changed the file; train again with --resume to write it anew")]
+    #[error(
+        "{0}: what was read back differs from what was trained\nhint: the disk or another process changed the file; train again with --resume to write it anew"
+    )]
     ReadBack(PathBuf),
     /// The output folder holds another run.
-    #[error("{path}: holds an earlier training ({found})\nhint: continue it with --resume, or choose another output folder")]
+    #[error(
+        "{path}: holds an earlier training ({found})\nhint: continue it with --resume, or choose another output folder"
+    )]
     OutputTaken {
         /// The output folder.
         path: PathBuf,
@@ -80,10 +90,14 @@ pub enum TrainError {
         found: String,
     },
     /// Another process trains into the same folder.
-    #[error("{0}: another training is writing there\nhint: wait for it, or choose another output folder")]
+    #[error(
+        "{0}: another training is writing there\nhint: wait for it, or choose another output folder"
+    )]
     OutputLocked(PathBuf),
     /// A checkpoint belongs to another run.
-    #[error("{path}: this checkpoint belongs to another run:\n  {differences}\nhint: resume with the plan, data and base it was started with, or choose another output folder")]
+    #[error(
+        "{path}: this checkpoint belongs to another run:\n  {differences}\nhint: resume with the plan, data and base it was started with, or choose another output folder"
+    )]
     ResumeMismatch {
         /// The checkpoint.
         path: PathBuf,
@@ -91,7 +105,9 @@ pub enum TrainError {
         differences: String,
     },
     /// No checkpoint can be read.
-    #[error("{path}: none of the {count} checkpoint(s) can be read:\n  {problems}\nhint: delete the checkpoint folders to start again")]
+    #[error(
+        "{path}: none of the {count} checkpoint(s) can be read:\n  {problems}\nhint: delete the checkpoint folders to start again"
+    )]
     NoUsableCheckpoint {
         /// The output folder.
         path: PathBuf,

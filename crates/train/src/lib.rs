@@ -29,8 +29,8 @@ pub use objective::Objective;
 pub use optimizer::AdamW;
 pub use output::{LOG_FILE, tokenizer_files};
 pub use plan::{
-    DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PRETRAINING_LEARNING_RATE, Method,
-    SaveDtype, StepSize, TrainPlan,
+    DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PRETRAINING_LEARNING_RATE,
+    Method, SaveDtype, StepSize, TrainPlan,
 };
 pub use rows::{Row, RowReport, TrainData};
 pub use run::{TrainOutcome, TrainStatus, run};

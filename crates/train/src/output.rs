@@ -65,7 +65,12 @@ impl<'a> Output<'a> {
                 .into_iter()
                 .find(|name| dir.join(name).exists())
                 .map(str::to_owned)
-                .or_else(|| checkpoint::list(dir).ok()?.first().map(|(step, _)| format!("checkpoint-{step}")));
+                .or_else(|| {
+                    checkpoint::list(dir)
+                        .ok()?
+                        .first()
+                        .map(|(step, _)| format!("checkpoint-{step}"))
+                });
             if let Some(found) = earlier {
                 return Err(TrainError::OutputTaken { path: dir.to_owned(), found });
             }
@@ -103,8 +108,9 @@ impl<'a> Output<'a> {
         let kept: String = text
             .lines()
             .filter(|line| {
-                serde_json::from_str::<serde_json::Value>(line)
-                    .is_ok_and(|v| v["event"] != "end" && v["step"].as_u64().is_none_or(|s| s <= step))
+                serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| {
+                    v["event"] != "end" && v["step"].as_u64().is_none_or(|s| s <= step)
+                })
             })
             .flat_map(|line| [line, "\n"])
             .collect();

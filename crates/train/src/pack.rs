@@ -63,8 +63,7 @@ pub(crate) fn micro_batches(
 }
 
 fn pack(rows: &[Row], bin: &[usize], adapter: Option<usize>) -> MicroBatch {
-    let mut packed =
-        MicroBatch { batch: Batch::default(), targets: Vec::new(), rows: Vec::new() };
+    let mut packed = MicroBatch { batch: Batch::default(), targets: Vec::new(), rows: Vec::new() };
     for &index in bin {
         let row = &rows[index];
         let (len, start) = (row.input_len(), packed.batch.tokens.len());
@@ -212,7 +211,8 @@ mod tests {
     fn targets_are_the_next_tokens() {
         // Learnt: ids at 2, 3 and 5; what follows 5 is not even read.
         let mask = vec![true, false, true, true, false, true, false, false];
-        let packed = micro_batches(&[row(1, mask), row(2, vec![false, true])], &[0, 1], 100, Some(3));
+        let packed =
+            micro_batches(&[row(1, mask), row(2, vec![false, true])], &[0, 1], 100, Some(3));
         assert_eq!(packed.len(), 1);
         let packed = &packed[0];
         assert_eq!(packed.batch.tokens, [100, 101, 102, 103, 104, 200]);

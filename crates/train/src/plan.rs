@@ -205,7 +205,8 @@ impl TrainPlan {
             if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
                 return bad("lora_alpha", &self.lora_alpha, "a positive number");
             }
-            let unknown = self.target_modules.iter().find(|t| !TARGET_MODULES.contains(&t.as_str()));
+            let unknown =
+                self.target_modules.iter().find(|t| !TARGET_MODULES.contains(&t.as_str()));
             if let Some(unknown) = unknown {
                 let known = format!("some of {}", TARGET_MODULES.join(", "));
                 return bad("target_modules", unknown, &known);
@@ -245,7 +246,11 @@ impl TrainPlan {
         }
         let epochs_count = self.num_train_epochs.is_finite() && self.num_train_epochs > 0.0;
         if self.max_steps == 0 && !(epochs_count && self.num_train_epochs <= 1e6) {
-            return bad("num_train_epochs", &self.num_train_epochs, "above 0 and at most 1,000,000");
+            return bad(
+                "num_train_epochs",
+                &self.num_train_epochs,
+                "above 0 and at most 1,000,000",
+            );
         }
         if self.max_length < 2 || self.max_length > config.max_position_embeddings {
             let most = format!("2 to the base's context of {}", config.max_position_embeddings);
@@ -328,7 +333,8 @@ pub(crate) mod tests {
 
     #[test]
     fn json_round_trip() {
-        for (method, objective) in [(Method::Lora, Objective::Sft), (Method::Full, Objective::Text)] {
+        for (method, objective) in [(Method::Lora, Objective::Sft), (Method::Full, Objective::Text)]
+        {
             let plan = TrainPlan::new(method, objective, &config());
             let json = serde_json::to_string_pretty(&plan).unwrap();
             assert_eq!(serde_json::from_str::<TrainPlan>(&json).unwrap(), plan);
@@ -352,7 +358,8 @@ pub(crate) mod tests {
 
     #[test]
     fn refuses_what_it_cannot_honour() {
-        let cases: [(&str, fn(&mut TrainPlan)); 14] = [
+        type Change = fn(&mut TrainPlan);
+        let cases: [(&str, Change); 14] = [
             ("lora_dropout", |p| p.lora_dropout = 0.1),
             ("r", |p| p.r = 0),
             ("lora_alpha", |p| p.lora_alpha = f32::NAN),

@@ -173,7 +173,12 @@ impl<'a> Run<'a> {
         };
         let all: Vec<usize> = (0..data.held_out.len()).collect();
         Ok(Run {
-            held_out: micro_batches(&data.held_out, &all, plan.micro_batch_tokens, trainable.slot()),
+            held_out: micro_batches(
+                &data.held_out,
+                &all,
+                plan.micro_batch_tokens,
+                trainable.slot(),
+            ),
             grads: trainable.zero_grads(),
             tape: Tape::new(decoder.config(), plan.tape_mode()),
             plan,
@@ -266,8 +271,7 @@ impl<'a> Run<'a> {
             }
             let adapters = self.trainable.adapters();
             let learner = Learner { decoder: self.decoder, adapters, tape: &mut self.tape };
-            let losses =
-                self.plan.objective.backward(learner, micro, weight, &mut self.grads)?;
+            let losses = self.plan.objective.backward(learner, micro, weight, &mut self.grads)?;
             loss += guard::finite_sum(&losses, micro, rows, step, "loss")?;
         }
         let grads = self.trainable.grad_slice(&self.grads);
@@ -359,8 +363,7 @@ impl<'a> Run<'a> {
             best: &self.best,
         };
         let keep = self.plan.save_total_limit;
-        let path =
-            checkpoint::save(&self.output.dir, &self.state, &self.identity, &tensors, keep)?;
+        let path = checkpoint::save(&self.output.dir, &self.state, &self.identity, &tensors, keep)?;
         self.saved_step = Some(step);
         self.output.event(&Event::Checkpoint { step, path })
     }

@@ -83,13 +83,10 @@ impl Trainable {
     /// adapter.
     pub(crate) fn decayed(&self, decoder: &Decoder) -> Vec<Range<usize>> {
         match &self.kind {
-            Kind::Lora { adapter, .. } => vec![0..adapter.param_count()],
-            Kind::Full { .. } => decoder
-                .param_layout()
-                .iter()
-                .filter(|s| s.decay)
-                .map(|s| s.range.clone())
-                .collect(),
+            Kind::Lora { adapter, .. } => std::iter::once(0..adapter.param_count()).collect(),
+            Kind::Full { .. } => {
+                decoder.param_layout().iter().filter(|s| s.decay).map(|s| s.range.clone()).collect()
+            }
         }
     }
 
@@ -109,7 +106,8 @@ impl Trainable {
         if self.initial.is_empty() {
             return Ok(());
         }
-        let stuck = |range: &Range<usize>| self.params()[range.clone()] == self.initial[range.clone()];
+        let stuck =
+            |range: &Range<usize>| self.params()[range.clone()] == self.initial[range.clone()];
         let (side, names): (_, Vec<String>) = match &self.kind {
             Kind::Lora { adapter, .. } => {
                 let modules = adapter.modules();

@@ -42,7 +42,11 @@ fn every_answer_is_learnt_up_to_its_stop_token() {
                 .unwrap();
         let learnt = |row: &Row| {
             let ids = row.ids.iter().zip(&row.mask).filter(|(_, m)| **m).map(|(id, _)| *id);
-            tokenizer.decode(&ids.collect::<Vec<_>>()).unwrap().split_whitespace().collect::<String>()
+            tokenizer
+                .decode(&ids.collect::<Vec<_>>())
+                .unwrap()
+                .split_whitespace()
+                .collect::<String>()
         };
         assert_eq!(learnt(&data.train[0]), "yes");
         assert_eq!(learnt(&data.train[1]), "noso");
@@ -110,7 +114,8 @@ fn text_is_learnt_whole_and_blocks_are_held_out() {
 
 #[test]
 fn digest_tells_rows_masks_and_sets_apart() {
-    let row = |id: u32, learnt: bool| Row { id: "r".into(), ids: vec![1, id], mask: vec![false, learnt] };
+    let row =
+        |id: u32, learnt: bool| Row { id: "r".into(), ids: vec![1, id], mask: vec![false, learnt] };
     let data = |train: Vec<Row>, held_out: Vec<Row>| TrainData {
         train,
         held_out,

@@ -110,26 +110,37 @@ fn logged_steps(dir: &Path) -> Vec<u64> {
 
 #[test]
 fn overfits_a_tiny_set() {
+    // Hidden rows have a fixed length, so a frozen head must be steep to be sure of anything: with
+    // this decoder's own one the loss cannot go below 0.18.
+    let base = || {
+        decoder_with(|name, p| {
+            if name == "lm_head.weight" {
+                p.iter_mut().for_each(|x| *x *= 3.0);
+            }
+        })
+    };
     for method in [Method::Lora, Method::Full] {
         let dir = tempfile::tempdir().unwrap();
-        let plan = TrainPlan { num_train_epochs: 120.0, save_steps: 0, ..plan(method, dir.path()) };
-        let outcome = simply(&plan, false).unwrap();
+        let plan = TrainPlan { num_train_epochs: 60.0, save_steps: 0, ..plan(method, dir.path()) };
+        let mut decoder = base();
+        let never = AtomicBool::new(false);
+        let outcome = go(&plan, &mut decoder, &data(&plan), false, |_| {}, &never).unwrap();
         assert_eq!(outcome.status, TrainStatus::Completed);
-        assert_eq!(outcome.step, 360);
+        assert_eq!(outcome.step, 180);
         assert!(outcome.train_loss < 0.1, "{method:?}: {}", outcome.train_loss);
         assert!(outcome.held_out_before.unwrap().loss > 1.0);
         let manifest: Manifest =
             serde_json::from_slice(&fs::read(dir.path().join(MANIFEST_FILE)).unwrap()).unwrap();
         assert_eq!(manifest.plan, plan);
-        assert_eq!(manifest.base_sha256, decoder().digest().unwrap());
+        assert_eq!(manifest.base_sha256, base().digest().unwrap());
         let template = fs::read(dir.path().join(CHAT_TEMPLATE_FILE)).unwrap();
         assert_eq!(manifest.chat_template_sha256, model::sha256_hex(&template));
         if method == Method::Lora {
-            model::LoraAdapter::load(dir.path(), &decoder()).unwrap();
+            model::LoraAdapter::load(dir.path(), &base()).unwrap();
         } else {
             Decoder::load(dir.path(), &model::LoadOptions::default()).unwrap();
         }
-        assert_eq!(logged_steps(dir.path()), (1..=360).collect::<Vec<_>>());
+        assert_eq!(logged_steps(dir.path()), (1..=180).collect::<Vec<_>>());
     }
 }
 
@@ -225,7 +236,8 @@ fn resume_refuses_another_plan_data_or_base() {
 
 #[test]
 fn a_damaged_checkpoint_falls_back_to_the_one_before() {
-    let damage: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 4] = [
         ("truncated", |dir| {
             let file = dir.join("tensors.safetensors");
             let bytes = fs::read(&file).unwrap();
@@ -255,7 +267,8 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
         let note = |event: &Event| events.borrow_mut().push(event.clone());
         go(&plan, &mut decoder(), &data(&plan), true, note, &AtomicBool::new(false)).unwrap();
         let events = events.into_inner();
-        let warned = |e: &Event| matches!(e, Event::Warning { message } if message.contains("checkpoint-9"));
+        let warned =
+            |e: &Event| matches!(e, Event::Warning { message } if message.contains("checkpoint-9"));
         assert!(events.iter().any(warned), "{what}: {events:?}");
         assert!(events.iter().any(|e| matches!(e, Event::Resumed { step: 8, .. })), "{what}");
         let found = fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
@@ -264,7 +277,10 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
         damage(&dir.path().join("checkpoint-8"));
         damage(&dir.path().join("checkpoint-9"));
         let error = simply(&plan, true).unwrap_err();
-        assert!(matches!(error, TrainError::NoUsableCheckpoint { count: 2, .. }), "{what}: {error}");
+        assert!(
+            matches!(error, TrainError::NoUsableCheckpoint { count: 2, .. }),
+            "{what}: {error}"
+        );
     }
 }
 
@@ -287,7 +303,8 @@ fn values_that_are_not_finite_stop_the_run_and_are_not_saved() {
     let plan = plan(Method::Lora, dir.path());
     let data = TrainData::from_rows(rows(10, 0), vec![], &[STOP], None, &plan).unwrap();
     // The embedding of a token that only one example holds.
-    let count = |id: u32| data.train.iter().filter(|r| r.ids[..r.input_len()].contains(&id)).count();
+    let count =
+        |id: u32| data.train.iter().filter(|r| r.ids[..r.input_len()].contains(&id)).count();
     let token = (3..64).find(|&id| count(id) == 1).unwrap();
     let holder = data.train.iter().find(|r| r.ids[..r.input_len()].contains(&token)).unwrap();
     let mut broken = decoder_with(|name, p| {
@@ -344,7 +361,10 @@ fn rows_are_guarded() {
         rows[3].ids.pop();
         rows[3].mask.pop();
     });
-    assert!(no_stop.starts_with("example-3: the learnt part") && no_stop.contains("stop"), "{no_stop}");
+    assert!(
+        no_stop.starts_with("example-3: the learnt part") && no_stop.contains("stop"),
+        "{no_stop}"
+    );
     // Also where it is not the last answer of the conversation.
     let inner = message(|rows| {
         let at = rows[5].mask.iter().position(|&m| m).unwrap();

@@ -920,7 +920,7 @@ pub(super) const ENGLISH: Language = Language {
             "Ravi", "Alice", "Ben",
         ],
         test: &[
-            "Gareth", "Yusuf", "Imogen", "Callum", "Beatrix", "Dmitri", "Philippa", "Kofi",
+            "Gareth", "Yusuf", "Imogen", "Callum", "Beatrix", "Dmitri", "Winifred", "Kofi",
             "Saskia", "Rupert", "Mei", "Tabitha",
         ],
     },

@@ -60,7 +60,8 @@ fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, Data
         let row = check_length(line, raw.len(), options)
             .and_then(|()| check_shape(line, &record, raw, to == text.len(), &names))
             .and_then(|()| {
-                let value = |name: &str| record[index[name]].to_owned();
+                // Line ends inside quotes are the file's, not the text's.
+                let value = |name: &str| record[index[name]].replace("\r\n", "\n");
                 let optional = |name: &Option<String>| {
                     name.as_deref().map(value).filter(|v| !v.trim().is_empty())
                 };
@@ -95,9 +96,12 @@ fn check_shape(
 ) -> Result<(), Problem> {
     // The parser takes the end of the file for the closing quote, so one that is missing would
     // swallow all rows below it without a word.
-    let opened =
-        record.iter().any(|field| raw.contains(&format!("\"{}", field.replace('"', "\"\""))));
-    if last && opened && raw.bytes().filter(|&b| b == b'"').count() % 2 == 1 {
+    let odd = || raw.bytes().filter(|&b| b == b'"').count() % 2 == 1;
+    let opened = |field: &str| {
+        let field = field.trim_end_matches(['\r', '\n']).replace('"', "\"\"");
+        raw.contains(&format!("\"{field}"))
+    };
+    if last && odd() && record.iter().any(opened) {
         return Err(Problem::new(
             line,
             "",

@@ -170,7 +170,7 @@ fn bootstrap(differences: &[f64], options: &PairedOptions) -> Interval {
 /// shift; their probabilities differ by at most n/2^32, relatively.
 fn resampled_sum(values: &[f64], rng: &mut Pcg64Mcg) -> f64 {
     let n = values.len() as u64;
-    let pick = |bits: u64| values[((bits & 0xFFFF_FFFF) * n >> 32) as usize];
+    let pick = |bits: u64| values[(((bits & 0xFFFF_FFFF) * n) >> 32) as usize];
     let mut sum = 0.0;
     for _ in 0..n / 2 {
         let bits = rng.next_u64();

@@ -12,7 +12,9 @@ use ::eval::{
     CandidateResult, CostPlan, DataSummary, Decision, EvalItem, EvalResult, FileDigest, Licence,
     LossPoint, MachinePrice, Measurement, Report, TrainSummary, stats::PairedOptions,
 };
-use ::train::{Event, Method, Objective, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
+use ::train::{
+    Event, Method, Objective, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus,
+};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, LoadOptions};
 use std::path::{Path, PathBuf};
@@ -58,7 +60,10 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let result = EvalResult { items: after.items, metrics: after.metrics, candidates };
     let report = demo.report(&base, &result, &data_report, &outcome, curve)?;
     for candidate in &result.candidates {
-        result.write_answers(candidate, &demo.dir.join(format!("answers_{}.jsonl", candidate.name)))?;
+        result.write_answers(
+            candidate,
+            &demo.dir.join(format!("answers_{}.jsonl", candidate.name)),
+        )?;
     }
     report.write(&demo.dir)?;
     eprintln!("{}:", report.verdict.title());
@@ -83,11 +88,16 @@ impl Demo {
     fn prepare(dir: &Path) -> Result<Demo> {
         let adapter_dir = dir.join("adapter");
         if adapter_dir.exists() {
-            let ours = [::train::LOG_FILE, ".train.lock"].iter().any(|f| adapter_dir.join(f).exists());
+            let ours =
+                [::train::LOG_FILE, ".train.lock"].iter().any(|f| adapter_dir.join(f).exists());
             if !ours {
-                bail!("{}: exists and is not from a demo\nhint: choose another --dir", adapter_dir.display());
+                bail!(
+                    "{}: exists and is not from a demo\nhint: choose another --dir",
+                    adapter_dir.display()
+                );
             }
-            std::fs::remove_dir_all(&adapter_dir).with_context(|| adapter_dir.display().to_string())?;
+            std::fs::remove_dir_all(&adapter_dir)
+                .with_context(|| adapter_dir.display().to_string())?;
         }
         let demo = Demo {
             adapter_dir,
@@ -110,14 +120,21 @@ impl Demo {
             limit: config.max_position_embeddings,
         };
         let files = [self.train_file.clone()];
-        let report = ::data::check(&files, Some(&self.test_file), &CheckOptions::default(), Some(counter))?;
+        let report =
+            ::data::check(&files, Some(&self.test_file), &CheckOptions::default(), Some(counter))?;
         report.write(&self.dir.join("data_report.json"))?;
         for (set, s) in &report.tokens {
-            eprintln!("  {set}: {} examples, {} tokens, {} of them learnt", s.rows, s.total, s.supervised);
+            eprintln!(
+                "  {set}: {} examples, {} tokens, {} of them learnt",
+                s.rows, s.total, s.supervised
+            );
         }
         let leaks: usize = report.leaks.iter().map(|l| l.report.total()).sum();
         let d = &report.duplicates;
-        eprintln!("  duplicates: {}, test examples leaked into training: {leaks}", d.exact + d.normalised);
+        eprintln!(
+            "  duplicates: {}, test examples leaked into training: {leaks}",
+            d.exact + d.normalised
+        );
         if !report.blocking.is_empty() {
             bail!("the sample data does not pass its check: {}", report.blocking.join("; "));
         }
@@ -142,7 +159,11 @@ impl Demo {
         };
         let (split, _) = ::data::split(examples.to_vec(), &split)?;
         let data = TrainData::from_conversations(
-            &split.train, &split.valid, &base.tokenizer, &base.template, &plan,
+            &split.train,
+            &split.valid,
+            &base.tokenizer,
+            &base.template,
+            &plan,
         )?;
         let provenance = Provenance {
             base_name: NANO.to_owned(),
@@ -162,14 +183,19 @@ impl Demo {
                     curve.push(LossPoint { step: *step, loss: Some(*loss), held_out: None });
                 }
                 Event::Evaluation { held_out, .. } => {
-                    curve.push(LossPoint { step: held_out.step, loss: None, held_out: Some(held_out.loss) });
+                    curve.push(LossPoint {
+                        step: held_out.step,
+                        loss: None,
+                        held_out: Some(held_out.loss),
+                    });
                 }
                 _ => {}
             }
         };
         // Ctrl-C simply ends the demo: there is nothing in it worth resuming.
         let cancel = AtomicBool::new(false);
-        let outcome = ::train::run(&plan, &mut decoder, &data, &provenance, false, &mut observe, &cancel)?;
+        let outcome =
+            ::train::run(&plan, &mut decoder, &data, &provenance, false, &mut observe, &cancel)?;
         if outcome.status != TrainStatus::Completed {
             bail!("the training ended early: {:?}", outcome.status);
         }
@@ -337,7 +363,8 @@ fn rented_server(tokens_per_second: f64) -> CostPlan {
     CostPlan::Machine(MachinePrice {
         price_per_hour: 0.089,
         currency: "EUR".into(),
-        price_source: "a dedicated CPU server at 65 EUR a month, an assumption; put in your own".into(),
+        price_source: "a dedicated CPU server at 65 EUR a month, an assumption; put in your own"
+            .into(),
         tokens_per_second,
         tokens_per_second_source: "measured in this evaluation, on this machine".into(),
         utilisation: 0.3,

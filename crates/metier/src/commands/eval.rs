@@ -5,10 +5,10 @@ use crate::cli::EvalArgs;
 use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
+use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use engine::SamplingParams;
-use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric};
 use indicatif::ProgressBar;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -63,11 +63,17 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         ]);
     }
     println!("{table}");
-    let stopped = report.stopped_share.map_or(String::new(), |s| format!(", {:.1} % ended by themselves", 100.0 * s));
-    println!("{} answers in {}{stopped}, {} failed", result.items.len(), progress::clock(report.seconds), report.failed);
+    let stopped = report
+        .stopped_share
+        .map_or(String::new(), |s| format!(", {:.1} % ended by themselves", 100.0 * s));
+    println!(
+        "{} answers in {}{stopped}, {} failed",
+        result.items.len(),
+        progress::clock(report.seconds),
+        report.failed
+    );
     Ok(exit::done())
 }
-
 
 /// Asks base or adapter every item at temperature 0, with a progress bar, on the serving engine.
 pub(super) fn evaluate(
@@ -87,12 +93,17 @@ pub(super) fn evaluate(
         Arc::clone(&base.tokenizer),
         Arc::new(template.clone()),
         slots.first().copied(),
-        SamplingParams { max_tokens, stop_ids: base.stop_ids(template), ..SamplingParams::default() },
+        SamplingParams {
+            max_tokens,
+            stop_ids: base.stop_ids(template),
+            ..SamplingParams::default()
+        },
     );
     let mut candidates: [Box<dyn Candidate>; 1] = [Box::new(candidate)];
     let mut bar: Option<ProgressBar> = None;
     let result = ::eval::evaluate(&mut candidates, items, metrics, &mut |p| {
-        bar.get_or_insert_with(|| progress::bar(p.candidate, p.total as u64)).set_position(p.done as u64);
+        bar.get_or_insert_with(|| progress::bar(p.candidate, p.total as u64))
+            .set_position(p.done as u64);
     })?;
     if let Some(bar) = bar {
         bar.finish_and_clear();

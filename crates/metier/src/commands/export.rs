@@ -43,13 +43,18 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {
             (probe(&reloaded, None)?, MERGED_BOUND)
         }
     };
-    model::write_atomic(&dir.join(train::CHAT_TEMPLATE_FILE), adapter.template.source().as_bytes())?;
+    model::write_atomic(
+        &dir.join(train::CHAT_TEMPLATE_FILE),
+        adapter.template.source().as_bytes(),
+    )?;
     let scale = reference.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
     let difference =
         reference.iter().zip(&ours).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
     // Written so that NaN fails.
     if !(difference <= bound) {
-        bail!("the exported model differs: largest logit difference {difference:.2e}, allowed {bound:.0e}; nothing was written");
+        bail!(
+            "the exported model differs: largest logit difference {difference:.2e}, allowed {bound:.0e}; nothing was written"
+        );
     }
     std::fs::rename(&dir, &args.out).with_context(|| format!("{}", args.out.display()))?;
     println!(
@@ -70,7 +75,12 @@ fn probe(decoder: &Decoder, adapter: Option<&LoraAdapter>) -> Result<Vec<f32>> {
     let mut cache = KvCache::new(config, blocks);
     let batch = Batch {
         tokens: (0..len).map(|i| (i * 7919 % config.vocab_size) as u32).collect(),
-        segments: vec![Segment { len, past: 0, pages: (0..blocks as u32).collect(), adapter: slot }],
+        segments: vec![Segment {
+            len,
+            past: 0,
+            pages: (0..blocks as u32).collect(),
+            adapter: slot,
+        }],
         logit_rows: (0..len).collect(),
     };
     let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache))?;

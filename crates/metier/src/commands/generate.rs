@@ -5,7 +5,7 @@ use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Result, bail};
 use engine::{Engine, Event, FinishReason, SamplingParams, SequenceRequest, Usage};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use text::{StopStrings, StreamDecoder, Tokenizer};
@@ -44,7 +44,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
                 },
             })
         );
-    } else {
+    } else if std::io::stdout().is_terminal() {
+        // A pipe gets the text and nothing else.
         println!();
     }
     Ok(exit::done())

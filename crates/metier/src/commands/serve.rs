@@ -11,14 +11,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let host = args
-        .host
-        .parse()
-        .with_context(|| format!("--host {}: expected an IP address such as 127.0.0.1", args.host))?;
+    let host = args.host.parse().with_context(|| {
+        format!("--host {}: expected an IP address such as 127.0.0.1", args.host)
+    })?;
     let base = Base::load(&args.model)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
-        let Some((name, dir)) = spec.split_once('=').filter(|(n, d)| !n.is_empty() && !d.is_empty()) else {
+        let Some((name, dir)) =
+            spec.split_once('=').filter(|(n, d)| !n.is_empty() && !d.is_empty())
+        else {
             bail!("--adapter {spec}: expected NAME=FOLDER, such as tickets=out/tickets");
         };
         adapters.push(Adapter::load(name, Path::new(dir), &base)?);
@@ -49,12 +50,17 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = plan.bind().await.with_context(|| {
-            format!("cannot listen on {}:{}\nhint: choose another --port (0 takes a free one)", plan.host, plan.port)
+            format!(
+                "cannot listen on {}:{}\nhint: choose another --port (0 takes a free one)",
+                plan.host, plan.port
+            )
         })?;
         let address = listener.local_addr()?;
         println!("serving {} on http://{address}/v1", names.join(", "));
         if !host.is_loopback() {
-            eprintln!("warning: anyone who reaches {address} can use these models; there are no keys yet");
+            eprintln!(
+                "warning: anyone who reaches {address} can use these models; there are no keys yet"
+            );
         }
         eprintln!("Ctrl-C stops after the running answers.");
         server.run(listener, stop_signal()).await?;

@@ -48,8 +48,12 @@ fn coloured(tokenizer: &Tokenizer, ids: &[u32]) -> String {
                 false => tokenizer.decode(&[id]).unwrap_or_default(),
             };
             // The text may hold escape sequences of its own; show them instead of sending them.
-            let shown: String =
-                shown.chars().flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] }).collect();
+            let shown: String = shown
+                .chars()
+                .flat_map(|c| {
+                    if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] }
+                })
+                .collect();
             let colour = if tokenizer.is_control(id) { 43 } else { [44, 45][i % 2] };
             format!("\x1b[97;{colour}m{shown}\x1b[0m")
         })

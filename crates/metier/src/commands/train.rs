@@ -5,11 +5,9 @@ use crate::cli::{ColumnArgs, TrainArgs};
 use crate::config::ConfigFile;
 use crate::exit;
 use crate::progress::{TrainBar, clock};
-use crate::resolve::{NANO, load_text, license_of, model_dir};
+use crate::resolve::{NANO, license_of, load_text, model_dir};
 use ::data::{Example, SplitOptions};
-use ::train::{
-    Event, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus,
-};
+use ::train::{Event, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, LoadOptions, WeightDtype};
 use std::path::{Path, PathBuf};
@@ -49,9 +47,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
         false => bar.event(event),
     };
     let cancel = cancel_on_ctrl_c()?;
-    let outcome = ::train::run(
-        &plan, &mut decoder, &data, &provenance, args.resume, &mut observe, cancel,
-    )?;
+    let outcome =
+        ::train::run(&plan, &mut decoder, &data, &provenance, args.resume, &mut observe, cancel)?;
     if !args.json {
         print_outcome(&outcome, &start.name, plan.method);
     }
@@ -77,16 +74,29 @@ impl Start {
             && let Some(shape) = &file.base.init
         {
             let Some(dir) = &file.base.tokenizer else {
-                bail!("[base] init needs [base] tokenizer: the folder with the new model's tokenizer.json");
+                bail!(
+                    "[base] init needs [base] tokenizer: the folder with the new model's tokenizer.json"
+                );
             };
-            let bytes = std::fs::read(shape).with_context(|| format!("{}: cannot read it", shape.display()))?;
+            let bytes = std::fs::read(shape)
+                .with_context(|| format!("{}: cannot read it", shape.display()))?;
             let config = DecoderConfig::from_json(&bytes, shape)?;
             let (tokenizer, template) = load_text(dir, &config)?;
             // The seed of the initial weights is fixed; [train] seed orders the data.
             let decoder = Decoder::init(&config, 1);
-            return Ok(Start { name: shape.display().to_string(), dir: dir.clone(), decoder, tokenizer, template });
+            return Ok(Start {
+                name: shape.display().to_string(),
+                dir: dir.clone(),
+                decoder,
+                tokenizer,
+                template,
+            });
         }
-        let name = args.base.clone().or_else(|| file.base.model.clone()).unwrap_or_else(|| NANO.to_owned());
+        let name = args
+            .base
+            .clone()
+            .or_else(|| file.base.model.clone())
+            .unwrap_or_else(|| NANO.to_owned());
         let dir = model_dir(&name)?;
         let full = file.method()? == Some(Method::Full);
         let dtype = if full { WeightDtype::F32 } else { WeightDtype::AsPublished };
@@ -130,17 +140,32 @@ fn load_data(
         for path in &file.data.text {
             documents.extend(::data::read_text(path)?);
         }
-        return Ok((TrainData::from_text(&documents, &start.tokenizer, plan)?, file.data.text.clone()));
+        return Ok((
+            TrainData::from_text(&documents, &start.tokenizer, plan)?,
+            file.data.text.clone(),
+        ));
     }
     let mut files = if args.data.is_empty() { file.data.train.clone() } else { args.data.clone() };
     if files.is_empty() {
         bail!("no training data\nhint: give --data FILE, or [data] train in the config file");
     }
     let columns = ColumnArgs {
-        prompt_column: args.columns.prompt_column.clone().or_else(|| file.data.prompt_column.clone()),
-        completion_column: args.columns.completion_column.clone().or_else(|| file.data.completion_column.clone()),
+        prompt_column: args
+            .columns
+            .prompt_column
+            .clone()
+            .or_else(|| file.data.prompt_column.clone()),
+        completion_column: args
+            .columns
+            .completion_column
+            .clone()
+            .or_else(|| file.data.completion_column.clone()),
         group_column: args.columns.group_column.clone().or_else(|| file.data.group_column.clone()),
-        system_prompt: args.columns.system_prompt.clone().or_else(|| file.data.system_prompt.clone()),
+        system_prompt: args
+            .columns
+            .system_prompt
+            .clone()
+            .or_else(|| file.data.system_prompt.clone()),
     };
     let options = read_options(&columns);
     let mut train: Vec<Example> = Vec::new();
@@ -168,7 +193,8 @@ fn load_data(
             split.valid
         }
     };
-    let data = TrainData::from_conversations(&train, &held_out, &start.tokenizer, &start.template, plan)?;
+    let data =
+        TrainData::from_conversations(&train, &held_out, &start.tokenizer, &start.template, plan)?;
     Ok((data, files))
 }
 
@@ -227,7 +253,9 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
         return;
     }
     let held = match (&outcome.held_out_before, &outcome.held_out) {
-        (Some(before), Some(after)) => format!(", held-out loss {:.4} -> {:.4}", before.loss, after.loss),
+        (Some(before), Some(after)) => {
+            format!(", held-out loss {:.4} -> {:.4}", before.loss, after.loss)
+        }
         _ => String::new(),
     };
     println!(
@@ -238,7 +266,9 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
     );
     println!("wrote {dir}");
     match method {
-        Method::Lora => println!("next: metier eval --model {base} --adapter {dir} --data TEST.jsonl"),
+        Method::Lora => {
+            println!("next: metier eval --model {base} --adapter {dir} --data TEST.jsonl")
+        }
         Method::Full => println!("next: metier eval --model {dir} --data TEST.jsonl"),
     }
 }

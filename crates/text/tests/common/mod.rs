@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use text::Tokenizer;
 
 /// The folder with shared models and templates, or `None` with a loud word on stderr.
-pub fn shared(what: &str) -> Option<PathBuf> {
+pub(crate) fn shared(what: &str) -> Option<PathBuf> {
     let root = match std::env::var_os("METIER_SHARED") {
         Some(root) => PathBuf::from(root),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
@@ -21,7 +21,7 @@ pub fn shared(what: &str) -> Option<PathBuf> {
 }
 
 /// The tokenizer folder of the bundled model.
-pub fn nano() -> PathBuf {
+pub(crate) fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano")
 }
 
@@ -49,7 +49,7 @@ fn vocab(tokens: impl IntoIterator<Item = String>) -> Map<String, Value> {
 
 /// A byte-level BPE as GPT-2's and its descendants': `specials` from id 0, then 256 bytes, then a
 /// few merges.
-pub fn byte_level_json(specials: &[&str]) -> Value {
+pub(crate) fn byte_level_json(specials: &[&str]) -> Value {
     let mut bytes: Vec<char> =
         tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
     bytes.sort_unstable();
@@ -91,7 +91,7 @@ pub fn byte_level_json(specials: &[&str]) -> Value {
 
 /// A SentencePiece-like BPE with byte fallback as Llama 2's: `<unk>`, `<s>`, `</s>` and then
 /// `specials`.
-pub fn sentence_piece_json(specials: &[&str]) -> Value {
+pub(crate) fn sentence_piece_json(specials: &[&str]) -> Value {
     let specials: Vec<&str> =
         ["<unk>", "<s>", "</s>"].into_iter().chain(specials.iter().copied()).collect();
     let merges = [
@@ -139,7 +139,7 @@ pub fn sentence_piece_json(specials: &[&str]) -> Value {
 }
 
 /// The same with the newer Metaspace pieces in place of the normaliser.
-pub fn metaspace_json(specials: &[&str]) -> Value {
+pub(crate) fn metaspace_json(specials: &[&str]) -> Value {
     let mut file = sentence_piece_json(specials);
     let metaspace =
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
@@ -149,21 +149,21 @@ pub fn metaspace_json(specials: &[&str]) -> Value {
     file
 }
 
-pub fn load(file: &Value, config: &Value) -> Tokenizer {
+pub(crate) fn load(file: &Value, config: &Value) -> Tokenizer {
     try_load(file, config).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn try_load(file: &Value, config: &Value) -> Result<Tokenizer, text::TextError> {
+pub(crate) fn try_load(file: &Value, config: &Value) -> Result<Tokenizer, text::TextError> {
     Tokenizer::from_bytes(file.to_string().as_bytes(), Some(config.to_string().as_bytes()))
 }
 
 /// The library's own reading of the same file, to compare with.
-pub fn library(file: &Value) -> tokenizers::Tokenizer {
+pub(crate) fn library(file: &Value) -> tokenizers::Tokenizer {
     file.to_string().parse().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// One tokenizer of each kind with ChatML's control tokens, each with its file.
-pub fn every_kind() -> Vec<(&'static str, Value, Tokenizer)> {
+pub(crate) fn every_kind() -> Vec<(&'static str, Value, Tokenizer)> {
     let chat = ["<|im_start|>", "<|im_end|>"];
     let spm = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"});
     let byte_level = byte_level_json(&["<|im_start|>", "<|im_end|>", "<|endoftext|>"]);

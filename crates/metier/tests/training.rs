@@ -1,0 +1,167 @@
+//! Training from the command line: killed at random and resumed, it ends with the same bytes.
+
+use assert_cmd::Command;
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+use std::process::{Command as Process, Stdio};
+use std::time::Duration;
+
+const METIER: &str = env!("CARGO_BIN_EXE_metier");
+
+/// A few short conversations; the answer follows from the question.
+fn write_data(path: &Path) {
+    let rows: String = (0..48)
+        .map(|i| {
+            let row = json!({"messages": [
+                {"role": "user", "content": format!("ticket {i}: the pump number {} is loud", i * 7 % 50)},
+                {"role": "assistant", "content": format!("{{\"pump\": {}}}", i * 7 % 50)},
+            ]});
+            format!("{row}\n")
+        })
+        .collect();
+    fs::write(path, rows).unwrap();
+}
+
+const CONFIG: &str = r#"
+[base]
+model = "nano"
+[data]
+train = ["train.jsonl"]
+valid_fraction = 0.1
+[train]
+r = 4
+lora_alpha = 8
+max_steps = 14
+max_length = 128
+step_size = { rows = 4 }
+save_steps = 1
+eval_steps = 5
+"#;
+
+fn train_args(config: &Path, out: &Path) -> Vec<String> {
+    ["train", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap(), "--resume"]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+#[test]
+fn killed_and_resumed_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    write_data(&dir.path().join("train.jsonl"));
+    let config = dir.path().join("metier.toml");
+    fs::write(&config, CONFIG).unwrap();
+    let whole = dir.path().join("whole");
+    Command::new(METIER).args(train_args(&config, &whole)).assert().success();
+    let killed = dir.path().join("killed");
+    // Different moments on every run of the test; each must do.
+    let nanos =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut kills = 0;
+    for attempt in 0..40u64 {
+        let mut child = Process::new(METIER)
+            .args(train_args(&config, &killed))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(
+            300 + (u64::from(nanos) / 1000 + attempt * 173) % 900 + attempt * 100,
+        ));
+        let finished = child.try_wait().unwrap();
+        if let Some(status) = finished {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    Command::new(METIER).args(train_args(&config, &killed)).assert().success();
+    eprintln!("killed {kills} time(s)");
+    let read = |dir: &Path| fs::read(dir.join("adapter_model.safetensors")).unwrap();
+    assert!(read(&whole) == read(&killed), "the resumed adapter differs");
+}
+
+#[test]
+fn the_adapter_evaluates_generates_and_exports() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("train.jsonl");
+    write_data(&data);
+    let out = dir.path().join("adapter");
+    let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+    Command::new(METIER)
+        .args([
+            "train",
+            "--base",
+            "nano",
+            "--data",
+            data,
+            "--out",
+            out,
+            "--max-steps",
+            "6",
+            "--r",
+            "4",
+        ])
+        .assert()
+        .success();
+    let answers = dir.path().join("answers.jsonl");
+    let eval = Command::new(METIER)
+        .args([
+            "eval",
+            "--model",
+            "nano",
+            "--adapter",
+            out,
+            "--data",
+            data,
+            "--json",
+            "--limit",
+            "8",
+        ])
+        .args([
+            "--metrics",
+            "exact_match,json_valid",
+            "--max-tokens",
+            "24",
+            "--answers",
+            answers.to_str().unwrap(),
+        ])
+        .output()
+        .unwrap();
+    assert!(eval.status.success(), "{}", String::from_utf8_lossy(&eval.stderr));
+    let result: serde_json::Value = serde_json::from_slice(&eval.stdout).unwrap();
+    assert_eq!(result["metrics"]["exact_match"]["n"], 8);
+    assert_eq!(fs::read_to_string(&answers).unwrap().lines().count(), 8);
+    for format in ["peft", "merged"] {
+        let to = dir.path().join(format);
+        Command::new(METIER)
+            .args([
+                "export",
+                "--base",
+                "nano",
+                "--adapter",
+                out,
+                "--format",
+                format,
+                "--out",
+                to.to_str().unwrap(),
+            ])
+            .assert()
+            .success();
+    }
+    let merged = dir.path().join("merged");
+    Command::new(METIER)
+        .args([
+            "generate",
+            "--model",
+            merged.to_str().unwrap(),
+            "--prompt",
+            "The pump",
+            "--max-tokens",
+            "4",
+        ])
+        .assert()
+        .success();
+}
