@@ -226,7 +226,8 @@ fn product(
 const PANEL_STEP: usize = 4;
 
 /// Into how many parts rows and panels are cut: about two tasks per thread at least, so that a
-/// thread that was late costs less; by rows as long as they are many, then by panels, then by rows again.
+/// thread that was late costs less; by rows as long as they are many, then by panels, then by rows
+/// again. More parts would repeat the packing of A and of B.
 fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
     let wanted = 2 * threads;
     let row_parts = rows.div_ceil(BLOCK_ROWS);

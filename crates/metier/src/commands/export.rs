@@ -50,8 +50,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {
     let scale = reference.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
     let difference =
         reference.iter().zip(&ours).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
-    // Written so that NaN fails.
-    if !(difference <= bound) {
+    if difference.is_nan() || difference > bound {
         bail!(
             "the exported model differs: largest logit difference {difference:.2e}, allowed {bound:.0e}; nothing was written"
         );
