@@ -81,6 +81,12 @@ pub(crate) fn load_text(
     dir: &Path,
     config: &DecoderConfig,
 ) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
+    if !dir.join("tokenizer.json").is_file() {
+        bail!(
+            "{}: tokenizer.json is missing\nhint: download the model's tokenizer files into this folder",
+            dir.display()
+        );
+    }
     let mut tokenizer = Tokenizer::from_dir(dir)?;
     tokenizer.check_vocab(config.vocab_size)?;
     let template = ChatTemplate::from_dir(dir)?.unwrap_or_else(ChatTemplate::plain);

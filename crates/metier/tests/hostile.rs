@@ -226,6 +226,7 @@ fn broken_tokenizers() {
 fn a_template_that_loops_is_stopped() {
     let dir = tempfile::tempdir().unwrap();
     model_dir(dir.path());
+    edit_config(dir.path(), "vocab_size", json!(4096));
     let template = "{% for a in range(100000) %}{% for b in range(100000) %}{% set x = a * b %}{% endfor %}{% endfor %}";
     fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     fs::write(dir.path().join("train.jsonl"), chat_row("hello", "hi")).unwrap();
@@ -257,7 +258,11 @@ fn data_that_cannot_be_read() {
     check("latin1.csv", b"prompt,completion\ncaf\xe9,oui\n", &["UTF-8"]);
     check("columns.csv", b"a,b\n1,2\n", &["a", "b", "prompt"]);
     check("empty.jsonl", b"", &[]);
-    check("roles.jsonl", chat_row("", "x").replace("assistant", "robot").as_bytes(), &["robot"]);
+    check(
+        "roles.jsonl",
+        chat_row("hello", "x").replace("assistant", "robot").as_bytes(),
+        &["robot"],
+    );
     check("deep.jsonl", ["[".repeat(100_000), "]".repeat(100_000)].concat().as_bytes(), &[]);
     check("table.xlsx", b"PK", &["jsonl"]);
     if let Some(latin) = shared("data/snips/PlayMusic/train_PlayMusic_full.json") {

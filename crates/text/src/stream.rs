@@ -39,6 +39,20 @@ impl StreamDecoder {
         }
     }
 
+    /// A decoder of what continues `prompt`: the first word keeps the space that parts it from the
+    /// prompt's last one. After a prompt without text this is [`StreamDecoder::new`].
+    ///
+    /// # Errors
+    /// [`TextError::Decode`] when the tokenizer's decoder fails.
+    pub fn after(tokenizer: Arc<Tokenizer>, prompt: &[u32]) -> Result<Self, TextError> {
+        let mut decoder = Self::new(tokenizer);
+        // What a token reads like depends on few before it.
+        for &id in &prompt[prompt.len().saturating_sub(16)..] {
+            decoder.push(id)?;
+        }
+        Ok(decoder)
+    }
+
     /// Takes the next id; returns the text that is settled by it, if any. Control tokens and ids
     /// outside the vocabulary have no text.
     ///

@@ -8,7 +8,8 @@ use anyhow::Result;
 use engine::SequenceRequest;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
-use text::{Conversation, Message};
+use std::sync::Arc;
+use text::{Conversation, Message, StreamDecoder};
 
 pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let base = Base::load(&args.model)?;
@@ -49,7 +50,8 @@ pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
         let prompt = template.render(&base.tokenizer, &conversation, true)?.ids;
         let request =
             SequenceRequest { prompt, params: params.clone(), adapter: slots.first().copied() };
-        let answer = stream(&mut engine, request, &base.tokenizer, &[], |piece| {
+        let decoder = StreamDecoder::new(Arc::clone(&base.tokenizer));
+        let answer = stream(&mut engine, request, decoder, &[], |piece| {
             print!("{piece}");
             let _ = std::io::stdout().flush();
         });

@@ -8,7 +8,7 @@ use engine::{Engine, Event, FinishReason, SamplingParams, SequenceRequest, Usage
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use text::{StopStrings, StreamDecoder, Tokenizer};
+use text::{StopStrings, StreamDecoder};
 
 pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let base = Base::load(&args.model)?;
@@ -23,7 +23,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         params: sampling_params(&args.sampling, base.tokenizer.stop_ids()),
         adapter: slots.first().copied(),
     };
-    let done = stream(&mut engine, request, &base.tokenizer, &args.stop, |piece| {
+    let decoder = StreamDecoder::after(Arc::clone(&base.tokenizer), &request.prompt)?;
+    let done = stream(&mut engine, request, decoder, &args.stop, |piece| {
         if !args.json {
             print!("{piece}");
             // Text appears as it comes; an error here shows at the next write.
@@ -76,12 +77,11 @@ pub(super) struct Streamed {
 pub(super) fn stream(
     engine: &mut Engine,
     request: SequenceRequest,
-    tokenizer: &Arc<Tokenizer>,
+    mut decoder: StreamDecoder,
     stop: &[String],
     mut emit: impl FnMut(&str),
 ) -> Result<Streamed> {
     let prompt_tokens = request.prompt.len();
-    let mut decoder = StreamDecoder::new(Arc::clone(tokenizer));
     let mut stops = StopStrings::new(stop.to_vec());
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut give = |piece: &str, text: &mut String| {
