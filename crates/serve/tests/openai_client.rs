@@ -6,13 +6,15 @@ use common::{MODELS, TestServer};
 use std::path::Path;
 use std::process::Command;
 
-/// Set METIER_PYTHON to a Python that has the `openai` package.
+/// Set METIER_TEST_PYTHON to a Python that has the `openai` package.
 #[tokio::test]
 async fn the_openai_client_is_served() {
-    let python = std::env::var("METIER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("METIER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let import = Command::new(&python).args(["-c", "import openai"]).output();
     if !import.is_ok_and(|o| o.status.success()) {
-        eprintln!("SKIPPED: {python} has no openai package; set METIER_PYTHON to one that has");
+        eprintln!(
+            "SKIPPED: {python} has no openai package; set METIER_TEST_PYTHON to one that has"
+        );
         return;
     }
     let server = TestServer::start().await;
