@@ -97,8 +97,7 @@ impl<G: Generator> LocalCandidate<G> {
         adapter: Option<usize>,
         mut params: SamplingParams,
     ) -> LocalCandidate<G> {
-        let turn_end = template.turn_end(&tokenizer);
-        for id in tokenizer.stop_ids().iter().copied().chain(turn_end) {
+        for id in template.stop_ids(&tokenizer) {
             if !params.stop_ids.contains(&id) {
                 params.stop_ids.push(id);
             }

@@ -41,13 +41,6 @@ impl Base {
             .map_or_else(|| self.name.clone(), |n| n.to_string_lossy().into_owned())
     }
 
-    /// Tokens that end an answer rendered with `template`.
-    pub(crate) fn stop_ids(&self, template: &ChatTemplate) -> Vec<u32> {
-        let mut ids = self.tokenizer.stop_ids().to_vec();
-        ids.extend(template.turn_end(&self.tokenizer).filter(|id| !ids.contains(id)));
-        ids
-    }
-
     /// Licence as the model's card states it.
     pub(crate) fn license(&self) -> String {
         license_of(&self.dir)

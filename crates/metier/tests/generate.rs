@@ -1,19 +1,10 @@
 //! Real weights give the published text.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod common;
 
-fn shared(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("METIER_SHARED")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let path = root.join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
-}
+use common::shared;
+use std::path::Path;
+use std::process::Command;
 
 fn greedy(model: &Path, prompt: &str, max_tokens: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_metier"))

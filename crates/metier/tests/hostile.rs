@@ -1,6 +1,9 @@
 //! Outside bytes that lie: a clear error, exit code 1, no panic, nothing written.
 
+mod common;
+
 use assert_cmd::Command;
+use common::shared;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,18 +20,6 @@ fn testdata(name: &str) -> PathBuf {
 
 fn assets(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").join(name)
-}
-
-fn shared(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("METIER_SHARED")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let path = root.join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
 }
 
 /// Runs the command and checks exit code 1, every expected piece of the message, and no panic.

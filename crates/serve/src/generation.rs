@@ -6,7 +6,6 @@ use crate::state::{ServedModel, State};
 use engine::{Event, FinishReason, SequenceRequest, Ticket};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
-use std::sync::Arc;
 use text::{StopStrings, StreamDecoder};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -63,20 +62,20 @@ impl Usage {
 }
 
 impl Generation {
-    /// Queues `sampling.n` sequences for each of `prompts`; choice `i * n + j` is the j-th of
-    /// prompt i. All are queued or none. `prompt_field` is named when a prompt is at fault, and
+    /// Queues `sampling.n` sequences for each of `prompts`, given with the decoder of what comes
+    /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. `prompt_field` is named when a prompt is at fault, and
     /// `max_tokens` holds where the request names no bound.
     pub(crate) fn start(
         state: &State,
         model: &ServedModel,
-        prompts: Vec<Vec<u32>>,
+        prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
         max_tokens: usize,
         prompt_field: &'static str,
     ) -> Result<Generation, ApiError> {
-        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        let prompt_tokens = prompts.iter().map(|(ids, _)| ids.len()).sum();
         let mut choices = Vec::with_capacity(prompts.len() * sampling.n);
-        for prompt in prompts {
+        for (prompt, decoder) in prompts {
             for j in 0..sampling.n {
                 let request = SequenceRequest {
                     prompt: prompt.clone(),
@@ -94,7 +93,7 @@ impl Generation {
                     index: choices.len(),
                     ticket: Some(ticket),
                     events,
-                    decoder: StreamDecoder::new(Arc::clone(&state.tokenizer)),
+                    decoder: decoder.clone(),
                     stops: StopStrings::new(sampling.stop.clone()),
                     tokens: 0,
                     prompt_field,

@@ -162,6 +162,14 @@ impl ChatTemplate {
         on_deep_stack(|| self.turn_end_here(tokenizer)).ok()?
     }
 
+    /// The tokens that end an answer: the tokenizer's stop tokens, and this template's end of a
+    /// turn where it is another (a plain template's need not be known to the model's folder).
+    pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        let mut ids = tokenizer.stop_ids().to_vec();
+        ids.extend(self.turn_end(tokenizer).filter(|id| !ids.contains(id)));
+        ids
+    }
+
     fn render_here(
         &self,
         tokenizer: &Tokenizer,

@@ -89,9 +89,7 @@ impl TrainData {
                 .collect()
         };
         let (train, held_out) = (render(train)?, render(held_out)?);
-        let mut stop_ids = tokenizer.stop_ids().to_vec();
-        // A plain template's end of turn need not be known to the tokenizer's own folder.
-        stop_ids.extend(template.turn_end(tokenizer));
+        let stop_ids = template.stop_ids(tokenizer);
         TrainData::from_rows(train, held_out, &stop_ids, tokenizer.bos_id(), plan)
     }
 

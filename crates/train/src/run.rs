@@ -81,7 +81,15 @@ pub fn run(
     let mut run = Run::open(plan, decoder, data, provenance, resume, observer)?;
     run.start(resume)?;
     let status = loop {
-        if run.state.step == run.total_steps {
+        if run.evaluation_is_due() && !run.evaluate(cancel)? {
+            break TrainStatus::Interrupted;
+        }
+        let step = run.state.step;
+        // After the evaluation, so that a resumed run does not do it again.
+        if step > 0 && due(step, plan.save_steps) {
+            run.save_checkpoint()?;
+        }
+        if step == run.total_steps {
             break TrainStatus::Completed;
         }
         if plan.max_seconds > 0 && run.state.seconds >= plan.max_seconds as f64 {
@@ -90,14 +98,8 @@ pub fn run(
         if !run.step(cancel)? {
             break TrainStatus::Interrupted;
         }
-        if due(run.state.step, plan.eval_steps) {
-            run.evaluate()?;
-        }
-        if due(run.state.step, plan.save_steps) {
-            run.save_checkpoint()?;
-        }
     };
-    run.finish(status)
+    run.finish(status, cancel)
 }
 
 /// Everything a run holds.
@@ -199,7 +201,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Restores the newest checkpoint, if any, and measures the base otherwise.
+    /// Restores the newest checkpoint, if any.
     fn start(&mut self, resume: bool) -> Result<(), TrainError> {
         if resume {
             self.restore()?;
@@ -223,9 +225,6 @@ impl<'a> Run<'a> {
                 report.too_long, report.unsupervised
             );
             self.output.event(&Event::Warning { message })?;
-        }
-        if self.state.step == 0 && self.state.held_out_before.is_none() {
-            self.evaluate()?;
         }
         Ok(())
     }
@@ -315,14 +314,26 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Measures the held-out loss, if there are held-out rows.
-    fn evaluate(&mut self) -> Result<(), TrainError> {
+    /// Whether this step's held-out loss is wanted and not there yet: before the first step, and
+    /// every `eval_steps`. Asked again after a resume, so that an interruption loses none.
+    fn evaluation_is_due(&self) -> bool {
+        let step = self.state.step;
+        let wanted = step == 0 || due(step, self.plan.eval_steps);
+        wanted && self.state.held_out.is_none_or(|h| h.step != step)
+    }
+
+    /// Measures the held-out loss, if there are held-out rows. False when cancelled before its
+    /// end; nothing has changed then.
+    fn evaluate(&mut self, cancel: &AtomicBool) -> Result<bool, TrainError> {
         if self.held_out.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let step = self.state.step;
         let (mut sum, mut tokens) = (0.0, 0);
         for micro in &self.held_out {
+            if cancel.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             let adapters = self.trainable.adapters();
             let learner = Learner { decoder: self.decoder, adapters, tape: &mut self.tape };
             let losses = self.plan.objective.loss(learner, micro)?;
@@ -348,7 +359,8 @@ impl<'a> Run<'a> {
             self.state.held_out_before = Some(held_out);
         }
         self.state.held_out = Some(held_out);
-        self.output.event(&Event::Evaluation { held_out, best })
+        self.output.event(&Event::Evaluation { held_out, best })?;
+        Ok(true)
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
@@ -369,14 +381,19 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the result, or after an interruption a checkpoint.
-    fn finish(mut self, status: TrainStatus) -> Result<TrainOutcome, TrainError> {
+    fn finish(
+        mut self,
+        mut status: TrainStatus,
+        cancel: &AtomicBool,
+    ) -> Result<TrainOutcome, TrainError> {
         let step = self.state.step;
+        let measured = self.state.held_out.is_some_and(|h| h.step == step);
+        if status != TrainStatus::Interrupted && !measured && !self.evaluate(cancel)? {
+            status = TrainStatus::Interrupted;
+        }
         if status == TrainStatus::Interrupted {
             self.save_checkpoint()?;
         } else {
-            if self.state.held_out.is_none_or(|h| h.step != step) {
-                self.evaluate()?;
-            }
             if self.plan.save_steps > 0 {
                 self.save_checkpoint()?;
             }

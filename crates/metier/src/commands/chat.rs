@@ -20,7 +20,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let template = adapter.as_ref().map_or(&base.template, |a| &a.template);
     let adapters: Vec<&Adapter> = adapter.iter().collect();
     let (mut engine, slots) = resolve::engine(&base, &adapters, 0, 1)?;
-    let params = sampling_params(&args.sampling, &base.stop_ids(template));
+    let params = sampling_params(&args.sampling, &template.stop_ids(&base.tokenizer));
 
     let start: Vec<Message> =
         args.system.iter().map(|text| Message::new("system", text.clone())).collect();

@@ -7,7 +7,9 @@ use crate::exit;
 use crate::machine;
 use crate::progress::{TrainBar, clock};
 use crate::resolve::{self, Adapter, Base, NANO};
-use ::data::{CheckOptions, DataReport, Example, ReadOptions, SplitOptions, TokenCounter};
+use ::data::{
+    CheckOptions, DataReport, DedupOptions, Example, ReadOptions, SplitOptions, TokenCounter,
+};
 use ::eval::{
     CandidateResult, CostPlan, DataSummary, Decision, EvalItem, EvalResult, FileDigest, Licence,
     LossPoint, MachinePrice, Measurement, Report, TrainSummary, stats::PairedOptions,
@@ -47,7 +49,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     print_scores(&before)?;
 
     step(3, "adapting it (LoRA on all linear layers)");
-    let (outcome, curve) = demo.train(&base, &train)?;
+    let training = demo.train(&base, train)?;
 
     step(4, "the adapted model on the same sealed test set");
     let adapter = Adapter::load(ADAPTED, &demo.adapter_dir, &base)?;
@@ -58,7 +60,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let mut candidates = before.candidates;
     candidates.extend(after.candidates);
     let result = EvalResult { items: after.items, metrics: after.metrics, candidates };
-    let report = demo.report(&base, &result, &data_report, &outcome, curve)?;
+    let report = demo.report(&base, &result, &data_report, training)?;
     for candidate in &result.candidates {
         result.write_answers(
             candidate,
@@ -73,6 +75,14 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     }
     demo.print_next(started.elapsed().as_secs_f64());
     Ok(exit::done())
+}
+
+/// What the training of the demo gave.
+struct Training {
+    outcome: TrainOutcome,
+    curve: Vec<LossPoint>,
+    train_rows: usize,
+    valid_rows: usize,
 }
 
 struct Demo {
@@ -140,11 +150,12 @@ impl Demo {
         }
         let options = ReadOptions::default();
         let train = ::data::read(&self.train_file, &options)?;
+        let (train, _) = ::data::deduplicate(train, &DedupOptions::default());
         let test = ::data::read(&self.test_file, &options)?;
         Ok((report, train, test))
     }
 
-    fn train(&self, base: &Base, examples: &[Example]) -> Result<(TrainOutcome, Vec<LossPoint>)> {
+    fn train(&self, base: &Base, examples: Vec<Example>) -> Result<Training> {
         let mut decoder = Decoder::load(&base.dir, &LoadOptions::default())?;
         let mut plan = TrainPlan::new(Method::Lora, Objective::Sft, decoder.config());
         plan.output_dir = self.adapter_dir.clone();
@@ -157,7 +168,7 @@ impl Demo {
             near_threshold: None,
             ..SplitOptions::default()
         };
-        let (split, _) = ::data::split(examples.to_vec(), &split)?;
+        let (split, _) = ::data::split(examples, &split)?;
         let data = TrainData::from_conversations(
             &split.train,
             &split.valid,
@@ -205,7 +216,12 @@ impl Demo {
             clock(outcome.seconds),
             outcome.tokens as f64 / outcome.seconds.max(1e-9)
         );
-        Ok((outcome, curve))
+        Ok(Training {
+            outcome,
+            curve,
+            train_rows: data.train_report.rows,
+            valid_rows: data.held_out_report.rows,
+        })
     }
 
     fn report(
@@ -213,9 +229,9 @@ impl Demo {
         base: &Base,
         result: &EvalResult,
         data: &DataReport,
-        outcome: &TrainOutcome,
-        curve: Vec<LossPoint>,
+        training: Training,
     ) -> Result<Report> {
+        let Training { outcome, curve, train_rows, valid_rows } = training;
         let (before, after) = (&result.candidates[0], &result.candidates[1]);
         let options = PairedOptions::default();
         let mut comparisons = Vec::new();
@@ -249,7 +265,6 @@ impl Demo {
             cost_a: candidates[0].cost.as_ref(),
             cost_b: candidates[1].cost.as_ref(),
         };
-        let tokens_of = |set: &str| data.tokens.get(set).map_or(0, |t| t.rows);
         Ok(Report {
             schema_version: ::eval::SCHEMA_VERSION,
             verdict: ::eval::decide(&decision),
@@ -283,10 +298,10 @@ impl Demo {
             candidates,
             machine,
             data: Some(DataSummary {
-                train_rows: tokens_of("train"),
-                valid_rows: 0,
-                test_rows: tokens_of("test"),
-                duplicates_removed: 0,
+                train_rows,
+                valid_rows,
+                test_rows: result.items.len(),
+                duplicates_removed: data.duplicates.exact + data.duplicates.normalised,
                 leaks,
                 leak_check: "Every test message was compared with every training message: exactly, after \
                              normalising, and by overlap of three-word sequences (threshold 0.8)."

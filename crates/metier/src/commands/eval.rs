@@ -93,11 +93,7 @@ pub(super) fn evaluate(
         Arc::clone(&base.tokenizer),
         Arc::new(template.clone()),
         slots.first().copied(),
-        SamplingParams {
-            max_tokens,
-            stop_ids: base.stop_ids(template),
-            ..SamplingParams::default()
-        },
+        SamplingParams { max_tokens, ..SamplingParams::default() },
     );
     let mut candidates: [Box<dyn Candidate>; 1] = [Box::new(candidate)];
     let mut bar: Option<ProgressBar> = None;

@@ -32,14 +32,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         name: base.short_name(),
         adapter: None,
         template: base.template.clone(),
-        stop_ids: base.stop_ids(&base.template),
+        stop_ids: base.template.stop_ids(&base.tokenizer),
     }];
     for (adapter, slot) in adapters.iter().zip(slots) {
         models.push(ServedModel {
             name: adapter.name.clone(),
             adapter: Some(slot),
             template: adapter.template.clone(),
-            stop_ids: base.stop_ids(&adapter.template),
+            stop_ids: adapter.template.stop_ids(&base.tokenizer),
         });
     }
     let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();

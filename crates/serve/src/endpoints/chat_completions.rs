@@ -14,7 +14,7 @@ use axum::routing::{MethodRouter, post};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use text::{Conversation, Message};
+use text::{Conversation, Message, StreamDecoder};
 
 pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
     post(chat_completions)
@@ -37,7 +37,8 @@ async fn chat_completions(
     .map_err(|e| ApiError::text(&e, "messages"))?;
 
     let sampling = request.sampling;
-    let prompts = vec![rendered.ids];
+    // An answer is a text of its own, whatever stands before it.
+    let prompts = vec![(rendered.ids, StreamDecoder::new(Arc::clone(&state.tokenizer)))];
     // OpenAI's default: no bound but the context.
     let generation = Generation::start(&state, &model, prompts, &sampling, usize::MAX, "messages")?;
     let head = Head::new("chat.completion", request.model);

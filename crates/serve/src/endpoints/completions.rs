@@ -14,7 +14,7 @@ use axum::routing::{MethodRouter, post};
 use serde::Serialize;
 use serde_json::Value;
 use std::sync::Arc;
-use text::{TextError, Tokenizer};
+use text::{StreamDecoder, TextError, Tokenizer};
 
 pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
     post(completions)
@@ -40,14 +40,14 @@ async fn completions(
     .and_then(|encoded: Result<Vec<Encoded>, TextError>| {
         encoded.map_err(|e| ApiError::text(&e, "prompt"))
     })?;
-    let (ids, echoes): (Vec<Vec<u32>>, Vec<String>) =
-        prompts.into_iter().map(|p| (p.ids, p.echo)).unzip();
+    let (prompts, echoes): (Vec<_>, Vec<String>) =
+        prompts.into_iter().map(|p| ((p.ids, p.decoder), p.echo)).unzip();
     // One beginning for each choice: choice i * n + j belongs to prompt i.
     let echoes: Vec<String> =
         echoes.into_iter().flat_map(|e| std::iter::repeat_n(e, sampling.n)).collect();
 
     let generation =
-        Generation::start(&state, &model, ids, &sampling, DEFAULT_MAX_TOKENS, "prompt")?;
+        Generation::start(&state, &model, prompts, &sampling, DEFAULT_MAX_TOKENS, "prompt")?;
     let head = Head::new(request.model);
     if sampling.stream {
         let chunks = CompletionChunks { head, echoes, include_usage: sampling.include_usage };
@@ -119,14 +119,15 @@ enum Prompt {
     Tokens(Vec<u32>),
 }
 
-/// A prompt for the engine, and its text when that is to be echoed.
+/// A prompt for the engine, what decodes its continuation, and its text when that is to be echoed.
 struct Encoded {
     ids: Vec<u32>,
+    decoder: StreamDecoder,
     echo: String,
 }
 
 impl Prompt {
-    fn encode(self, tokenizer: &Tokenizer, echo: bool) -> Result<Encoded, TextError> {
+    fn encode(self, tokenizer: &Arc<Tokenizer>, echo: bool) -> Result<Encoded, TextError> {
         let (ids, text) = match self {
             Prompt::Text(text) => {
                 let ids = tokenizer.encode_prompt(&text)?;
@@ -138,7 +139,8 @@ impl Prompt {
             }
             Prompt::Tokens(ids) => (ids, String::new()),
         };
-        Ok(Encoded { ids, echo: if echo { text } else { String::new() } })
+        let decoder = StreamDecoder::after(Arc::clone(tokenizer), &ids)?;
+        Ok(Encoded { ids, decoder, echo: if echo { text } else { String::new() } })
     }
 }
 
