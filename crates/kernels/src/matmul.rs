@@ -602,7 +602,7 @@ impl Product<'_> {
                     }
                     (tile.c, tile.c_row) = (copy.as_mut_ptr(), PANEL);
                 }
-                tile.run::<S>(height, count, dense);
+                S::call(Shaped { tile, height, panels: count, dense });
                 if ragged {
                     for r in 0..height {
                         for j in 0..width {
@@ -651,45 +651,82 @@ struct Tile<E> {
     from_zero: bool,
 }
 
-impl<E: Element> Tile<E> {
-    /// `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever the fields say.
-    ///
+/// A tile and its shape. `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever
+/// the tile's fields say.
+struct Shaped<E> {
+    tile: Tile<E>,
+    height: usize,
+    panels: usize,
+    dense: bool,
+}
+
+// Run through `Simd::call`: one copy of the unrolled tiles per level and element. Inlined into the
+// loops of a task they took the compiler minutes, and gained nothing.
+impl<E: Element> Kernel for Shaped<E> {
+    type Output = ();
+
     /// # Safety
     /// The pointers cover `height` rows, `panels` panels and the depth; the processor supports `S`.
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, height: usize, panels: usize, dense: bool) {
+    unsafe fn run<S: Simd>(self) {
+        let Shaped { tile, height, panels, dense } = self;
         // SAFETY: the caller's contract.
         unsafe {
+            if !S::REGISTERS {
+                return tile.one_by_one::<S>(height, panels, dense);
+            }
             match (height, panels, dense) {
-                (4, 1, true) => self.compute::<S, 4, 1, true>(),
-                (5, 1, true) => self.compute::<S, 5, 1, true>(),
-                (6, 1, true) => self.compute::<S, 6, 1, true>(),
-                (1, 1, false) => self.compute::<S, 1, 1, false>(),
-                (2, 1, false) => self.compute::<S, 2, 1, false>(),
-                (3, 1, false) => self.compute::<S, 3, 1, false>(),
-                (4, 1, false) => self.compute::<S, 4, 1, false>(),
-                (5, 1, false) => self.compute::<S, 5, 1, false>(),
-                (6, 1, false) => self.compute::<S, 6, 1, false>(),
-                (1, 2, false) => self.compute::<S, 1, 2, false>(),
-                (2, 2, false) => self.compute::<S, 2, 2, false>(),
-                (1, 4, false) => self.compute::<S, 1, 4, false>(),
+                (4, 1, true) => tile.compute::<S, 4, 1, true>(),
+                (5, 1, true) => tile.compute::<S, 5, 1, true>(),
+                (6, 1, true) => tile.compute::<S, 6, 1, true>(),
+                (1, 1, false) => tile.compute::<S, 1, 1, false>(),
+                (2, 1, false) => tile.compute::<S, 2, 1, false>(),
+                (3, 1, false) => tile.compute::<S, 3, 1, false>(),
+                (4, 1, false) => tile.compute::<S, 4, 1, false>(),
+                (5, 1, false) => tile.compute::<S, 5, 1, false>(),
+                (6, 1, false) => tile.compute::<S, 6, 1, false>(),
+                (1, 2, false) => tile.compute::<S, 1, 2, false>(),
+                (2, 2, false) => tile.compute::<S, 2, 2, false>(),
+                (1, 4, false) => tile.compute::<S, 1, 4, false>(),
                 // Only sixteen-lane registers hold these.
-                (4, 2, true) if S::LANES == 16 => self.compute::<S, 4, 2, true>(),
-                (5, 2, true) if S::LANES == 16 => self.compute::<S, 5, 2, true>(),
-                (6, 2, true) if S::LANES == 16 => self.compute::<S, 6, 2, true>(),
-                (3, 2, false) if S::LANES == 16 => self.compute::<S, 3, 2, false>(),
-                (4, 2, false) if S::LANES == 16 => self.compute::<S, 4, 2, false>(),
-                (5, 2, false) if S::LANES == 16 => self.compute::<S, 5, 2, false>(),
-                (6, 2, false) if S::LANES == 16 => self.compute::<S, 6, 2, false>(),
-                (2, 4, false) if S::LANES == 16 => self.compute::<S, 2, 4, false>(),
-                (1, 8, false) if S::LANES == 16 => self.compute::<S, 1, 8, false>(),
+                (4, 2, true) if S::LANES == 16 => tile.compute::<S, 4, 2, true>(),
+                (5, 2, true) if S::LANES == 16 => tile.compute::<S, 5, 2, true>(),
+                (6, 2, true) if S::LANES == 16 => tile.compute::<S, 6, 2, true>(),
+                (3, 2, false) if S::LANES == 16 => tile.compute::<S, 3, 2, false>(),
+                (4, 2, false) if S::LANES == 16 => tile.compute::<S, 4, 2, false>(),
+                (5, 2, false) if S::LANES == 16 => tile.compute::<S, 5, 2, false>(),
+                (6, 2, false) if S::LANES == 16 => tile.compute::<S, 6, 2, false>(),
+                (2, 4, false) if S::LANES == 16 => tile.compute::<S, 2, 4, false>(),
+                (1, 8, false) if S::LANES == 16 => tile.compute::<S, 1, 8, false>(),
                 _ => unreachable!("no tile of {height} rows and {panels} panels"),
+            }
+        }
+    }
+}
+
+impl<E: Element> Tile<E> {
+    /// The same elements, row by row and panel by panel: for levels whose vectors are arrays.
+    ///
+    /// # Safety
+    /// As for [`Shaped`].
+    #[inline(always)]
+    unsafe fn one_by_one<S: Simd>(self, height: usize, panels: usize, dense: bool) {
+        let (a_row, a_depth, b_row) =
+            if dense { (1, height, PANEL) } else { (self.a_row, self.a_depth, self.b_row) };
+        for r in 0..height {
+            for p in 0..panels {
+                // SAFETY: row r and panel p are inside what the caller covers.
+                unsafe {
+                    let c = self.c.add(r * self.c_row + p * PANEL);
+                    let (a, b) = (self.a.add(r * a_row), self.b.add(p * self.b_panel));
+                    Tile { c, a, b, a_depth, b_row, ..self }.compute::<S, 1, 1, false>();
+                }
             }
         }
     }
 
     /// # Safety
-    /// As for `run`.
+    /// As for [`Shaped`], with its height and panels.
     #[inline(always)]
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize, const DENSE: bool>(&self) {
         // Two vectors per panel, or one; the second is then never touched and vanishes.
