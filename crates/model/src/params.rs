@@ -75,6 +75,23 @@ impl Decoder {
         self.specs.last().map_or(0, |s| s.range.end)
     }
 
+    /// Bytes of the weights in memory that one token of a decode reads: the layers' matrices and the
+    /// head. (Of an embedding that is no head, it reads one row.)
+    pub fn streamed_bytes(&self) -> usize {
+        self.matrices_of_a_token().map(PackedMatrix::bytes).sum()
+    }
+
+    /// Floating point operations of the layers' matrices for one token: two for each weight.
+    pub fn flops_per_token(&self) -> f64 {
+        let layers = self.layers.iter().flat_map(|l| &l.matrices);
+        layers.map(|m| 2.0 * m.n() as f64 * m.k() as f64).sum()
+    }
+
+    fn matrices_of_a_token(&self) -> impl Iterator<Item = &PackedMatrix> {
+        let layers = self.layers.iter().flat_map(|l| &l.matrices);
+        layers.chain(std::iter::once(self.lm_head.as_ref().unwrap_or(&self.embed)))
+    }
+
     /// All parameters as f32 in the order of [`Decoder::param_layout`].
     pub fn params(&self) -> Vec<f32> {
         let mut flat = Vec::with_capacity(self.param_count());
