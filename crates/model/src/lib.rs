@@ -18,7 +18,6 @@ mod files;
 mod kv;
 mod linear;
 mod params;
-mod rope;
 mod tape;
 mod weights;
 
