@@ -58,7 +58,8 @@ const UNSAFE_HOME: &str = "crates/kernels";
 const FAMILY_HOME: &str = "crates/model/src/families";
 
 /// Names of families, as they begin a word: "llama", "Llama3", "qwen2".
-const FAMILIES: &[&str] = &["gemma", "llama", "mistral", "phi", "qwen"];
+const FAMILIES: &[&str] =
+    &["gemma", "granite", "llama", "mistral", "mixtral", "olmo", "phi", "qwen", "smollm"];
 
 /// Files that may name a family outside [`FAMILY_HOME`], each with its reason.
 const FAMILY_EXCEPTIONS: &[(&str, &str)] =

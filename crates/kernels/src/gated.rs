@@ -16,7 +16,7 @@ pub enum Activation {
 }
 
 /// √(2/π)·2 and the factor of the cube, of [`Activation::GeluTanh`].
-const GELU_SLOPE: f32 = 1.595_769_1;
+const GELU_SLOPE: f32 = 1.595_769_2;
 const GELU_CUBE: f32 = 0.044_715;
 
 /// Values per parallel task.

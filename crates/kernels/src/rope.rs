@@ -75,7 +75,7 @@ impl RopeTable {
 
     /// (cos, sin) from row `row` on.
     #[inline(always)]
-    fn from_row(&self, row: usize) -> (&[f32], &[f32]) {
+    fn starting_at(&self, row: usize) -> (&[f32], &[f32]) {
         (&self.cos[row * self.half..], &self.sin[row * self.half..])
     }
 }
@@ -110,7 +110,7 @@ pub fn reference_rope_backward(dx: &mut [f32], heads: usize, table: &RopeTable) 
 fn reference_rotate(x: &mut [f32], heads: usize, table: &RopeTable, direction: f32) {
     let head_dim = check(x, heads, table);
     for (head, x) in x.chunks_exact_mut(head_dim.max(1)).enumerate() {
-        let (cos, sin) = table.from_row(head / heads);
+        let (cos, sin) = table.starting_at(head / heads);
         for i in 0..table.half {
             let (a, b, sin) = (x[i], x[i + table.half], direction * sin[i]);
             x[i] = a * cos[i] - b * sin;
@@ -127,7 +127,7 @@ fn rope_at(level: Level, x: &mut [f32], heads: usize, table: &RopeTable, directi
     let width = heads * head_dim;
     let rows = rows_per_task(width);
     x.par_chunks_mut(rows * width).enumerate().for_each(|(task, x)| {
-        let (cos, sin) = table.from_row(task * rows);
+        let (cos, sin) = table.starting_at(task * rows);
         let rotate = Rotate { x, cos, sin, half: table.half, heads, head_dim, direction };
         dispatch_at(level, rotate)
     });

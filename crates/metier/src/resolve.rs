@@ -144,6 +144,9 @@ fn check_tokenizer(dir: &Path, base: &Base) -> Result<()> {
     Ok(())
 }
 
+/// A context that any model must be able to hold, whatever room the cache is given, tokens.
+const ORDINARY_CONTEXT: usize = 8192;
+
 /// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most.
 pub(crate) fn engine(
     base: &Base,
@@ -153,9 +156,11 @@ pub(crate) fn engine(
 ) -> Result<(Engine, Vec<usize>)> {
     let config = base.decoder.config();
     let per_block = KvCache::bytes_per_block(config);
-    // One sequence of the full context must always fit.
-    let least = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
-    let most = least * max_num_seqs;
+    // One sequence of the full context fits, where that is a context of ordinary length: the pages of
+    // a very long one, which config.json only claims, would not be there when they are needed.
+    let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
+    let least = whole.min(ORDINARY_CONTEXT / model::BLOCK_SIZE + 1);
+    let most = whole * max_num_seqs;
     let num_blocks = (kv_bytes / per_block).clamp(least, most);
     let mut engine = Engine::new(
         Arc::clone(&base.decoder),

@@ -2,9 +2,9 @@
 //! fields: what differs between families is data here, not code in the decoder.
 
 use crate::error::ModelError;
+use crate::families::rope::{Rope, RopeBase};
 use crate::families::{self, Family};
 use crate::files::read_json_bytes;
-use crate::rope::{Rope, RopeBase};
 use kernels::{Activation, AttnRule};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
@@ -331,56 +331,6 @@ impl DecoderConfig {
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 12;
 
-/// Top-level fields that do not change what a forward computes: bookkeeping, initialisation,
-/// dropout (which is off), and what generation or other tasks take from a configuration.
-const HARMLESS: &[&str] = &[
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "add_cross_attention",
-    "architectures",
-    "attention_dropout",
-    "attn_implementation",
-    "auto_map",
-    "cache_implementation",
-    "chunk_size_feed_forward",
-    "classifier_dropout",
-    "decoder_start_token_id",
-    "dtype",
-    "embd_pdrop",
-    "finetuning_task",
-    "hidden_dropout",
-    "id2label",
-    "initializer_range",
-    "is_decoder",
-    "is_encoder_decoder",
-    "is_llama_config",
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "max_length",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "problem_type",
-    "resid_pdrop",
-    "return_dict",
-    "rope_interleaved",
-    "router_aux_loss_coef",
-    "sep_token_id",
-    "task_specific_params",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-];
-
 /// The JSON as typed, with accessors that name the field when it is wrong and note which fields
 /// were asked for: what nobody asked for is not understood.
 pub(crate) struct RawConfig<'a> {
@@ -556,7 +506,7 @@ impl<'a> RawConfig<'a> {
                 !v.is_null()
                     && **v != Value::Bool(false)
                     && !read.contains(*k)
-                    && !HARMLESS.contains(&k.as_str())
+                    && !families::HARMLESS.contains(&k.as_str())
             })
             .map(|(k, v)| format!("{k} = {v}"))
             .collect();

@@ -19,7 +19,7 @@ use crate::adapter::AdapterSet;
 use crate::batch::{Batch, Layout};
 use crate::config::{DecoderConfig, NormWeightForm};
 use crate::error::ModelError;
-use crate::experts::Experts;
+use crate::experts::{ExpertMatrix, Experts};
 use crate::kv::KvCache;
 use crate::linear::{self, Module, lora_groups};
 use crate::params::{self, NormPlace, ParamLayout, Slot};
@@ -621,7 +621,7 @@ impl Decoder {
             }
             Mlp::Experts(experts) => {
                 s.hidden.resize(x.len(), 0.0);
-                let mut grad = |expert: Option<(usize, Module)>, dy: &[f32], x: &[f32], t| {
+                let mut grad = |expert: ExpertMatrix, dy: &[f32], x: &[f32], t| {
                     let slot = match expert {
                         None => Slot::Router(l),
                         Some((e, module)) => Slot::Expert(l, e, module),

@@ -21,6 +21,11 @@ pub(crate) struct Experts {
     pub(crate) experts: Vec<[PackedMatrix; 3]>,
 }
 
+/// A matrix of the block: an expert's, or (None) the router's.
+pub(crate) type ExpertMatrix = Option<(usize, Module)>;
+/// Takes a matrix with the gradient of its output [rows, out], its input [rows, in] and the rows.
+type AddGradient<'a> = dyn FnMut(ExpertMatrix, &[f32], &[f32], usize) + 'a;
+
 /// What the forward computes; A = T·k assignments of tokens to experts, sorted by expert, then
 /// token.
 #[derive(Default)]
@@ -86,15 +91,15 @@ impl Experts {
         });
     }
 
-    /// Gradient of [`Experts::forward`]: dx [T, H] is overwritten. `grad` adds the gradient of a
-    /// matrix, given the expert (None is the router) and the module, when the base is trained.
+    /// Gradient of [`Experts::forward`]: dx [T, H] is overwritten. `grad` adds the gradients
+    /// of matrices, where the base is trained.
     pub(crate) fn backward(
         &self,
         dx: &mut [f32],
         dy: &[f32],
         x: &[f32],
         s: &ExpertActivations,
-        grad: &mut dyn FnMut(Option<(usize, Module)>, &[f32], &[f32], usize),
+        grad: &mut AddGradient<'_>,
     ) {
         let (h, i) = (self.router.k(), self.config.intermediate_size);
         let (e, k, t) = (self.config.num_experts, self.config.top_k, dy.len() / h);

@@ -19,7 +19,6 @@ mod inspect;
 mod kv;
 mod linear;
 mod params;
-mod rope;
 mod tape;
 mod weights;
 

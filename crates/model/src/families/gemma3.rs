@@ -2,10 +2,10 @@
 //! on each query and key head, and two rotations: one for the layers with a sliding window, one for
 //! every sixth, which sees everything (arXiv 2503.19786; Hugging Face `Gemma3ForCausalLM`).
 
+use super::rope::{Rope, RopeBase};
 use super::{Family, FamilySpec};
 use crate::config::{DecoderConfig, Defaults, QkNorm, RawConfig};
 use crate::error::ModelError;
-use crate::rope::{Rope, RopeBase};
 use serde_json::{Map, Value};
 
 pub(crate) const SPEC: FamilySpec = FamilySpec {

@@ -11,6 +11,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+pub(crate) mod rope;
 mod smollm3;
 
 use crate::config::{DecoderConfig, RawConfig};
@@ -49,6 +50,56 @@ const FAMILIES: &[FamilySpec] = &[
     qwen3::SPEC,
     qwen3_moe::SPEC,
     smollm3::SPEC,
+];
+
+/// Top-level fields that do not change what a forward computes: bookkeeping, initialisation,
+/// dropout (which is off), and what generation or other tasks take from a configuration.
+pub(crate) const HARMLESS: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dtype",
+    "embd_pdrop",
+    "finetuning_task",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "is_llama_config",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "max_length",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "rope_interleaved",
+    "router_aux_loss_coef",
+    "sep_token_id",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
 ];
 
 impl Family {

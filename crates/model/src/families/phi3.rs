@@ -2,10 +2,10 @@
 //! another, the rotation of a part of each head, and a factor for each frequency in long contexts
 //! (arXiv 2404.14219, 2402.13753; Hugging Face `Phi3ForCausalLM`).
 
+use super::rope::{Rope, RopeBase};
 use super::{Family, FamilySpec};
 use crate::config::{DecoderConfig, Defaults, RawConfig};
 use crate::error::ModelError;
-use crate::rope::{Rope, RopeBase};
 
 pub(crate) const SPEC: FamilySpec = FamilySpec {
     model_type: "phi3",
