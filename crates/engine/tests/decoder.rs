@@ -138,9 +138,9 @@ fn generation_equals_repeated_full_forwards() {
         {
             let segment = Segment {
                 len: tokens.len(),
-                past: 0,
                 pages: (0..6).collect(),
                 adapter: request.adapter,
+                ..Segment::default()
             };
             let batch = Batch {
                 logit_rows: vec![tokens.len() - 1],

@@ -163,10 +163,30 @@ pub(crate) trait Simd: Copy {
     unsafe fn unpack(stretch: UnpackPanel);
 
     /// e^x, relative error below 3e-7 for x in [-87, 88]; below -87 the result is 0 to 1e-38,
-    /// above 88 it saturates near the largest f32. Cephes' range reduction and degree-5 polynomial
-    /// (Moshier, "Methods and Programs for Mathematical Functions", 1989).
+    /// above 88 it saturates near the largest f32.
     #[inline(always)]
     unsafe fn exp(x: Self::F) -> Self::F {
+        // SAFETY: same contract as the method itself; no memory is touched.
+        unsafe {
+            let (y, power) = Self::exp_parts(x);
+            Self::mul(Self::add(y, Self::splat(1.0)), power)
+        }
+    }
+
+    /// e^x - 1, with the relative error of [`Simd::exp`] also where x is near 0.
+    #[inline(always)]
+    unsafe fn exp_m1(x: Self::F) -> Self::F {
+        // SAFETY: same contract as the method itself; no memory is touched.
+        unsafe {
+            let (y, power) = Self::exp_parts(x);
+            Self::fma(y, power, Self::sub(power, Self::splat(1.0)))
+        }
+    }
+
+    /// y and 2^n with e^x = (1 + y)·2^n: Cephes' range reduction and degree-5 polynomial (Moshier,
+    /// "Methods and Programs for Mathematical Functions", 1989).
+    #[inline(always)]
+    unsafe fn exp_parts(x: Self::F) -> (Self::F, Self::F) {
         // SAFETY: same contract as the method itself; no memory is touched.
         unsafe {
             // The constant comes first: max and min return the second operand when one is NaN, so
@@ -183,8 +203,7 @@ pub(crate) trait Simd: Copy {
             p = Self::fma(p, r, Self::splat(1.666_666_5e-1));
             p = Self::fma(p, r, Self::splat(0.5));
             let r2 = Self::mul(r, r);
-            let y = Self::add(Self::fma(p, r2, r), Self::splat(1.0));
-            Self::mul(y, Self::pow2(n))
+            (Self::fma(p, r2, r), Self::pow2(n))
         }
     }
 }

@@ -4,12 +4,13 @@ use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, LoadOptions, WeightDtype};
 use crate::error::ModelError;
 use crate::files::read_json_bytes;
-use crate::params::{self, Loaded, ParamSpec};
+use crate::params::{self, Loaded, ParamSpec, Slot, Tensor};
 use half::{bf16, f16};
 use kernels::{MappedFile, PackedMatrix};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Component, Path};
 
 const SINGLE: &str = "model.safetensors";
@@ -38,8 +39,8 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
             }
         }
     }
-    let specs = params::specs(&config);
-    problems.extend(mismatches(&config, &specs, &tensors));
+    let wanted = params::tensors(&config);
+    problems.extend(mismatches(&config, &wanted, &tensors));
     if !problems.is_empty() {
         return Err(ModelError::Mismatches {
             dir: dir.to_owned(),
@@ -47,12 +48,12 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
             list: problems.join("\n  "),
         });
     }
-    let loaded = specs
+    let loaded = wanted
         .par_iter()
-        .map(|spec| convert(&tensors[spec.name.as_str()], spec, options.dtype))
+        .map(|tensor| convert(&tensors[tensor.spec.name.as_str()], tensor, options.dtype))
         .collect::<Result<Vec<_>, String>>()
         .map_err(|problem| ModelError::weights(dir, problem))?;
-    let mut decoder = params::assemble(&config, loaded);
+    let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
     let mut sources = vec!["config.json".to_owned()];
     sources.extend(shards);
     decoder.source = Some((dir.to_owned(), sources));
@@ -159,11 +160,11 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
 
 fn mismatches(
     config: &DecoderConfig,
-    specs: &[ParamSpec],
+    wanted: &[Tensor],
     tensors: &BTreeMap<&str, TensorView<'_>>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for spec in specs {
+    for Tensor { spec, .. } in wanted {
         match tensors.get(spec.name.as_str()) {
             None => {
                 problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape))
@@ -184,7 +185,7 @@ fn mismatches(
             Some(_) => {}
         }
     }
-    let known: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    let known: BTreeSet<&str> = wanted.iter().map(|t| t.spec.name.as_str()).collect();
     let ignored = config.family.spec().ignored_tensors;
     for name in tensors.keys() {
         let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
@@ -196,30 +197,35 @@ fn mismatches(
     problems
 }
 
-fn convert(view: &TensorView<'_>, spec: &ParamSpec, dtype: WeightDtype) -> Result<Loaded, String> {
-    if let [n, k] = spec.shape[..] {
-        let narrow = match dtype {
+/// The slots that a tensor fills, in the type that they are held in.
+fn convert(
+    view: &TensorView<'_>,
+    tensor: &Tensor,
+    dtype: WeightDtype,
+) -> Result<Vec<(Slot, Loaded)>, String> {
+    let spec: &ParamSpec = &tensor.spec;
+    let narrow = spec.shape.len() > 1
+        && match dtype {
             WeightDtype::AsPublished => view.dtype() == Dtype::BF16,
             WeightDtype::F32 => false,
             WeightDtype::Bf16 => true,
         };
-        let matrix = if narrow {
-            let values: Vec<bf16> = match view.dtype() {
-                Dtype::BF16 => read(view.data(), bf16::from_le_bytes),
-                _ => to_f32(view).into_iter().map(bf16::from_f32).collect(),
-            };
-            finite(&spec.name, values.iter().map(|x| x.to_f32()))?;
-            PackedMatrix::from_bf16(&values, n, k)
-        } else {
-            let values = to_f32(view);
-            finite(&spec.name, values.iter().copied())?;
-            PackedMatrix::from_f32(&values, n, k)
+    if narrow {
+        let values: Vec<bf16> = match view.dtype() {
+            Dtype::BF16 => read(view.data(), bf16::from_le_bytes),
+            _ => to_f32(view).into_iter().map(bf16::from_f32).collect(),
         };
-        return Ok(Loaded::Matrix(matrix));
+        finite(&spec.name, values.iter().map(|x| x.to_f32()))?;
+        let k = spec.shape[1];
+        let matrix = |range: Range<usize>| {
+            Loaded::Matrix(PackedMatrix::from_bf16(&values[range.clone()], range.len() / k, k))
+        };
+        return Ok(tensor.values().map(|(slot, range)| (slot, matrix(range))).collect());
     }
     let values = to_f32(view);
     finite(&spec.name, values.iter().copied())?;
-    Ok(Loaded::Vector(values))
+    let part = |(slot, range)| (slot, Loaded::from_f32(&values[range], spec));
+    Ok(tensor.values().map(part).collect())
 }
 
 /// Any of the three float types, exactly, as f32.

@@ -76,9 +76,9 @@ fn probe(decoder: &Decoder, adapter: Option<&LoraAdapter>) -> Result<Vec<f32>> {
         tokens: (0..len).map(|i| (i * 7919 % config.vocab_size) as u32).collect(),
         segments: vec![Segment {
             len,
-            past: 0,
             pages: (0..blocks as u32).collect(),
             adapter: slot,
+            ..Segment::default()
         }],
         logit_rows: (0..len).collect(),
     };

@@ -16,7 +16,7 @@ pub(crate) struct FamilySpec {
     /// Class name that Hugging Face's config.json lists under `architectures`.
     pub(crate) architecture: &'static str,
     /// Turns config.json into a [`DecoderConfig`], refusing what it does not understand.
-    pub(crate) resolve: fn(&RawConfig<'_>) -> Result<DecoderConfig, ModelError>,
+    pub(crate) resolve: fn(&RawConfig<'_>, Family) -> Result<DecoderConfig, ModelError>,
     /// Tensors that published files carry and that the forward does not need, by name suffix.
     pub(crate) ignored_tensors: &'static [&'static str],
     /// Exponent P of the LoRA learning-rate rule 5e-5 * 10 * (2000/H)^P, where it was fitted for
