@@ -14,6 +14,7 @@ pub mod decoder;
 mod error;
 mod families;
 mod files;
+pub mod gguf;
 mod kv;
 mod linear;
 mod params;
@@ -27,6 +28,7 @@ pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
+pub use gguf::{GgmlType, GgufError, GgufFile};
 pub use kernels::{
     BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, set_num_threads,
 };
