@@ -15,6 +15,7 @@ mod error;
 mod experts;
 mod families;
 mod files;
+pub mod gguf;
 mod kv;
 mod linear;
 mod params;
@@ -32,6 +33,7 @@ pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
+pub use gguf::{GgmlType, GgufError, GgufFile};
 pub use kernels::{
     Activation, BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace,
     set_num_threads,
