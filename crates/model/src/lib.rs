@@ -16,6 +16,7 @@ mod experts;
 mod families;
 mod files;
 pub mod gguf;
+mod held;
 mod kv;
 mod linear;
 mod params;

@@ -230,6 +230,14 @@ impl Decoder {
         self.layout.specs.last().map_or(0, |s| s.range.end)
     }
 
+    pub(crate) fn matrices(&self) -> Vec<&PackedMatrix> {
+        let matrix = |(slot, _): &(Slot, Range<usize>)| match self.tensor(*slot) {
+            TensorRef::Matrix(m) => Some(m),
+            _ => None,
+        };
+        self.layout.slots.iter().filter_map(matrix).collect()
+    }
+
     /// All parameters as f32 in the order of [`Decoder::param_layout`].
     pub fn params(&self) -> Vec<f32> {
         let mut flat = Vec::with_capacity(self.param_count());

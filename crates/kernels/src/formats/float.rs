@@ -44,3 +44,13 @@ fn write<const N: usize>(values: &[f32], bytes: &mut [u8], of: impl Fn(f32) -> [
         *bytes = of(value);
     }
 }
+
+/// Whether no 16-bit float has all bits of its exponent set.
+pub(super) fn all_finite(bytes: &[u8], exponent: u16) -> bool {
+    // No early end, so that the compiler finds vectors.
+    bytes
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .fold(true, |all, bytes| all & (u16::from_le_bytes(*bytes) & exponent != exponent))
+}

@@ -1,5 +1,6 @@
 //! The families of models, one file each, in one table. No other module names a family.
 
+pub(crate) mod gguf;
 mod llama;
 
 use crate::config::{DecoderConfig, RawConfig};

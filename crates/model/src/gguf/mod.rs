@@ -12,10 +12,12 @@
 
 mod error;
 mod ggml_type;
+mod load;
 mod metadata;
 
 pub use error::{GgufError, GgufProblem};
 pub use ggml_type::GgmlType;
+pub(crate) use load::load;
 pub use metadata::{Array, FromValue, Value};
 
 use indexmap::IndexMap;
@@ -146,7 +148,7 @@ impl GgufFile {
         }
     }
 
-    fn error(&self, problem: GgufProblem) -> GgufError {
+    pub(crate) fn error(&self, problem: GgufProblem) -> GgufError {
         GgufError { path: self.path.clone(), problem }
     }
 }
