@@ -397,6 +397,16 @@ impl<'a> RawConfig<'a> {
         family: Family,
         defaults: &Defaults,
     ) -> Result<DecoderConfig, ModelError> {
+        self.decoder_with(family, defaults, |raw, base| Ok(vec![Rope::of(raw, base)?]))
+    }
+
+    /// As [`RawConfig::decoder`], with the rotations that `ropes` makes; layers take the first.
+    pub(crate) fn decoder_with(
+        &self,
+        family: Family,
+        defaults: &Defaults,
+        ropes: impl FnOnce(&Self, &RopeBase) -> Result<Vec<Rope>, ModelError>,
+    ) -> Result<DecoderConfig, ModelError> {
         let hidden_size = self.size("hidden_size")?;
         let num_attention_heads = self.size("num_attention_heads")?;
         let head_dim = match (self.get("head_dim"), defaults.head_dim) {
@@ -427,8 +437,12 @@ impl<'a> RawConfig<'a> {
         }
         let max_position_embeddings =
             self.size_or("max_position_embeddings", defaults.max_position_embeddings)?;
-        let rope =
-            RopeBase { theta: defaults.rope_theta, head_dim, context: max_position_embeddings };
+        let rope = RopeBase {
+            theta: defaults.rope_theta,
+            head_dim,
+            context: max_position_embeddings,
+            original: max_position_embeddings,
+        };
         let layer = LayerConfig { window: None, rope: Some(0), feed_forward: FeedForward::Dense };
         Ok(DecoderConfig {
             family,
@@ -460,7 +474,7 @@ impl<'a> RawConfig<'a> {
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logits_scale: 1.0,
-            ropes: vec![Rope::of(self, &rope)?],
+            ropes: ropes(self, &rope)?,
             layers: vec![layer; num_hidden_layers],
             experts: None,
             raw: self.map.clone(),
@@ -526,26 +540,24 @@ impl<'a> RawConfig<'a> {
         }
     }
 
-    /// Refuses a flag that is set.
-    pub(crate) fn must_be_off(&self, field: &str) -> Result<(), ModelError> {
-        if self.flag_or(field, false)? {
-            return Err(self.bad(field, "true", "false: this is not supported in this family"));
-        }
-        Ok(())
-    }
-
     /// Notes fields that the reference ignores for this family.
     pub(crate) fn ignore(&self, fields: &[&str]) {
         fields.iter().for_each(|f| self.note(f));
     }
 
-    /// Every field must have been asked for, be null, or be known to change nothing.
+    /// Every field must have been asked for, be null, be a flag that is off, or be known to change
+    /// nothing.
     fn nothing_unread(&self) -> Result<(), ModelError> {
         let read = self.read.borrow();
         let unread: Vec<String> = self
             .map
             .iter()
-            .filter(|(k, v)| !v.is_null() && !read.contains(*k) && !HARMLESS.contains(&k.as_str()))
+            .filter(|(k, v)| {
+                !v.is_null()
+                    && **v != Value::Bool(false)
+                    && !read.contains(*k)
+                    && !HARMLESS.contains(&k.as_str())
+            })
             .map(|(k, v)| format!("{k} = {v}"))
             .collect();
         if unread.is_empty() {

@@ -31,6 +31,8 @@ pub(crate) struct RopeBase {
     pub(crate) head_dim: usize,
     /// Longest context, tokens.
     pub(crate) context: usize,
+    /// Context of the first training, tokens.
+    pub(crate) original: usize,
 }
 
 impl Rope {
@@ -132,7 +134,9 @@ impl Rope {
         let plain: Vec<f32> = powers.iter().map(|p| 1.0 / p).collect();
         let original = match raw.get("original_max_position_embeddings") {
             Some(_) => raw.size("original_max_position_embeddings")?,
-            None => number("original_max_position_embeddings", Some(base.context as f64))? as usize,
+            None => {
+                number("original_max_position_embeddings", Some(base.original as f64))? as usize
+            }
         };
         let rope = match kind {
             "linear" => {

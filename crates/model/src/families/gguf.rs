@@ -6,7 +6,7 @@
 
 use crate::config::DecoderConfig;
 use crate::error::ModelError;
-use crate::gguf::{FromValue, GgufFile, GgufTensor};
+use crate::gguf::{self, FromValue, GgufFile, GgufTensor};
 use serde_json::{Map, Value, json};
 
 /// An architecture of llama.cpp.
@@ -21,6 +21,10 @@ pub(crate) struct Architecture {
     /// Whether norms are stored as what rows are multiplied by although the family's own files
     /// store one less.
     pub(crate) norms_plus_one: bool,
+    /// Whether llama.cpp looks for rope_freqs.weight.
+    reads_factors: bool,
+    /// Whether [`metadata`] can state it.
+    written: bool,
     /// Fields beyond the common ones.
     fields: fn(&Keys<'_>, &mut Map<String, Value>) -> Result<(), ModelError>,
 }
@@ -30,6 +34,8 @@ const PLAIN: Architecture = Architecture {
     model_type: "",
     pairs_interleaved: false,
     norms_plus_one: false,
+    reads_factors: false,
+    written: false,
     fields: |_, _| Ok(()),
 };
 
@@ -39,11 +45,13 @@ const ARCHITECTURES: &[Architecture] = &[
         name: "llama",
         model_type: "llama",
         pairs_interleaved: true,
+        reads_factors: true,
+        written: true,
         fields: llama,
         ..PLAIN
     },
-    Architecture { name: "qwen2", model_type: "qwen2", ..PLAIN },
-    Architecture { name: "qwen3", model_type: "qwen3", ..PLAIN },
+    Architecture { name: "qwen2", model_type: "qwen2", written: true, ..PLAIN },
+    Architecture { name: "qwen3", model_type: "qwen3", written: true, ..PLAIN },
     Architecture { name: "qwen3moe", model_type: "qwen3_moe", fields: qwen3moe, ..PLAIN },
     Architecture {
         name: "gemma2",
@@ -97,10 +105,86 @@ pub(crate) fn config(
 }
 
 /// The architecture that a model of this `model_type` is written as.
-pub(crate) fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
+fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
     // llama.cpp has no architecture of its own for it.
     let model_type = if model_type == "mistral" { "llama" } else { model_type };
     ARCHITECTURES.iter().find(|a| a.model_type == model_type)
+}
+
+/// Metadata of a model as [`config`] reads it, and the factors that its frequencies are divided by,
+/// where they are no plain ones.
+pub(crate) fn metadata(
+    config: &DecoderConfig,
+) -> Result<(&'static Architecture, Vec<(String, gguf::Value)>, Option<Vec<f32>>), ModelError> {
+    let family = config.family.name();
+    let refuse = |what: &str| {
+        ModelError::Params(format!("GGUF export of the family {family} {what} is not supported"))
+    };
+    let architecture = of_model_type(family)
+        .filter(|a| a.written)
+        .ok_or_else(|| refuse("(so far: llama, mistral, qwen2, qwen3)"))?;
+    if config.layers.iter().any(|l| l.window.is_some_and(|w| w < config.max_position_embeddings)) {
+        return Err(refuse("with a sliding window"));
+    }
+    let [rope] = &config.ropes[..] else { return Err(refuse("with several rotations")) };
+    if rope.long.is_some() || rope.short.factor != 1.0 {
+        return Err(refuse("with rotary positions of kind longrope"));
+    }
+    let frequencies = &rope.short.inv_freq;
+    let theta = theta(config);
+    let rotated = 2 * frequencies.len();
+    let factors: Vec<f32> = frequencies
+        .iter()
+        .enumerate()
+        .map(|(i, f)| (theta.powf(-2.0 * i as f64 / rotated as f64) / f64::from(*f)) as f32)
+        .collect();
+    let near = |a: f32, b: f32| (a - b).abs() <= 1e-5 * b;
+    let same = |factor: f32| factors.iter().all(|&f| near(f, factor));
+    let number = |n: usize| gguf::Value::U32(n as u32);
+    let float = gguf::Value::F32;
+    let mut keys = vec![
+        ("context_length", number(config.max_position_embeddings)),
+        ("embedding_length", number(config.hidden_size)),
+        ("block_count", number(config.num_hidden_layers)),
+        ("feed_forward_length", number(config.intermediate_size)),
+        ("attention.head_count", number(config.num_attention_heads)),
+        ("attention.head_count_kv", number(config.num_key_value_heads)),
+        ("attention.key_length", number(config.head_dim)),
+        ("attention.value_length", number(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", float(config.rms_norm_eps)),
+        ("rope.dimension_count", number(rotated)),
+        ("rope.freq_base", float(theta as f32)),
+        ("vocab_size", number(config.vocab_size)),
+    ];
+    let mut divided = None;
+    if !same(1.0) {
+        if same(factors[0]) {
+            keys.push(("rope.scaling.type", gguf::Value::String("linear".into())));
+            keys.push(("rope.scaling.factor", float(factors[0])));
+        } else if architecture.reads_factors {
+            divided = Some(factors);
+        } else {
+            return Err(refuse("with this kind of rotary positions"));
+        }
+    }
+    let keyed = |(key, value)| (format!("{}.{key}", architecture.name), value);
+    Ok((architecture, keys.into_iter().map(keyed).collect(), divided))
+}
+
+/// The base of the frequencies: as config.json has it, or, where it is silent, as the frequencies
+/// have it (the second one is scaled by no published kind but `linear`, which needs the field).
+fn theta(config: &DecoderConfig) -> f64 {
+    let number = |value: Option<&Value>| value.and_then(Value::as_f64);
+    let within = |field: &str| number(config.raw.get(field)?.get("rope_theta"));
+    number(config.raw.get("rope_theta"))
+        .or_else(|| within("rope_parameters"))
+        .or_else(|| within("rope_scaling"))
+        .unwrap_or_else(|| {
+            let frequencies = &config.ropes[0].short.inv_freq;
+            let second = frequencies.get(1).copied().unwrap_or(1.0);
+            // Published bases are whole numbers.
+            (1.0 / f64::from(second)).powf(frequencies.len() as f64).round()
+        })
 }
 
 /// An architecture's metadata.

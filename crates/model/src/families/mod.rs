@@ -1,7 +1,18 @@
 //! The families of models, one file each, in one table. No other module names a family.
 
+mod gemma2;
+mod gemma3;
 pub(crate) mod gguf;
+mod granite;
 mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod smollm3;
 
 use crate::config::{DecoderConfig, RawConfig};
 use crate::error::ModelError;
@@ -26,11 +37,29 @@ pub(crate) struct FamilySpec {
 }
 
 /// THE table: a new family is a new file and one line here.
-const FAMILIES: &[FamilySpec] = &[llama::SPEC];
+const FAMILIES: &[FamilySpec] = &[
+    gemma2::SPEC,
+    gemma3::SPEC,
+    granite::SPEC,
+    llama::SPEC,
+    mistral::SPEC,
+    mixtral::SPEC,
+    olmo2::SPEC,
+    phi3::SPEC,
+    qwen2::SPEC,
+    qwen3::SPEC,
+    qwen3_moe::SPEC,
+    smollm3::SPEC,
+];
 
 impl Family {
     pub(crate) fn spec(self) -> &'static FamilySpec {
         &FAMILIES[self.0]
+    }
+
+    /// Every supported family.
+    pub fn all() -> impl Iterator<Item = Family> {
+        (0..FAMILIES.len()).map(Family)
     }
 
     /// `model_type` as Hugging Face spells it.
