@@ -2,9 +2,10 @@
 //! in memory.
 
 use kernels::Dtype;
+use model::gguf::{GGUF_DTYPES, Value};
 use model::{
-    AdapterSet, Batch, Decoder, Grads, KvCache, LoadOptions, LoraAdapter, LoraConfig, Memory,
-    Segment, Tape, TapeMode, WeightDtype,
+    AdapterSet, Batch, Decoder, DecoderConfig, GgufFile, Grads, KvCache, LoadOptions, LoraAdapter,
+    LoraConfig, Memory, Segment, Tape, TapeMode, WeightDtype,
 };
 use safetensors::SafeTensors;
 use std::path::PathBuf;
@@ -124,4 +125,126 @@ fn an_adapter_on_a_quantised_base_has_the_gradients_of_the_dequantised_one() {
     let (found, expected) = (gradients(&quantised), gradients(&plain));
     assert!(expected.iter().any(|g| *g != 0.0));
     assert!(found == expected, "gradients differ");
+}
+
+/// Tiny models of the families that are written.
+const WRITTEN: [&str; 2] = ["llama_tiny", "llama_tiny_tied_bf16"];
+
+#[test]
+fn a_written_file_gives_the_model_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 256).collect();
+    for name in WRITTEN {
+        let model = load(name, WeightDtype::F32);
+        let expected = logits(&model, &tokens);
+        for (dtype, _) in GGUF_DTYPES {
+            let path = dir.path().join(format!("{name}-{}.gguf", dtype.name()));
+            let extra = vec![("general.name".to_owned(), Value::String(name.into()))];
+            model.save_gguf(&path, dtype, extra).unwrap();
+            let file = GgufFile::open(&path).unwrap();
+            assert_eq!(file.get::<&str>("general.name").unwrap(), Some(name));
+            // Each matrix is what its format makes of the values, in the rows where they belong.
+            let options = LoadOptions { dtype: WeightDtype::AsPublished };
+            let back = Decoder::load(&path, &options).unwrap();
+            let (values, found) = (model.params(), back.params());
+            for (spec, same) in model.param_layout().iter().zip(back.param_layout()) {
+                assert_eq!(spec, same);
+                let found = &found[spec.range.clone()];
+                let values = &values[spec.range.clone()];
+                let stored = stored_as(&spec.name, &spec.shape, dtype);
+                let mut bytes = vec![0; stored.row_bytes(values.len()).unwrap()];
+                stored.pack(values, &mut bytes);
+                let mut expected = vec![0.0; values.len()];
+                stored.unpack(&bytes, &mut expected);
+                assert!(found == expected, "{name} {} {}", spec.name, dtype.name());
+            }
+            if dtype == Dtype::F16 {
+                let error = mean_difference(&logits(&back, &tokens), &expected);
+                assert!(error < 5e-3, "{name}: {error}");
+            }
+        }
+    }
+    let model = load(WRITTEN[0], WeightDtype::F32);
+    let refused = model.save_gguf(&dir.path().join("x.gguf"), Dtype::Nf4, Vec::new());
+    assert!(refused.unwrap_err().to_string().contains("not written in nf4"));
+    assert!(!dir.path().join("x.gguf").exists());
+}
+
+/// The format that a tensor of these models is written in, when `dtype` is asked for: they are too
+/// narrow for blocks of 256, and their widest rows are not whole blocks of 32.
+fn stored_as(name: &str, shape: &[usize], dtype: Dtype) -> Dtype {
+    let [_, k] = shape[..] else { return Dtype::F32 };
+    let ends = name.contains("embed_tokens") || name.contains("lm_head");
+    match dtype {
+        _ if !k.is_multiple_of(32) => Dtype::F16,
+        Dtype::Q4K | Dtype::Q6K => Dtype::Q8_0,
+        // The table and the head would take q6_k.
+        Dtype::Q4_0 if ends => Dtype::Q8_0,
+        other => other,
+    }
+}
+
+#[test]
+fn wide_models_are_written_in_blocks_of_256() {
+    let config = br#"{"model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "tie_word_embeddings": false,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}"#;
+    let config = DecoderConfig::from_json(config, std::path::Path::new("config.json")).unwrap();
+    let model = Decoder::init(&config, 1);
+    let tokens: Vec<u32> = (0..50).collect();
+    let expected = logits(&model, &tokens);
+    let dir = tempfile::tempdir().unwrap();
+    for (dtype, bound) in [
+        (Dtype::F16, 1e-3),
+        (Dtype::Q8_0, 0.02),
+        (Dtype::Q6K, 0.05),
+        (Dtype::Q4K, 0.2),
+        (Dtype::Q4_0, 0.25),
+    ] {
+        let path = dir.path().join("model.gguf");
+        model.save_gguf(&path, dtype, Vec::new()).unwrap();
+        let back = Decoder::load(&path, &LoadOptions::default()).unwrap();
+        let held = if dtype == Dtype::F16 { Dtype::F32 } else { dtype };
+        assert_eq!(back.held()[0].0, held);
+        let error = mean_difference(&logits(&back, &tokens), &expected);
+        println!("{}: {error:.3e}, {:?}", dtype.name(), back.held());
+        assert!(error < bound, "{}: {error}", dtype.name());
+    }
+}
+
+#[test]
+fn a_written_adapter_has_its_rows_where_the_base_has_them() {
+    let model = load("llama_tiny", WeightDtype::F32);
+    let config = LoraConfig { r: 4, ..LoraConfig::default() };
+    let mut adapter = LoraAdapter::init(&config, model.config(), 3).unwrap();
+    adapter.params.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 97) as f32);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter.gguf");
+    adapter.save_gguf(&path, model.config(), Vec::new()).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.require::<&str>("general.type").unwrap(), "adapter");
+    assert_eq!(file.require::<f32>("adapter.lora.alpha").unwrap(), config.lora_alpha);
+    assert_eq!(file.tensors().len(), 2 * adapter.modules().len());
+    let floats = |name: &str| {
+        let tensor = file.tensor(name).unwrap();
+        let values: Vec<f32> = floats_of(tensor.bytes);
+        (tensor.shape.to_vec(), values)
+    };
+    let q = adapter.modules().iter().find(|m| m.name.ends_with("0.self_attn.q_proj")).unwrap();
+    let (shape, a) = floats("blk.0.attn_q.weight.lora_a");
+    assert_eq!((shape, &a[..]), (vec![4, 64], &adapter.params[q.a.clone()]));
+    let (shape, b) = floats("blk.0.attn_q.weight.lora_b");
+    assert_eq!(shape, [64, 4]);
+    let own = &adapter.params[q.b.clone()];
+    // Heads of 16: rows 0, 8, 1, 9, ... of the first.
+    for (row, from) in [(0, 0), (1, 8), (2, 1), (15, 15), (16, 16), (17, 24)] {
+        assert_eq!(b[row * 4..row * 4 + 4], own[from * 4..from * 4 + 4], "row {row}");
+    }
+}
+
+fn floats_of(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
