@@ -2,7 +2,7 @@
 
 use super::load::{module_name, name_of};
 use super::write::{TensorOut, write};
-use super::{GgmlType, Value};
+use super::{GgmlType, GgufFile, Value};
 use crate::adapter::LoraAdapter;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
@@ -171,6 +171,51 @@ impl LoraAdapter {
             push("lora_b", [m.out_features, m.r], b);
         }
         write(path, &metadata, &tensors)
+    }
+}
+
+impl LoraAdapter {
+    /// Reads back what [`LoraAdapter::save_gguf`] wrote: an adapter with the modules of `like`.
+    ///
+    /// # Errors
+    /// [`ModelError::Adapter`] naming a tensor that is missing, has another shape or another type.
+    pub fn load_gguf(
+        path: &Path,
+        like: &LoraAdapter,
+        base: &DecoderConfig,
+    ) -> Result<LoraAdapter, ModelError> {
+        let (architecture, ..) = gguf::metadata(base)?;
+        let file = GgufFile::open(path)?;
+        let mut adapter = like.clone();
+        adapter.config.lora_alpha = file.require("adapter.lora.alpha")?;
+        let tensor = |name: String, shape: [usize; 2]| match file.tensor(&name) {
+            Some(t) if t.shape == shape && t.ggml_type == GgmlType::F32 => {
+                let mut values = vec![0.0; shape[0] * shape[1]];
+                Dtype::F32.unpack(t.bytes, &mut values);
+                Ok(values)
+            }
+            found => {
+                let found = found.map_or("nothing".to_owned(), |t| {
+                    format!("{} of shape {:?}", t.ggml_type.name(), t.shape)
+                });
+                let problem = format!("{name}: found {found}, expected F32 of shape {shape:?}");
+                Err(ModelError::adapter(path, problem))
+            }
+        };
+        for m in like.modules() {
+            let modules = m.linear.modules();
+            let name = module_name(modules[0], modules.len() > 1);
+            let name = |end: &str| format!("blk.{}.{name}.weight.{end}", m.layer);
+            let a = tensor(name("lora_a"), [m.r, m.in_features])?;
+            let b = tensor(name("lora_b"), [m.out_features, m.r])?;
+            adapter.params[m.a.clone()].copy_from_slice(&a);
+            let place = &mut adapter.params[m.b.clone()];
+            for (i, row) in b.chunks_exact(m.r).enumerate() {
+                let own = own_row(architecture, base, Slot::Matrix(m.layer, modules[0]), i);
+                place[own * m.r..(own + 1) * m.r].copy_from_slice(row);
+            }
+        }
+        Ok(adapter)
     }
 }
 
