@@ -394,9 +394,9 @@ pub(crate) struct ServeArgs {
 #[command(after_help = "Examples:
   metier export --base nano --adapter out/tickets --format peft --out export/tickets
   metier export --base nano --adapter out/tickets --format merged --out export/tickets-merged
-  metier export --base ./Qwen2.5-0.5B --adapter out/x --format gguf --dtype q4_k --out export/x
-  metier export --base ./Qwen2.5-0.5B --format gguf --dtype q8_0 --out export/base
-  metier export --base ./Qwen2.5-0.5B --adapter out/x --format gguf-lora --out export/x-lora")]
+  metier export --base ./base --adapter out/x --format gguf --dtype q4_k --out export/x
+  metier export --base ./base --format gguf --dtype q8_0 --out export/base
+  metier export --base ./base --adapter out/x --format gguf-lora --out export/x-lora")]
 pub(crate) struct ExportArgs {
     /// Base that the adapter was trained on: a folder, a .gguf file or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
@@ -409,7 +409,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_parser = ["peft", "merged", "gguf", "gguf-lora"])]
     pub(crate) format: String,
     /// Weights of a gguf file
-    #[arg(long, value_name = "T", value_parser = ["f16", "q8_0", "q6_k", "q4_k", "q4_0"],
+    #[arg(long, value_name = "T", value_parser = ["f32", "f16", "q8_0", "q6_k", "q4_k", "q4_0"],
         default_value = "q8_0")]
     pub(crate) dtype: String,
     /// Folder to write

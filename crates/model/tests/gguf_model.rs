@@ -176,6 +176,7 @@ fn stored_as(name: &str, shape: &[usize], dtype: Dtype) -> Dtype {
     let [_, k] = shape[..] else { return Dtype::F32 };
     let ends = name.contains("embed_tokens") || name.contains("lm_head");
     match dtype {
+        Dtype::F32 => Dtype::F32,
         _ if !k.is_multiple_of(32) => Dtype::F16,
         Dtype::Q4K | Dtype::Q6K => Dtype::Q8_0,
         // The table and the head would take q6_k.

@@ -18,8 +18,8 @@ const PEFT_BOUND: f32 = 1e-5;
 const MERGED_BOUND: f32 = 5e-2;
 /// The same for the formats of a GGUF file: what their rounding does to small models, times a few. A
 /// wrong conversion is off by the size of the logits themselves.
-const GGUF_BOUNDS: [(&str, f32); 5] =
-    [("f16", 2e-2), ("q8_0", 1e-1), ("q6_k", 2e-1), ("q4_k", 6e-1), ("q4_0", 6e-1)];
+const GGUF_BOUNDS: [(&str, f32); 6] =
+    [("f32", 1e-5), ("f16", 2e-2), ("q8_0", 1e-1), ("q6_k", 2e-1), ("q4_k", 6e-1), ("q4_0", 6e-1)];
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {
     let base = Base::load(&args.base, WeightArgs::default())?;

@@ -17,8 +17,14 @@ use std::path::Path;
 
 /// The formats that a model can be written in, with llama.cpp's number of the kind of file (`enum
 /// llama_ftype`).
-pub const GGUF_DTYPES: [(Dtype, u32); 5] =
-    [(Dtype::F16, 1), (Dtype::Q8_0, 7), (Dtype::Q4_0, 2), (Dtype::Q4K, 14), (Dtype::Q6K, 18)];
+pub const GGUF_DTYPES: [(Dtype, u32); 6] = [
+    (Dtype::F32, 0),
+    (Dtype::F16, 1),
+    (Dtype::Q8_0, 7),
+    (Dtype::Q4_0, 2),
+    (Dtype::Q4K, 14),
+    (Dtype::Q6K, 18),
+];
 
 impl Decoder {
     /// Writes the model as a GGUF file: matrices in `dtype` (one of [`GGUF_DTYPES`]), vectors in
@@ -228,8 +234,9 @@ fn written(dtype: Dtype, tensor: &Tensor) -> Dtype {
         (Dtype::Q4_0 | Dtype::Q4K, Slot::Embed | Slot::Head) => Dtype::Q6K,
         (dtype, _) => dtype,
     };
+    // The float types always fit.
     let mut choices = [first, Dtype::Q8_0].into_iter().filter(fits);
-    if first == Dtype::F16 { first } else { choices.next().unwrap_or(Dtype::F16) }
+    choices.next().unwrap_or(Dtype::F16)
 }
 
 /// The slot that row `row` of a tensor belongs to, and which row it is there.
