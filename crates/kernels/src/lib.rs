@@ -14,6 +14,7 @@ mod attention;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
+mod formats;
 mod gated;
 mod lora;
 mod mapped_file;
@@ -42,13 +43,14 @@ pub use elementwise::{
 pub use embedding::{
     embedding, embedding_backward, reference_embedding, reference_embedding_backward,
 };
+pub use formats::Dtype;
 pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
 pub use lora::{LoraRef, lora, lora_backward, reference_lora, reference_lora_backward};
 pub use mapped_file::MappedFile;
 pub use matmul::{
     matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,
 };
-pub use packed::{Dtype, PackedMatrix};
+pub use packed::PackedMatrix;
 pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
 pub use roofline::{multiply_adds, read_all};
 pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};

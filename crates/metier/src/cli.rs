@@ -1,6 +1,7 @@
 //! The command line as typed. Nothing is done here.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::WeightDtype;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -69,6 +70,19 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// This machine: instruction sets, memory, what will fit and how fast
     Doctor(DoctorArgs),
+}
+
+fn weight_dtype(text: &str) -> Result<WeightDtype, String> {
+    WeightDtype::from_name(text)
+        .ok_or_else(|| format!("expected one of {}", WeightDtype::NAMES.join(", ")))
+}
+
+/// How weights are held in memory.
+#[derive(Args, Clone, Copy, Default)]
+pub(crate) struct WeightArgs {
+    /// Weights in memory: f32, bf16, q8_0, q4_0 or nf4 [default: as published]
+    #[arg(long, value_name = "T", value_parser = weight_dtype)]
+    pub(crate) dtype: Option<WeightDtype>,
 }
 
 /// Arguments of `demo`.
@@ -238,9 +252,11 @@ pub(crate) struct TrainArgs {
     /// Config file with [base], [data] and [train] (see recipes/)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) base: Option<String>,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Training data
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Vec<PathBuf>,
@@ -287,9 +303,11 @@ pub(crate) struct TrainArgs {
   metier eval --model nano --adapter out/tickets --data test.jsonl --metrics json_field_accuracy
   metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl")]
 pub(crate) struct EvalArgs {
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Adapter folder
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
@@ -341,9 +359,11 @@ pub(crate) struct SamplingArgs {
   metier generate --model nano --prompt \"Once upon a time\" --max-tokens 60
   metier generate --model ./SmolLM2-135M --prompt \"The capital of France is\" --temperature 0 --json")]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Adapter folder
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
@@ -368,9 +388,11 @@ pub(crate) struct GenerateArgs {
 
 In the chat: /reset forgets the conversation, /quit (or Ctrl-D) leaves.")]
 pub(crate) struct ChatArgs {
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Adapter folder
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
@@ -412,9 +434,11 @@ pub(crate) struct TokenizeArgs {
 
 The `model` field of a request picks the base or an adapter by name.")]
 pub(crate) struct ServeArgs {
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Adapter as NAME=FOLDER (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) adapter: Vec<String>,
@@ -436,17 +460,25 @@ pub(crate) struct ServeArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   metier export --base nano --adapter out/tickets --format peft --out export/tickets
-  metier export --base nano --adapter out/tickets --format merged --out export/tickets-merged")]
+  metier export --base nano --adapter out/tickets --format merged --out export/tickets-merged
+  metier export --base ./base --adapter out/x --format gguf --dtype q4_k --out export/x
+  metier export --base ./base --format gguf --dtype q8_0 --out export/base
+  metier export --base ./base --adapter out/x --format gguf-lora --out export/x-lora")]
 pub(crate) struct ExportArgs {
-    /// Base that the adapter was trained on
+    /// Base that the adapter was trained on: a folder, a .gguf file or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) base: String,
-    /// Adapter folder
+    /// Adapter folder; `merged` and `gguf` without one write the base itself
     #[arg(long, value_name = "A")]
-    pub(crate) adapter: PathBuf,
-    /// peft: the adapter alone; merged: base and adapter in one bf16 safetensors model
-    #[arg(long, value_parser = ["peft", "merged"])]
+    pub(crate) adapter: Option<PathBuf>,
+    /// peft: the adapter alone; merged: base and adapter in one bf16 safetensors model; gguf: the
+    /// same as one file for llama.cpp; gguf-lora: the adapter alone for llama.cpp
+    #[arg(long, value_parser = ["peft", "merged", "gguf", "gguf-lora"])]
     pub(crate) format: String,
+    /// Weights of a gguf file
+    #[arg(long, value_name = "T", value_parser = ["f32", "f16", "q8_0", "q6_k", "q4_k", "q4_0"],
+        default_value = "q8_0")]
+    pub(crate) dtype: String,
     /// Folder to write
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -463,9 +495,11 @@ the share of what this machine can do, measured just before and after.")]
 pub(crate) struct BenchArgs {
     /// decode: one sequence, token after token; prefill: reading a prompt
     pub(crate) what: BenchWhat,
-    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     /// Prompt length [default: 16 for decode, 512 for prefill]
     #[arg(long, value_name = "N")]
     pub(crate) prompt_tokens: Option<usize>,

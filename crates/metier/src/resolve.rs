@@ -1,10 +1,11 @@
 //! From what the user named to what runs: models, adapters, engines.
 
 use crate::assets;
+use crate::cli::WeightArgs;
 use crate::hub::HubId;
 use anyhow::{Context, Result, bail};
 use engine::{Engine, EngineOptions};
-use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter};
+use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, WeightDtype};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use text::{ChatTemplate, Tokenizer};
@@ -27,10 +28,11 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Loads a base by name: a folder, or `nano`.
-    pub(crate) fn load(name: &str) -> Result<Base> {
-        let dir = model_dir(name)?;
-        let decoder = Decoder::load(&dir, &LoadOptions::default())?;
+    /// Loads a base by name: a folder, a GGUF file, or `nano`; its weights are held as `weights`
+    /// says.
+    pub(crate) fn load(name: &str, weights: WeightArgs) -> Result<Base> {
+        let dir = model_path(name)?;
+        let decoder = load_decoder(&dir, weights.dtype.unwrap_or_default())?;
         let (tokenizer, template) = load_text(&dir, decoder.config())?;
         Ok(Base { name: name.to_owned(), dir, decoder: Arc::new(decoder), tokenizer, template })
     }
@@ -46,6 +48,15 @@ impl Base {
     pub(crate) fn license(&self) -> String {
         license_of(&self.dir)
     }
+}
+
+/// Where a model is: the folder, or the GGUF file, that the user named.
+pub(crate) fn model_path(name: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
+    if name != NANO && path.is_file() && path.extension().is_some_and(|end| end == "gguf") {
+        return Ok(path);
+    }
+    model_dir(name)
 }
 
 /// The folder of a model as the user named it.
@@ -190,4 +201,28 @@ pub(crate) fn license_of(dir: &Path) -> String {
         }
     }
     "unknown (the model folder has no card that states it)".into()
+}
+
+/// Loads weights and says, where the user asked for a type or it is no plain one, how they are held:
+/// a matrix whose rows are not whole blocks of a format stays as published.
+pub(crate) fn load_decoder(path: &Path, dtype: WeightDtype) -> Result<Decoder> {
+    let decoder = Decoder::load(path, &LoadOptions { dtype })?;
+    let held = decoder.held();
+    let total: usize = held.iter().map(|(_, count)| count).sum();
+    let asked = dtype != WeightDtype::AsPublished;
+    if asked || held.iter().any(|(dtype, _)| dtype.is_quantised()) {
+        let parts: Vec<String> = held
+            .iter()
+            .map(|(dtype, n)| {
+                format!("{} {:.0}%", dtype.name(), 100.0 * *n as f64 / total.max(1) as f64)
+            })
+            .collect();
+        let mib = decoder.weight_bytes() as f64 / f64::from(1 << 20);
+        let line = format!("weights in memory: {} ({mib:.1} MiB)", parts.join(", "));
+        match asked {
+            true => eprintln!("{line}"),
+            false => tracing::info!("{line}"),
+        }
+    }
+    Ok(decoder)
 }

@@ -141,6 +141,29 @@ pub enum WeightDtype {
     F32,
     /// Everything bf16 (f32 and f16 are rounded to nearest even).
     Bf16,
+    /// Matrices in 8 bits and a scale per 32 values.
+    Q8_0,
+    /// The layers' matrices in 4 bits and a scale per 32 values, embedding and head in 8 bits.
+    Q4_0,
+    /// The layers' matrices in 4-bit NormalFloat (arXiv 2305.14314), embedding and head in 8 bits.
+    Nf4,
+}
+
+impl WeightDtype {
+    /// The names that users write, but for "as published".
+    pub const NAMES: [&'static str; 5] = ["f32", "bf16", "q8_0", "q4_0", "nf4"];
+
+    /// The choice of this name.
+    pub fn from_name(name: &str) -> Option<WeightDtype> {
+        match name {
+            "f32" => Some(WeightDtype::F32),
+            "bf16" => Some(WeightDtype::Bf16),
+            "q8_0" => Some(WeightDtype::Q8_0),
+            "q4_0" => Some(WeightDtype::Q4_0),
+            "nf4" => Some(WeightDtype::Nf4),
+            _ => None,
+        }
+    }
 }
 
 /// Choices at load.
@@ -188,12 +211,33 @@ impl Grads {
 }
 
 impl Decoder {
-    /// Loads a model folder: config.json and safetensors, single or sharded.
+    /// Loads a model: a folder with config.json and safetensors, single or sharded, or a GGUF file.
     ///
     /// # Errors
     /// [`ModelError`] naming file and problem; wrong or missing tensors are all listed at once.
-    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
-        weights::load(dir, options)
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
+        if path.is_file() {
+            return crate::gguf::load(path, options);
+        }
+        weights::load(path, options)
+    }
+
+    /// How many of the matrices' values are held in each format, most first.
+    pub fn held(&self) -> Vec<(kernels::Dtype, usize)> {
+        let mut counts: Vec<(kernels::Dtype, usize)> = Vec::new();
+        for m in self.matrices() {
+            match counts.iter_mut().find(|(dtype, _)| *dtype == m.dtype()) {
+                Some((_, count)) => *count += m.n() * m.k(),
+                None => counts.push((m.dtype(), m.n() * m.k())),
+            }
+        }
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        counts
+    }
+
+    /// Memory of all matrices, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.matrices().iter().map(|m| m.bytes()).sum()
     }
 
     /// A new model with random weights: N(0, 0.02²), output projections of both blocks scaled by

@@ -40,6 +40,9 @@ pub enum ModelError {
         /// What was found and what was expected.
         problem: String,
     },
+    /// A GGUF file is broken, lies, or is of a kind that is not read.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
     /// Tensors do not fit the configuration; all of them are listed.
     #[error(
         "{dir}: {count} tensor(s) do not fit config.json:\n  {list}\nhint: the weights and config.json must come from the same model"

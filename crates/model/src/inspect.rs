@@ -1,7 +1,10 @@
-//! What a model folder holds, from config.json and the headers of its weight files alone.
+//! What a model folder or GGUF file holds, from its configuration and the headers of its weights
+//! alone.
 
 use crate::config::DecoderConfig;
 use crate::error::ModelError;
+use crate::families;
+use crate::gguf::GgufFile;
 use crate::weights::{parse, shard_names};
 use kernels::MappedFile;
 use std::collections::BTreeMap;
@@ -16,29 +19,45 @@ pub struct ModelSummary {
     pub parameters: u64,
     /// Bytes of the weight files.
     pub bytes: u64,
-    /// Parameters by type as stored, in safetensors' spelling (`BF16`).
+    /// Parameters by type as stored, in the file's spelling (`BF16`, `Q4_K`).
     pub dtypes: BTreeMap<String, u64>,
 }
 
-/// Reads config.json and the headers in `dir`; no weight is touched.
+/// Reads the configuration and the headers of the folder or GGUF file `path`; no weight is touched.
 ///
 /// # Errors
 /// [`ModelError`] for what [`crate::Decoder::load`] would refuse in config or headers; whether
 /// names and shapes fit is not looked at.
-pub fn inspect(dir: &Path) -> Result<ModelSummary, ModelError> {
-    let config = DecoderConfig::load(dir)?;
-    let mut summary = ModelSummary { config, parameters: 0, bytes: 0, dtypes: BTreeMap::new() };
-    for name in shard_names(dir)? {
-        let path = dir.join(name);
+pub fn inspect(path: &Path) -> Result<ModelSummary, ModelError> {
+    if path.is_file() {
+        let file = GgufFile::open(path)?;
+        let bytes = path.metadata().map_err(|e| ModelError::io(path, e))?.len();
+        let mut summary = ModelSummary::new(families::gguf::config(&file)?.0, bytes);
+        file.tensors().for_each(|t| summary.add(t.shape, t.ggml_type.name()));
+        return Ok(summary);
+    }
+    let mut summary = ModelSummary::new(DecoderConfig::load(path)?, 0);
+    for name in shard_names(path)? {
+        let path = path.join(name);
         let map = MappedFile::open(&path).map_err(|e| ModelError::io(&path, e))?;
         summary.bytes += map.len() as u64;
         for (_, view) in parse(&path, &map)?.iter() {
-            let count: u64 = view.shape().iter().map(|&d| d as u64).product();
-            summary.parameters += count;
-            *summary.dtypes.entry(format!("{:?}", view.dtype())).or_default() += count;
+            summary.add(view.shape(), &format!("{:?}", view.dtype()));
         }
     }
     Ok(summary)
+}
+
+impl ModelSummary {
+    fn new(config: DecoderConfig, bytes: u64) -> ModelSummary {
+        ModelSummary { config, parameters: 0, bytes, dtypes: BTreeMap::new() }
+    }
+
+    fn add(&mut self, shape: &[usize], dtype: &str) {
+        let count: u64 = shape.iter().map(|&d| d as u64).product();
+        self.parameters += count;
+        *self.dtypes.entry(dtype.to_owned()).or_default() += count;
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ mod experts;
 mod families;
 mod files;
 mod inspect;
+pub mod gguf;
+mod held;
 mod kv;
 mod linear;
 mod params;
@@ -33,6 +35,7 @@ pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
 pub use inspect::{ModelSummary, inspect};
+pub use gguf::{GgmlType, GgufError, GgufFile};
 pub use kernels::{
     Activation, BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace,
     set_num_threads,

@@ -260,6 +260,31 @@ impl Decoder {
         self.layers.iter().map(layer).sum()
     }
 
+    pub(crate) fn matrices(&self) -> Vec<&PackedMatrix> {
+        let matrix = |(slot, _): &(Slot, Range<usize>)| match self.tensor(*slot) {
+            TensorRef::Matrix(m) => Some(m),
+            _ => None,
+        };
+        self.layout.slots.iter().filter_map(matrix).collect()
+    }
+
+    /// The matrix in a slot that holds one.
+    pub(crate) fn matrix_of(&self, slot: Slot) -> &PackedMatrix {
+        match self.tensor(slot) {
+            TensorRef::Matrix(m) => m,
+            _ => unreachable!("{slot:?} is a vector"),
+        }
+    }
+
+    /// The vector in a slot that holds one, in Hugging Face's form.
+    pub(crate) fn vector_of(&self, slot: Slot) -> &[f32] {
+        match self.tensor(slot) {
+            TensorRef::Norm(n) => n.stored(),
+            TensorRef::Vector(v) => v,
+            TensorRef::Matrix(_) => unreachable!("{slot:?} is a matrix"),
+        }
+    }
+
     /// All parameters as f32 in the order of [`Decoder::param_layout`].
     pub fn params(&self) -> Vec<f32> {
         let mut flat = Vec::with_capacity(self.param_count());

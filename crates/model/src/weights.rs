@@ -1,16 +1,15 @@
 //! Safetensors in, single or sharded; every mismatch with config.json is reported at once.
 
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, LoadOptions, WeightDtype};
+use crate::decoder::{Decoder, LoadOptions};
 use crate::error::ModelError;
 use crate::files::read_json_bytes;
-use crate::params::{self, Loaded, ParamSpec, Slot, Tensor};
-use half::{bf16, f16};
-use kernels::{MappedFile, PackedMatrix};
+use crate::held::Published;
+use crate::params::{self, Tensor};
+use kernels::MappedFile;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Component, Path};
 
 const SINGLE: &str = "model.safetensors";
@@ -50,7 +49,10 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
     }
     let loaded = wanted
         .par_iter()
-        .map(|tensor| convert(&tensors[tensor.spec.name.as_str()], tensor, options.dtype))
+        .map(|tensor| {
+            let name = tensor.spec.name.as_str();
+            published(name, &tensors[name]).fill(tensor, options.dtype, |_, row| row)
+        })
         .collect::<Result<Vec<_>, String>>()
         .map_err(|problem| ModelError::weights(dir, problem))?;
     let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
@@ -197,53 +199,19 @@ fn mismatches(
     problems
 }
 
-/// The slots that a tensor fills, in the type that they are held in.
-fn convert(
-    view: &TensorView<'_>,
-    tensor: &Tensor,
-    dtype: WeightDtype,
-) -> Result<Vec<(Slot, Loaded)>, String> {
-    let spec: &ParamSpec = &tensor.spec;
-    let narrow = spec.shape.len() > 1
-        && match dtype {
-            WeightDtype::AsPublished => view.dtype() == Dtype::BF16,
-            WeightDtype::F32 => false,
-            WeightDtype::Bf16 => true,
-        };
-    if narrow {
-        let values: Vec<bf16> = match view.dtype() {
-            Dtype::BF16 => read(view.data(), bf16::from_le_bytes),
-            _ => to_f32(view).into_iter().map(bf16::from_f32).collect(),
-        };
-        finite(&spec.name, values.iter().map(|x| x.to_f32()))?;
-        let k = spec.shape[1];
-        let matrix = |range: Range<usize>| {
-            Loaded::Matrix(PackedMatrix::from_bf16(&values[range.clone()], range.len() / k, k))
-        };
-        return Ok(tensor.values().map(|(slot, range)| (slot, matrix(range))).collect());
-    }
-    let values = to_f32(view);
-    finite(&spec.name, values.iter().copied())?;
-    let part = |(slot, range)| (slot, Loaded::from_f32(&values[range], spec));
-    Ok(tensor.values().map(part).collect())
+/// The tensor as the file has it.
+fn published<'a>(name: &'a str, view: &TensorView<'a>) -> Published<'a> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => kernels::Dtype::F32,
+        Dtype::F16 => kernels::Dtype::F16,
+        _ => kernels::Dtype::Bf16,
+    };
+    Published { name, dtype, bytes: view.data() }
 }
 
 /// Any of the three float types, exactly, as f32.
 pub(crate) fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
-    match view.dtype() {
-        Dtype::F32 => read(view.data(), f32::from_le_bytes),
-        Dtype::F16 => read(view.data(), |b| f16::from_le_bytes(b).to_f32()),
-        _ => read(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
-    }
-}
-
-fn read<const N: usize, V>(bytes: &[u8], f: impl Fn([u8; N]) -> V) -> Vec<V> {
-    bytes.chunks_exact(N).map(|b| f(b.try_into().expect("chunks of N bytes"))).collect()
-}
-
-fn finite(name: &str, mut values: impl Iterator<Item = f32>) -> Result<(), String> {
-    match values.position(|x| !x.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(format!("{name}: value {at} is not finite; expected ordinary numbers")),
-    }
+    let mut values = vec![0.0; view.shape().iter().product()];
+    published("", view).dtype.unpack(view.data(), &mut values);
+    values
 }

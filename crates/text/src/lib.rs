@@ -7,6 +7,7 @@
 
 mod conversation;
 mod error;
+mod gguf_tokens;
 mod jinja;
 mod mask;
 mod python;
@@ -17,6 +18,7 @@ mod tokenizer;
 
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
+pub use gguf_tokens::{GgufTokens, NotInGguf};
 pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};

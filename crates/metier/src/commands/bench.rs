@@ -17,7 +17,7 @@ const DECODE_PROMPT: usize = 16;
 const PREFILL_PROMPT: usize = 512;
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let base = Base::load(&args.model)?;
+    let base = Base::load(&args.model, args.weights)?;
     let context = base.decoder.config().max_position_embeddings;
     let work = Work::of(args, context)?;
     let (mut engine, _) = resolve::engine(&base, &[], 0, 1)?;

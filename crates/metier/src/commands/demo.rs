@@ -2,7 +2,7 @@
 
 use super::eval::evaluate;
 use crate::assets;
-use crate::cli::DemoArgs;
+use crate::cli::{DemoArgs, WeightArgs};
 use crate::exit;
 use crate::machine;
 use crate::progress::{TrainBar, clock};
@@ -42,7 +42,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let (data_report, train, test) = demo.check_data()?;
 
     step(2, "the base model before adapting");
-    let base = Base::load(NANO)?;
+    let base = Base::load(NANO, WeightArgs::default())?;
     let items = test.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let metrics = ::eval::metrics_by_name(&METRICS)?;
     let before = evaluate(&base, None, items.clone(), metrics.clone(), MAX_TOKENS)?;

@@ -3,7 +3,7 @@
 use crate::cli::{ModelsArgs, ModelsCommand};
 use crate::exit;
 use crate::hub::{self, HubId};
-use crate::resolve::{NANO, license_of, model_dir};
+use crate::resolve::{NANO, license_of, model_path};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
@@ -79,7 +79,7 @@ fn show(name: &str, as_json: bool) -> Result<ExitCode> {
         ("size", "size_shown"),
         ("context", "context_length"),
         ("licence", "license"),
-        ("folder", "path"),
+        ("path", "path"),
     ] {
         let value = row[key].as_str().map_or(row[key].to_string(), str::to_owned);
         println!("{label:<11} {value}");
@@ -114,11 +114,11 @@ fn remove(name: &str, yes: bool) -> Result<ExitCode> {
     Ok(exit::done())
 }
 
-/// One model's facts, from config.json, the headers of its weight files and its card.
+/// One model's facts, from its configuration, the headers of its weight files and its card.
 fn describe(name: &str) -> Result<Value> {
-    let dir = model_dir(name)?;
-    let summary = model::inspect(&dir)?;
-    Ok(row(name, &dir, &summary))
+    let path = model_path(name)?;
+    let summary = model::inspect(&path)?;
+    Ok(row(name, &path, &summary))
 }
 
 fn row(name: &str, dir: &Path, summary: &ModelSummary) -> Value {

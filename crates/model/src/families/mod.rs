@@ -2,6 +2,7 @@
 
 mod gemma2;
 mod gemma3;
+pub(crate) mod gguf;
 mod granite;
 mod llama;
 mod mistral;

@@ -175,7 +175,7 @@ impl Rope {
                         raw.bad(&at(key), &found, &expected)
                     })?;
                     let inv_freq = list.iter().zip(&powers).map(|(f, p)| 1.0 / (f * p)).collect();
-                    Ok(Frequencies { inv_freq, factor })
+                    Ok::<_, ModelError>(Frequencies { inv_freq, factor })
                 };
                 Rope { short: set("short_factor")?, long: Some((original, set("long_factor")?)) }
             }
