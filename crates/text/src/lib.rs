@@ -14,6 +14,7 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod vocabulary;
 
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
@@ -21,3 +22,4 @@ pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::GgufVocabulary;
