@@ -24,9 +24,10 @@ pub(super) fn letter(byte: u8) -> char {
     char::from_u32(0x100 + rank).expect("U+0100 to U+0143 are characters")
 }
 
-/// The letters of all bytes.
+/// The letters of the bytes that occur in UTF-8; GPT-NeoX's vocabulary has no others.
 pub(super) fn alphabet() -> impl Iterator<Item = String> {
-    (0..=u8::MAX).map(|byte| letter(byte).to_string())
+    let occurs = |byte: &u8| !matches!(byte, 0xC0 | 0xC1 | 0xF5..=0xFF);
+    (0..=u8::MAX).filter(occurs).map(|byte| letter(byte).to_string())
 }
 
 /// Pairs from lines of the form `left right`, each of which must join two tokens to a third.
@@ -137,7 +138,9 @@ mod tests {
                 .into_iter()
                 .map(String::from)
                 .collect();
-        assert_eq!(alphabet().collect::<std::collections::HashSet<_>>(), library);
+        let all = (0..=u8::MAX).map(|byte| letter(byte).to_string());
+        assert_eq!(all.collect::<std::collections::HashSet<_>>(), library);
+        assert_eq!(alphabet().count(), 243);
         assert_eq!((letter(b' '), letter(b'\n'), letter(b'a')), ('Ġ', 'Ċ', 'a'));
     }
 }
