@@ -10,6 +10,7 @@ mod hub;
 mod machine;
 mod progress;
 mod resolve;
+mod text_source;
 
 use clap::Parser;
 use std::process::ExitCode;

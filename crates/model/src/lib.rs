@@ -15,9 +15,9 @@ mod error;
 mod experts;
 mod families;
 mod files;
-mod inspect;
 pub mod gguf;
 mod held;
+mod inspect;
 mod kv;
 mod linear;
 mod params;
@@ -34,8 +34,8 @@ pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
-pub use inspect::{ModelSummary, inspect};
 pub use gguf::{GgmlType, GgufError, GgufFile};
+pub use inspect::{ModelSummary, inspect};
 pub use kernels::{
     Activation, BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace,
     set_num_threads,
