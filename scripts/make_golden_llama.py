@@ -36,7 +36,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -106,12 +106,14 @@ def tiny_llama(seed: int, tied: bool) -> LlamaForCausalLM:
     return model.float().eval()
 
 
-def make_sequences(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def make_sequences(
+    seed: int, lengths: tuple[int, ...] = LENGTHS, vocab: int = VOCAB
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(ids [T], targets [T]) of unequal length; about half of the targets are supervised."""
     generator = torch.Generator().manual_seed(seed)
     sequences = []
-    for length in LENGTHS:
-        ids = torch.randint(3, VOCAB, (length,), generator=generator)
+    for length in lengths:
+        ids = torch.randint(3, vocab, (length,), generator=generator)
         ids[0] = 1
         targets = torch.full((length,), -100)
         keep = torch.rand(length - 1, generator=generator) < 0.5
@@ -132,7 +134,8 @@ def base_golden(folder: Path, sequences) -> tuple[dict, dict]:
     return golden, {"loss": loss.item()}
 
 
-def adapter_golden(base: Path, adapter: Path, sequences) -> tuple[dict, float]:
+def adapter_golden(base: Path, adapter: Path, sequences, tensors: int = 28) -> tuple[dict, float]:
+    """Logits, loss and adapter gradients; `tensors` is how many lora_A and lora_B there must be."""
     model = PeftModel.from_pretrained(load_base(base), adapter, is_trainable=True)
     loss = mean_loss(model, sequences)
     loss.backward()
@@ -141,7 +144,7 @@ def adapter_golden(base: Path, adapter: Path, sequences) -> tuple[dict, float]:
         for name, p in model.named_parameters()
         if p.requires_grad
     }
-    assert len(golden) == 2 * 2 * len(MODULES), sorted(golden)
+    assert len(golden) == tensors, sorted(golden)
     assert all(g.abs().max() > 0 for g in golden.values()), "a gradient is zero: the golden would prove nothing"
     for i, (ids, _) in enumerate(sequences):
         golden[f"adapter_logits.{i}"] = logits_of(model, ids)
@@ -180,22 +183,24 @@ def logits_of(model, ids: torch.Tensor) -> torch.Tensor:
     return model(ids[None]).logits[0].contiguous()
 
 
-def load_base(folder: Path) -> LlamaForCausalLM:
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+def load_base(folder: Path) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 
-def save_base(model: LlamaForCausalLM, folder: Path, shard: str) -> None:
+def save_base(model: torch.nn.Module, folder: Path, shard: str) -> None:
     model.save_pretrained(folder, max_shard_size=shard)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def save_adapter(base: Path, folder: Path, seed: int, b_std: float) -> None:
+def save_adapter(
+    base: Path, folder: Path, seed: int, b_std: float, r: int = 4, modules: list[str] | str = MODULES
+) -> None:
     """PEFT's own initialisation; lora_B is then drawn with deviation b_std where that is not zero."""
     fresh(folder)
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=MODULES, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        r=r, lora_alpha=8, target_modules=modules, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
     model = get_peft_model(load_base(base), config)
     if b_std:
@@ -213,10 +218,12 @@ def save_adapter(base: Path, folder: Path, seed: int, b_std: float) -> None:
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
 
 
-def write_golden(folder: Path, tensors: dict, facts: dict) -> None:
+def write_golden(
+    folder: Path, tensors: dict, facts: dict, made_by: str = "scripts/make_golden_llama.py"
+) -> None:
     save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / "golden.safetensors")
     facts |= {
-        "made_by": "scripts/make_golden_llama.py",
+        "made_by": made_by,
         "versions": {m.__name__: m.__version__.split("+")[0] for m in (torch, transformers, peft)},
         "loss_is": "mean cross-entropy over the supervised targets of all sequences together",
     }

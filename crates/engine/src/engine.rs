@@ -204,6 +204,10 @@ impl<R: Runner> Engine<R> {
                 Ok(Some(row)) => match sequence.advance(&row, &self.limits) {
                     Err(error) => Some(Event::Failed { id, error }),
                     Ok(advance) => {
+                        let beyond = self.runner.recompute_beyond();
+                        if beyond.is_some_and(|most| sequence.tokens.len() == most + 1) {
+                            sequence.computed = 0;
+                        }
                         let token = advance.output;
                         events.extend(token.map(|(token, logprob)| Event::Token {
                             id,

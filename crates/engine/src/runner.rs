@@ -18,6 +18,11 @@ pub trait Runner: Send {
     fn vocab_size(&self) -> usize;
     /// Longest context, tokens.
     fn context_len(&self) -> usize;
+    /// A sequence that grows beyond so many tokens is run again from its start, because the keys of
+    /// its shorter form do not serve the longer one; None where they always do.
+    fn recompute_beyond(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// The real thing: a decoder, its adapters and its KV cache.
@@ -48,5 +53,8 @@ impl Runner for DecoderRunner {
     }
     fn context_len(&self) -> usize {
         self.decoder.config().max_position_embeddings
+    }
+    fn recompute_beyond(&self) -> Option<usize> {
+        self.decoder.config().rope_switch()
     }
 }

@@ -141,6 +141,7 @@ impl Step {
             past,
             pages: sequence.pages.clone(),
             adapter: sequence.adapter,
+            reach: sequence.tokens.len(),
         });
         let row = (len == sequence.pending()).then(|| {
             self.batch.logit_rows.push(self.batch.tokens.len() - 1);

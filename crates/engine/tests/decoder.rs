@@ -5,7 +5,8 @@ use engine::{
     SequenceRequest,
 };
 use model::{
-    AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoraAdapter, LoraConfig, Memory, Segment,
+    AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, LoraConfig,
+    Memory, Segment,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -31,6 +32,14 @@ fn decoder() -> Arc<Decoder> {
     }
     decoder.set_params(&params).unwrap();
     Arc::new(decoder)
+}
+
+/// The above, and one whose longer sequences are run again with other rotary frequencies.
+fn decoders() -> [Arc<Decoder>; 2] {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/families/phi3");
+    let long = Decoder::load(&dir, &LoadOptions::default()).unwrap();
+    assert_eq!(long.config().rope_switch(), Some(24));
+    [decoder(), Arc::new(long)]
 }
 
 fn adapter(decoder: &Decoder, seed: u64) -> LoraAdapter {
@@ -90,18 +99,19 @@ fn singles(decoder: &Arc<Decoder>, requests: &[SequenceRequest]) -> Vec<Completi
 
 #[test]
 fn a_batch_with_three_adapters_equals_singles() {
-    let decoder = decoder();
-    let requests = requests(24);
-    let expected = singles(&decoder, &requests);
-    assert!(expected.iter().any(|c| c.reason == FinishReason::Stop));
-    assert!(expected.iter().any(|c| c.reason == FinishReason::Length));
-    for (num_blocks, max_batch_tokens) in [(100, 512), (100, 13), (7, 512), (6, 5)] {
-        let mut engine = engine(&decoder, num_blocks, max_batch_tokens);
-        let found = ok(engine.generate(requests.clone(), |_, _| {}));
-        assert_eq!(found, expected, "{num_blocks} pages, {max_batch_tokens} tokens a step");
-        let stats = engine.stats();
-        assert_eq!(stats.preemptions > 0, num_blocks < 10, "{stats:?}");
-        assert_eq!(stats.free_blocks, num_blocks);
+    for decoder in decoders() {
+        let requests = requests(24);
+        let expected = singles(&decoder, &requests);
+        assert!(expected.iter().any(|c| c.reason == FinishReason::Stop));
+        assert!(expected.iter().any(|c| c.reason == FinishReason::Length));
+        for (num_blocks, max_batch_tokens) in [(100, 512), (100, 13), (7, 512), (6, 5)] {
+            let mut engine = engine(&decoder, num_blocks, max_batch_tokens);
+            let found = ok(engine.generate(requests.clone(), |_, _| {}));
+            assert_eq!(found, expected, "{num_blocks} pages, {max_batch_tokens} tokens a step");
+            let stats = engine.stats();
+            assert_eq!(stats.preemptions > 0, num_blocks < 10, "{stats:?}");
+            assert_eq!(stats.free_blocks, num_blocks);
+        }
     }
 }
 
@@ -127,30 +137,32 @@ fn the_adapters_differ() {
 /// The whole prefix anew for every token, without engine, scheduler or page reuse.
 #[test]
 fn generation_equals_repeated_full_forwards() {
-    let decoder = decoder();
-    let mut adapters = AdapterSet::new();
-    adapters.insert("a0", &adapter(&decoder, 0), decoder.config()).unwrap();
-    for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
-        let mut sampler = Sampler::new(&request.params);
-        let mut tokens = request.prompt.clone();
-        for found in
-            ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0].tokens.iter()
-        {
-            let segment = Segment {
-                len: tokens.len(),
-                past: 0,
-                pages: (0..6).collect(),
-                adapter: request.adapter,
-            };
-            let batch = Batch {
-                logit_rows: vec![tokens.len() - 1],
-                tokens: tokens.clone(),
-                segments: vec![segment],
-            };
-            let mut cache = KvCache::new(decoder.config(), 6);
-            let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
-            assert_eq!(sampler.sample(&decoder.logits(&hidden)).unwrap().token, *found);
-            tokens.push(*found);
+    for decoder in decoders() {
+        let mut adapters = AdapterSet::new();
+        adapters.insert("a0", &adapter(&decoder, 0), decoder.config()).unwrap();
+        for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
+            let mut sampler = Sampler::new(&request.params);
+            let mut tokens = request.prompt.clone();
+            for found in ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0]
+                .tokens
+                .iter()
+            {
+                let segment = Segment {
+                    len: tokens.len(),
+                    pages: (0..6).collect(),
+                    adapter: request.adapter,
+                    ..Segment::default()
+                };
+                let batch = Batch {
+                    logit_rows: vec![tokens.len() - 1],
+                    tokens: tokens.clone(),
+                    segments: vec![segment],
+                };
+                let mut cache = KvCache::new(decoder.config(), 6);
+                let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
+                assert_eq!(sampler.sample(&decoder.logits(&hidden)).unwrap().token, *found);
+                tokens.push(*found);
+            }
         }
     }
 }

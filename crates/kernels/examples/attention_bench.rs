@@ -5,7 +5,9 @@
 //! through count: 4·D per pair forward (scores, values), 10·D backward (scores anew, dP, dQ, dK,
 //! dV).
 
-use kernels::{AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, write_kv};
+use kernels::{
+    AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, write_kv,
+};
 use std::time::Instant;
 
 fn main() {
@@ -33,12 +35,12 @@ fn main() {
     let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads, head_dim: d };
     let mut out = vec![0.0; q.len()];
     report("forward", Some(pairs * 4.0 * d as f64), || {
-        attention(&mut out, &q, pages, &segments, q_heads, 0.125);
+        attention(&mut out, &q, pages, &segments, q_heads, AttnRule::full(0.125));
     });
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
     report("backward", Some(pairs * 10.0 * d as f64), || {
         let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
-        attention_backward(dq, dk, dv, &dout, &q, pages, &segments, q_heads, 0.125);
+        attention_backward(dq, dk, dv, &dout, &q, pages, &segments, q_heads, AttnRule::full(0.125));
     });
     let one: Vec<AttnSegment> = segments
         .iter()
@@ -47,7 +49,7 @@ fn main() {
         .collect();
     let (q, out) = (&q[..count * q_heads * d], &mut out[..count * q_heads * d]);
     report("decode", Some((count * q_heads * length * 4 * d) as f64), || {
-        attention(out, q, pages, &one, q_heads, 0.125);
+        attention(out, q, pages, &one, q_heads, AttnRule::full(0.125));
     });
 }
 

@@ -3,7 +3,7 @@
 //! `cargo run --release -p kernels --example matmul_bench`.
 
 use half::bf16;
-use kernels::{PackedMatrix, matmul, matmul_dw, matmul_dx};
+use kernels::{Dtype, PackedMatrix, matmul, matmul_dw, matmul_dx};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -31,10 +31,17 @@ fn measure(threads: usize) {
         let (x, dy) = (values(t * k), values(t * n));
         let (mut y, mut dx, mut dw) = (vec![0.0; t * n], vec![0.0; t * k], vec![0.0; n * k]);
         let flop = |t: usize| (2 * t * n * k) as f64;
-        for (name, w) in [
+        let rows = |i: usize, values: &mut [f32]| values.copy_from_slice(&weight[i * k..][..k]);
+        let mut weights = vec![
             ("f32", PackedMatrix::from_f32(&weight, n, k)),
             ("bf16", PackedMatrix::from_bf16(&narrow, n, k)),
-        ] {
+        ];
+        for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q6K, Dtype::Nf4] {
+            if dtype.row_bytes(k).is_some() {
+                weights.push((dtype.name(), PackedMatrix::from_rows(dtype, n, k, rows)));
+            }
+        }
+        for (name, w) in weights {
             let forward = seconds(|| matmul(&mut y, &x, &w, t, false));
             let back = seconds(|| matmul_dx(&mut dx, &dy, &w, t, false));
             let weights = seconds(|| matmul_dw(&mut dw, &dy, &x, t, n, k));

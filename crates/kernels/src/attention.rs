@@ -8,7 +8,12 @@
 //! softmax in two passes, then the values summed key by key in order. Nothing of that depends on
 //! the other rows, so a row comes out the same to the bit in prefill, in decode, alone or in a
 //! batch.
+//!
+//! An [`AttnRule`] says what differs by layer: the scale, a sliding window (Beltagy et al.,
+//! arXiv:2004.05150), whose keys before the window are not even read, and a soft cap on the scores
+//! (Gemma 2, arXiv:2408.00118).
 
+use crate::elementwise::soft_cap_row;
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use crate::tile::{PANEL, Paged, Tile, tile, tile_rows};
 use crate::vector::{SharedOutput, dot, exp_in_place, load_at, max, scale as scale_row, store_at};
@@ -49,6 +54,30 @@ pub struct AttnSegment<'a> {
     pub past: usize,
     /// The pages of tokens 0..16, 16..32, ...; at least enough for past + new tokens.
     pub pages: &'a [u32],
+}
+
+/// How a layer attends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttnRule {
+    /// Factor of q·kᵀ.
+    pub scale: f32,
+    /// A row sees the last `window` positions up to and with its own; None is all of them.
+    pub window: Option<usize>,
+    /// Scaled scores become cap·tanh(score/cap).
+    pub softcap: Option<f32>,
+}
+
+impl AttnRule {
+    /// Every position up to a row's own, scores only scaled.
+    pub fn full(scale: f32) -> AttnRule {
+        AttnRule { scale, window: None, softcap: None }
+    }
+
+    /// The first key that a row sees that has `keys` keys up to and with its own.
+    #[inline(always)]
+    fn first_key(&self, keys: usize) -> usize {
+        self.window.map_or(0, |window| keys.saturating_sub(window))
+    }
 }
 
 /// Writes the new keys and values, k and v [T, KVH, D], to the pages of their segments: token i
@@ -113,23 +142,24 @@ pub fn write_kv(
     }
 }
 
-/// out[T, QH, D] = softmax(scale · q·kᵀ, causal) · v, for q[T, QH, D]. Query head h reads key/value
+/// out[T, QH, D] = softmax(scale · q·kᵀ, causal) · v, for q[T, QH, D], with the window and the cap of
+/// `rule`. Query head h reads key/value
 /// head h / (QH / KVH). The new tokens' keys and values must be in the pages already
 /// ([`write_kv`]); page slots past a segment's last token are never looked at and may hold
 /// anything. Rows outside all segments are left alone.
 ///
 /// # Panics
-/// When the lengths do not fit together, segments overlap or are not in ascending order, or a page
-/// does not exist.
+/// When the lengths do not fit together, segments overlap or are not in ascending order, a page
+/// does not exist, or the window is 0.
 pub fn attention(
     out: &mut [f32],
     q: &[f32],
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
-    attention_at(Level::detect(), out, q, pages, segments, q_heads, scale);
+    attention_at(Level::detect(), out, q, pages, segments, q_heads, rule);
 }
 
 /// Gradients of [`attention`] for training, where every segment has past == 0 and its keys and
@@ -138,7 +168,8 @@ pub fn attention(
 /// FlashAttention, Dao et al., arXiv:2205.14135, section 3.1 and appendix B).
 ///
 /// With P the probabilities: dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - Σ_keys P∘dP),
-/// dQ = scale·dS·K, dK = scale·dSᵀ·Q.
+/// dQ = scale·dS·K, dK = scale·dSᵀ·Q; under a soft cap dS is first multiplied by its slope,
+/// 1 - (S/cap)² of the capped scores S.
 ///
 /// # Panics
 /// As [`attention`], and when a segment has a past.
@@ -151,9 +182,9 @@ pub fn attention_backward(
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
-    attention_backward_at(Level::detect(), dq, dk, dv, dout, q, pages, segments, q_heads, scale);
+    attention_backward_at(Level::detect(), dq, dk, dv, dout, q, pages, segments, q_heads, rule);
 }
 
 /// Plain [`attention`].
@@ -163,7 +194,7 @@ pub fn reference_attention(
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
     let d = pages.head_dim;
     for segment in segments {
@@ -171,12 +202,13 @@ pub fn reference_attention(
             for head in 0..q_heads {
                 let at = (row * q_heads + head) * d;
                 let kv_head = head / (q_heads / pages.kv_heads);
-                let p = reference_probabilities(q, at, &pages, segment, row, kv_head, scale);
+                let (from, p, _) =
+                    reference_probabilities(q, at, &pages, segment, row, kv_head, rule);
                 for i in 0..d {
                     let sum: f64 = p
                         .iter()
                         .enumerate()
-                        .map(|(j, p)| p * f64::from(pages.value(segment, kv_head, j, i)))
+                        .map(|(j, p)| p * f64::from(pages.value(segment, kv_head, from + j, i)))
                         .sum();
                     out[at + i] = sum as f32;
                 }
@@ -195,7 +227,7 @@ pub fn reference_attention_backward(
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
     let (d, kv_heads) = (pages.head_dim, pages.kv_heads);
     for segment in segments {
@@ -206,13 +238,14 @@ pub fn reference_attention_backward(
             for head in 0..q_heads {
                 let at = (row * q_heads + head) * d;
                 let kv_head = head / (q_heads / kv_heads);
-                let p = reference_probabilities(q, at, &pages, segment, row, kv_head, scale);
+                let (from, p, slope) =
+                    reference_probabilities(q, at, &pages, segment, row, kv_head, rule);
                 let dp: Vec<f64> = (0..p.len())
                     .map(|j| {
                         (0..d)
                             .map(|i| {
                                 f64::from(dout[at + i])
-                                    * f64::from(pages.value(segment, kv_head, j, i))
+                                    * f64::from(pages.value(segment, kv_head, from + j, i))
                             })
                             .sum()
                     })
@@ -220,10 +253,10 @@ pub fn reference_attention_backward(
                 let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
                 dq[at..at + d].fill(0.0);
                 for j in 0..p.len() {
-                    let ds = p[j] * (dp[j] - mean) * f64::from(scale);
-                    let key_at = ((segment.rows.start + j) * kv_heads + kv_head) * d;
+                    let ds = p[j] * (dp[j] - mean) * slope[j] * f64::from(rule.scale);
+                    let key_at = ((segment.rows.start + from + j) * kv_heads + kv_head) * d;
                     for i in 0..d {
-                        let key = f64::from(pages.key(segment, kv_head, j, i));
+                        let key = f64::from(pages.key(segment, kv_head, from + j, i));
                         dq[at + i] += (ds * key) as f32;
                         dk[key_at + i] += (ds * f64::from(q[at + i])) as f32;
                         dv[key_at + i] += (p[j] * f64::from(dout[at + i])) as f32;
@@ -234,7 +267,8 @@ pub fn reference_attention_backward(
     }
 }
 
-/// Probabilities of one query row over the keys up to its own.
+/// Of one query row: its first key, its probabilities from there up to its own, and the slopes of
+/// the soft cap at its scores.
 fn reference_probabilities(
     q: &[f32],
     at: usize,
@@ -242,21 +276,28 @@ fn reference_probabilities(
     segment: &AttnSegment,
     row: usize,
     kv_head: usize,
-    scale: f32,
-) -> Vec<f64> {
+    rule: AttnRule,
+) -> (usize, Vec<f64>, Vec<f64>) {
     let keys = segment.past + row - segment.rows.start + 1;
-    let scores: Vec<f64> = (0..keys)
+    let from = rule.first_key(keys);
+    let scores: Vec<f64> = (from..keys)
         .map(|j| {
             let dot: f64 = (0..pages.head_dim)
                 .map(|i| f64::from(q[at + i]) * f64::from(pages.key(segment, kv_head, j, i)))
                 .sum();
-            dot * f64::from(scale)
+            let score = dot * f64::from(rule.scale);
+            match rule.softcap.map(f64::from) {
+                Some(cap) => cap * (score / cap).tanh(),
+                None => score,
+            }
         })
         .collect();
+    let slope = |score: &f64| rule.softcap.map_or(1.0, |c| 1.0 - (score / f64::from(c)).powi(2));
+    let slopes = scores.iter().map(slope).collect();
     let largest = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
     let exps: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
     let sum: f64 = exps.iter().sum();
-    exps.iter().map(|e| e / sum).collect()
+    (from, exps.iter().map(|e| e / sum).collect(), slopes)
 }
 
 impl KvPages<'_> {
@@ -286,10 +327,10 @@ fn attention_at(
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
     assert_eq!(out.len(), q.len(), "attention: out and q differ in length");
-    let group = check(q, &pages, segments, q_heads);
+    let group = check(q, &pages, segments, q_heads, rule);
     let block = (FORWARD_ROWS / group.max(1)).max(1);
     let out = SharedOutput::new(out);
     let mut tasks = Vec::new();
@@ -298,8 +339,10 @@ fn attention_at(
         for head in 0..pages.kv_heads {
             for first in (0..segment.rows.len()).step_by(block) {
                 let tokens = first..(first + block).min(segment.rows.len());
-                work += tokens.len() * group * (segment.past + tokens.end) * pages.head_dim;
-                tasks.push(Forward { out, q, pages, segment, head, tokens, group, scale });
+                let keys = segment.past + tokens.end;
+                let keys = keys - rule.first_key(segment.past + tokens.start + 1);
+                work += tokens.len() * group * keys * pages.head_dim;
+                tasks.push(Forward { out, q, pages, segment, head, tokens, group, rule });
             }
         }
     }
@@ -326,13 +369,13 @@ fn attention_backward_at(
     pages: KvPages,
     segments: &[AttnSegment],
     q_heads: usize,
-    scale: f32,
+    rule: AttnRule,
 ) {
     assert!(
         dq.len() == q.len() && dout.len() == q.len(),
         "attention: dq, dout and q differ in length"
     );
-    let group = check(q, &pages, segments, q_heads);
+    let group = check(q, &pages, segments, q_heads, rule);
     assert!(
         dk.len() * group == q.len() && dv.len() == dk.len(),
         "attention: {} and {} values of dk and dv for {} of q",
@@ -345,7 +388,7 @@ fn attention_backward_at(
     let mut tasks = Vec::new();
     for segment in segments {
         for head in 0..pages.kv_heads {
-            tasks.push(Backward { dq, dk, dv, dout, q, pages, segment, head, group, scale });
+            tasks.push(Backward { dq, dk, dv, dout, q, pages, segment, head, group, rule });
         }
     }
     tasks.par_iter().with_max_len(1).for_each(|task| {
@@ -354,8 +397,15 @@ fn attention_backward_at(
 }
 
 /// Query heads per key/value head, after checking that everything fits.
-fn check(q: &[f32], pages: &KvPages, segments: &[AttnSegment], q_heads: usize) -> usize {
+fn check(
+    q: &[f32],
+    pages: &KvPages,
+    segments: &[AttnSegment],
+    q_heads: usize,
+    rule: AttnRule,
+) -> usize {
     let (kv_heads, d) = (pages.kv_heads, pages.head_dim);
+    assert!(rule.window != Some(0), "attention: a window of 0 lets a row see nothing");
     assert!(
         kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads) && d > 0,
         "attention: {q_heads} query heads of {d} over {kv_heads} key/value heads"
@@ -455,7 +505,7 @@ struct Forward<'a> {
     tokens: Range<usize>,
     /// Query heads per key/value head.
     group: usize,
-    scale: f32,
+    rule: AttnRule,
 }
 
 impl Forward<'_> {
@@ -472,6 +522,12 @@ impl Forward<'_> {
     fn keys(&self, r: usize) -> usize {
         self.segment.past + self.tokens.start + r / self.group + 1
     }
+
+    /// The first of them.
+    #[inline(always)]
+    fn first_key(&self, r: usize) -> usize {
+        self.rule.first_key(self.keys(r))
+    }
 }
 
 impl Kernel for Scratched<'_, Forward<'_>> {
@@ -482,9 +538,11 @@ impl Kernel for Scratched<'_, Forward<'_>> {
         let (d, pages) = (task.pages.head_dim, task.segment.pages);
         let rows = task.tokens.len() * task.group;
         let most_keys = task.keys(rows - 1);
-        let stride = score_stride(most_keys);
+        // Scores are held from the first key of the first row's first page on.
+        let lowest = task.first_key(0) / BLOCK_SIZE * BLOCK_SIZE;
+        let stride = score_stride(most_keys - lowest);
         let tail = d % PANEL;
-        let tail_size = if tail == 0 { 0 } else { most_keys * PANEL };
+        let tail_size = if tail == 0 { 0 } else { (most_keys - lowest) * PANEL };
         let most_rows = tile_rows::<S>(rows);
         let needed = most_rows * (d + stride + PANEL) + tail_size;
         let mut memory = pieces(self.scratch, needed);
@@ -498,10 +556,10 @@ impl Kernel for Scratched<'_, Forward<'_>> {
             let (k, v) = (task.pages.k.as_ptr(), task.pages.v.as_ptr());
             if tail != 0 {
                 // The last columns of V, widened to a whole panel.
-                for j in 0..most_keys {
+                for j in lowest..most_keys {
                     let base = task.pages.base(pages[j / BLOCK_SIZE], task.head);
                     let from = v.add(base + j % BLOCK_SIZE * d + d - tail);
-                    let to = values_tail.add(j * PANEL);
+                    let to = values_tail.add((j - lowest) * PANEL);
                     std::ptr::copy_nonoverlapping(from, to, tail);
                     std::ptr::write_bytes(to.add(tail), 0, PANEL - tail);
                 }
@@ -511,12 +569,13 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                 let n = tile_rows::<S>(rows - first);
                 for r in 0..n {
                     let from = task.q.as_ptr().add(task.offset(first + r));
-                    scaled_copy::<S>(query.add(r * d), from, d, task.scale);
+                    scaled_copy::<S>(query.add(r * d), from, d, task.rule.scale);
                 }
                 let (fewest, most) = (task.keys(first), task.keys(first + n - 1));
-                for page in 0..most.div_ceil(BLOCK_SIZE) {
+                let (earliest, latest) = (task.first_key(first), task.first_key(first + n - 1));
+                for page in earliest / BLOCK_SIZE..most.div_ceil(BLOCK_SIZE) {
                     tile::<S>(Tile {
-                        c: scores.add(page * BLOCK_SIZE),
+                        c: scores.add(page * BLOCK_SIZE - lowest),
                         c_row: stride,
                         a: query,
                         a_row: d,
@@ -531,7 +590,12 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                 }
                 let mut inverse = [0.0_f32; 12];
                 for r in 0..n {
-                    let (row, keys) = (scores.add(r * stride), task.keys(first + r));
+                    let from = task.first_key(first + r);
+                    let (row, keys) =
+                        (scores.add(r * stride + from - lowest), task.keys(first + r) - from);
+                    if let Some(cap) = task.rule.softcap {
+                        soft_cap_row::<S>(row, keys, cap);
+                    }
                     let largest = max::<S>(row, keys);
                     inverse[r] = (1.0 / exp_in_place::<S>(row, keys, largest)) as f32;
                 }
@@ -539,7 +603,7 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                     let width = PANEL.min(d - column);
                     let values = |from: usize| {
                         if width < PANEL {
-                            (values_tail.add(from * PANEL).cast_const(), PANEL, None)
+                            (values_tail.add((from - lowest) * PANEL).cast_const(), PANEL, None)
                         } else {
                             let paged = Paged {
                                 stride: task.pages.base(1, 0),
@@ -549,38 +613,65 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                             (v.add(task.pages.base(0, task.head) + column), d, Some(paged))
                         }
                     };
-                    // All rows up to the last key that all of them see ...
-                    let (b, b_step, paged) = values(0);
-                    tile::<S>(Tile {
-                        c: sums,
-                        c_row: PANEL,
-                        a: scores,
-                        a_row: stride,
-                        a_step: 1,
-                        b,
-                        b_step,
-                        paged,
-                        steps: fewest,
-                        rows: n,
-                        accumulate: false,
-                    });
+                    if latest > earliest {
+                        // In a window, each row from its own first key up to the first that all of
+                        // them see ...
+                        std::ptr::write_bytes(sums, 0, n * PANEL);
+                        for r in 0..n {
+                            let from = task.first_key(first + r);
+                            let to = latest.min(task.keys(first + r));
+                            if from < to {
+                                let (b, b_step, paged) = values(from);
+                                tile::<S>(Tile {
+                                    c: sums.add(r * PANEL),
+                                    c_row: PANEL,
+                                    a: scores.add(r * stride + from - lowest),
+                                    a_row: stride,
+                                    a_step: 1,
+                                    b,
+                                    b_step,
+                                    paged,
+                                    steps: to - from,
+                                    rows: 1,
+                                    accumulate: true,
+                                });
+                            }
+                        }
+                    }
+                    if latest < fewest {
+                        // ... all rows up to the last key that all of them see ...
+                        let (b, b_step, paged) = values(latest);
+                        tile::<S>(Tile {
+                            c: sums,
+                            c_row: PANEL,
+                            a: scores.add(latest - lowest),
+                            a_row: stride,
+                            a_step: 1,
+                            b,
+                            b_step,
+                            paged,
+                            steps: fewest - latest,
+                            rows: n,
+                            accumulate: latest > earliest,
+                        });
+                    }
+                    let own = fewest.max(latest);
                     for r in 0..n {
                         let sums = sums.add(r * PANEL);
-                        let more = task.keys(first + r) - fewest;
-                        if more > 0 {
+                        if task.keys(first + r) > own {
                             // ... then each by itself: a key that a row may not see is not even
                             // multiplied by zero.
-                            let (b, b_step, paged) = values(fewest);
+                            let (b, b_step, paged) = values(own);
                             tile::<S>(Tile {
                                 c: sums,
                                 c_row: PANEL,
-                                a: scores.add(r * stride + fewest),
+                                a: scores.add(r * stride + own - lowest),
                                 a_row: stride,
                                 a_step: 1,
                                 b,
                                 b_step,
                                 paged,
-                                steps: more,
+                                steps: task.keys(first + r) - own,
                                 rows: 1,
                                 accumulate: true,
                             });
@@ -609,7 +700,7 @@ struct Backward<'a> {
     head: usize,
     /// Query heads per key/value head.
     group: usize,
-    scale: f32,
+    rule: AttnRule,
 }
 
 impl Backward<'_> {
@@ -685,7 +776,8 @@ impl Kernel for Scratched<'_, Backward<'_>> {
         let stride = score_stride(tokens);
         let block = (BACKWARD_ROWS / group).max(1);
         let most_rows = block * group;
-        let needed = keys * (3 * wide + d) + most_rows * (3 * wide + 2 * d + 2 * stride);
+        let slopes = if task.rule.softcap.is_some() { stride } else { 0 };
+        let needed = keys * (3 * wide + d) + most_rows * (3 * wide + 2 * d + 2 * stride) + slopes;
         let mut memory = pieces(self.scratch, needed);
         // SAFETY: `check` saw that q, dout, dq, dk, dv and the pages cover what is read and written
         // here; this task's heads of the segment's rows are its own; the pieces add up to `needed`.
@@ -703,6 +795,8 @@ impl Kernel for Scratched<'_, Backward<'_>> {
             let dq = Panels { data: memory.take(most_rows * wide), rows: most_rows };
             let p = memory.take(most_rows * stride);
             let ds = memory.take(most_rows * stride);
+            // The slopes of the soft cap at one row's scores after the other.
+            let slopes = memory.take(slopes);
 
             gather(task, tokens, k_rows, v_columns);
             std::ptr::write_bytes(dk.data, 0, keys * wide);
@@ -711,12 +805,14 @@ impl Kernel for Scratched<'_, Backward<'_>> {
             for start in (0..tokens).step_by(block) {
                 let end = (start + block).min(tokens);
                 let (first, rows) = (start * group, (end - start) * group);
+                // No row of the block sees a key before this one.
+                let lowest = task.rule.first_key(start + 1) / BLOCK_SIZE * BLOCK_SIZE;
                 for r in 0..rows {
                     let q = task.q.as_ptr().add(task.offset(first + r));
                     let dout = task.dout.as_ptr().add(task.offset(first + r));
-                    scaled_copy::<S>(q_rows.add(r * d), q, d, task.scale);
+                    scaled_copy::<S>(q_rows.add(r * d), q, d, task.rule.scale);
                     scaled_copy::<S>(dout_rows.add(r * d), dout, d, 1.0);
-                    q_panels.set_row::<S>(r, q, d, task.scale);
+                    q_panels.set_row::<S>(r, q, d, task.rule.scale);
                     dout_panels.set_row::<S>(r, dout, d, 1.0);
                 }
                 let mut r = 0;
@@ -724,7 +820,8 @@ impl Kernel for Scratched<'_, Backward<'_>> {
                     let n = tile_rows::<S>(rows - r);
                     // S = Q·Kᵀ and dP = dO·Vᵀ, 16 keys at a time.
                     let most = start + (r + n - 1) / group + 1;
-                    for page in 0..most.div_ceil(BLOCK_SIZE) {
+                    let earliest = task.rule.first_key(start + r / group + 1);
+                    for page in earliest / BLOCK_SIZE..most.div_ceil(BLOCK_SIZE) {
                         let k = task.pages.base(task.segment.pages[page], task.head);
                         let products = [
                             (p, q_rows, task.pages.k.as_ptr().add(k)),
@@ -747,29 +844,40 @@ impl Kernel for Scratched<'_, Backward<'_>> {
                         }
                     }
                     for r in r..r + n {
-                        let seen = start + r / group + 1;
+                        let keys = start + r / group + 1;
+                        let from = task.rule.first_key(keys);
                         let (p, ds) = (p.add(r * stride), ds.add(r * stride));
+                        // dQ, dK and dV are summed over whole tiles of keys: what a row does not
+                        // see counts zero.
+                        for row in [p, ds] {
+                            std::ptr::write_bytes(row.add(lowest), 0, from - lowest);
+                            std::ptr::write_bytes(row.add(keys), 0, end - keys);
+                        }
+                        let (p, ds, seen) = (p.add(from), ds.add(from), keys - from);
+                        if let Some(cap) = task.rule.softcap {
+                            soft_cap_row::<S>(p, seen, cap);
+                            cap_slope::<S>(slopes, p, seen, cap);
+                        }
                         let largest = max::<S>(p, seen);
                         let sum = exp_in_place::<S>(p, seen, largest);
                         scale_row::<S>(p, seen, (1.0 / sum) as f32);
                         score_gradient::<S>(ds, p, seen);
-                        // dK and dV are summed over whole tiles of keys: what a row does not see
-                        // counts zero.
-                        std::ptr::write_bytes(p.add(seen), 0, end - seen);
-                        std::ptr::write_bytes(ds.add(seen), 0, end - seen);
+                        if task.rule.softcap.is_some() {
+                            multiply::<S>(ds, slopes, seen);
+                        }
                     }
                     // dQ = dS·K
                     for panel in 0..panels {
                         tile::<S>(Tile {
                             c: dq.at(panel, r),
                             c_row: PANEL,
-                            a: ds.add(r * stride),
+                            a: ds.add(r * stride + lowest),
                             a_row: stride,
                             a_step: 1,
-                            b: k_rows.at(panel, 0),
+                            b: k_rows.at(panel, lowest),
                             b_step: PANEL,
                             paged: None,
-                            steps: most,
+                            steps: most - lowest,
                             rows: n,
                             accumulate: false,
                         });
@@ -778,10 +886,10 @@ impl Kernel for Scratched<'_, Backward<'_>> {
                 }
                 for r in 0..rows {
                     let to = task.dq.at(task.offset(first + r));
-                    dq.get_row::<S>(r, to, d, task.scale);
+                    dq.get_row::<S>(r, to, d, task.rule.scale);
                 }
                 // dV += Pᵀ·dO and dK += dSᵀ·Q, a few keys at a time, over the rows that see them.
-                let mut key = 0;
+                let mut key = lowest;
                 while key < end {
                     let n = tile_rows::<S>(end - key);
                     let skip = key.saturating_sub(start) * group;
@@ -865,6 +973,41 @@ unsafe fn score_gradient<S: Simd>(ds: *mut f32, p: *const f32, n: usize) {
     }
 }
 
+/// slope = 1 - (capped/cap)²: the slope of the soft cap from its results.
+///
+/// # Safety
+/// The level of `S` must be supported; both must cover `n` values.
+#[inline(always)]
+unsafe fn cap_slope<S: Simd>(slope: *mut f32, capped: *const f32, n: usize, cap: f32) {
+    // SAFETY: every access stays below n.
+    unsafe {
+        let (one, inverse) = (S::splat(1.0), S::splat(1.0 / cap));
+        let mut i = 0;
+        while i < n {
+            let t = S::mul(load_at::<S>(capped, i, n, 0.0), inverse);
+            store_at::<S>(slope, i, n, S::sub(one, S::mul(t, t)));
+            i += S::LANES;
+        }
+    }
+}
+
+/// x ·= y
+///
+/// # Safety
+/// The level of `S` must be supported; both must cover `n` values.
+#[inline(always)]
+unsafe fn multiply<S: Simd>(x: *mut f32, y: *const f32, n: usize) {
+    // SAFETY: every access stays below n.
+    unsafe {
+        let mut i = 0;
+        while i < n {
+            let product = S::mul(load_at::<S>(x, i, n, 0.0), load_at::<S>(y, i, n, 0.0));
+            store_at::<S>(x, i, n, product);
+            i += S::LANES;
+        }
+    }
+}
+
 /// to = from · factor
 ///
 /// # Safety
@@ -896,7 +1039,19 @@ mod tests {
         q: Vec<f32>,
         k_pages: Vec<f32>,
         v_pages: Vec<f32>,
+        window: Option<usize>,
+        softcap: Option<f32>,
     }
+
+    /// Windows below, at and above a page and a tile of rows, with and without a soft cap.
+    const RULES: [(Option<usize>, Option<f32>); 6] = [
+        (None, None),
+        (None, Some(2.0)),
+        (Some(1), None),
+        (Some(5), Some(2.0)),
+        (Some(16), None),
+        (Some(23), Some(2.0)),
+    ];
 
     /// Keys and values [positions, KVH, D] of a sequence; the same whatever the batch.
     fn sequence(seed: u64, positions: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
@@ -938,7 +1093,12 @@ mod tests {
                 segments.push((row..row + new, *past, pages));
                 row += new;
             }
-            Case { q_heads, kv_heads, d, segments, q, k_pages, v_pages }
+            let (window, softcap) = (None, None);
+            Case { q_heads, kv_heads, d, segments, q, k_pages, v_pages, window, softcap }
+        }
+
+        fn with(self, (window, softcap): (Option<usize>, Option<f32>)) -> Case {
+            Case { window, softcap, ..self }
         }
 
         fn pages(&self) -> KvPages<'_> {
@@ -956,15 +1116,16 @@ mod tests {
                 .collect()
         }
 
-        fn scale(&self) -> f32 {
+        fn rule(&self) -> AttnRule {
             // Larger than 1/sqrt(D), so that some probabilities are far from even.
-            3.0 / (self.d as f32).sqrt()
+            let scale = 3.0 / (self.d as f32).sqrt();
+            AttnRule { scale, window: self.window, softcap: self.softcap }
         }
 
         fn forward(&self, level: Level) -> Vec<f32> {
             let mut out = vec![9.0; self.q.len()];
-            let (segments, scale) = (self.segments(), self.scale());
-            attention_at(level, &mut out, &self.q, self.pages(), &segments, self.q_heads, scale);
+            let (segments, rule) = (self.segments(), self.rule());
+            attention_at(level, &mut out, &self.q, self.pages(), &segments, self.q_heads, rule);
             out
         }
 
@@ -981,7 +1142,7 @@ mod tests {
                 self.pages(),
                 &self.segments(),
                 self.q_heads,
-                self.scale(),
+                self.rule(),
             );
             [dq, dk, dv]
         }
@@ -998,15 +1159,15 @@ mod tests {
                 self.pages(),
                 &self.segments(),
                 self.q_heads,
-                self.scale(),
+                self.rule(),
             );
             [dq, dk, dv]
         }
 
         fn reference(&self) -> Vec<f32> {
             let mut out = vec![9.0; self.q.len()];
-            let (segments, scale) = (self.segments(), self.scale());
-            reference_attention(&mut out, &self.q, self.pages(), &segments, self.q_heads, scale);
+            let (segments, rule) = (self.segments(), self.rule());
+            reference_attention(&mut out, &self.q, self.pages(), &segments, self.q_heads, rule);
             out
         }
     }
@@ -1026,10 +1187,10 @@ mod tests {
     #[test]
     fn forward_at_every_level_equals_the_reference() {
         for level in Level::available() {
-            for shape in SHAPES {
+            for (shape, rule) in SHAPES.iter().flat_map(|s| RULES.map(|r| (*s, r))) {
                 let lengths = [(1, 0), (1, 37), (20, 13), (33, 0), (16, 16), (70, 5)];
-                let case = Case::new(shape, &lengths, &[1, 2, 3, 4, 5, 6]);
-                let what = format!("{} {shape:?}", level.name());
+                let case = Case::new(shape, &lengths, &[1, 2, 3, 4, 5, 6]).with(rule);
+                let what = format!("{} {shape:?} {rule:?}", level.name());
                 assert_close(&case.forward(level), &case.reference(), 1e-5, &what);
             }
         }
@@ -1038,13 +1199,14 @@ mod tests {
     #[test]
     fn backward_at_every_level_equals_the_reference() {
         for level in Level::available() {
-            for shape in SHAPES {
-                let case = Case::new(shape, &[(1, 0), (16, 0), (75, 0), (18, 0)], &[1, 2, 3, 4]);
+            for (shape, rule) in SHAPES.iter().flat_map(|s| RULES.map(|r| (*s, r))) {
+                let case = Case::new(shape, &[(1, 0), (16, 0), (75, 0), (18, 0)], &[1, 2, 3, 4])
+                    .with(rule);
                 let dout = random(case.q.len(), 77);
                 let (found, expected) =
                     (case.backward(level, &dout), case.reference_backward(&dout));
                 for (i, what) in ["dq", "dk", "dv"].iter().enumerate() {
-                    let what = format!("{} {shape:?} {what}", level.name());
+                    let what = format!("{} {shape:?} {rule:?} {what}", level.name());
                     assert_close(&found[i], &expected[i], 5e-5, &what);
                 }
             }
@@ -1054,24 +1216,26 @@ mod tests {
     #[test]
     fn gradient_is_the_slope() {
         let shape = (4, 2, 6);
-        let case = Case::new(shape, &[(3, 0), (17, 0)], &[1, 2]);
-        let dout = random(case.q.len(), 77);
-        let [dq, dk, dv] = case.backward(Level::detect(), &dout);
-        let width = 2 * 6;
-        let (k1, v1) = sequence(1, 3, width);
-        let (k2, v2) = sequence(2, 17, width);
-        let (k, v) = ([k1, k2].concat(), [v1, v2].concat());
-        let loss = |q: &[f32], k: &[f32], v: &[f32]| {
-            let (mut k_pages, mut v_pages) = (case.k_pages.clone(), case.v_pages.clone());
-            write_kv(&mut k_pages, &mut v_pages, k, v, &case.segments(), 2, 6);
-            let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads: 2, head_dim: 6 };
-            let mut out = vec![0.0; q.len()];
-            reference_attention(&mut out, q, pages, &case.segments(), 4, case.scale());
-            inner(&out, &dout)
-        };
-        assert_gradient(&case.q, &dq, 5e-3, "dq", |q| loss(q, &k, &v));
-        assert_gradient(&k, &dk, 5e-3, "dk", |k| loss(&case.q, k, &v));
-        assert_gradient(&v, &dv, 5e-3, "dv", |v| loss(&case.q, &k, v));
+        for rule in [RULES[0], RULES[1], RULES[3]] {
+            let case = Case::new(shape, &[(3, 0), (17, 0)], &[1, 2]).with(rule);
+            let dout = random(case.q.len(), 77);
+            let [dq, dk, dv] = case.backward(Level::detect(), &dout);
+            let width = 2 * 6;
+            let (k1, v1) = sequence(1, 3, width);
+            let (k2, v2) = sequence(2, 17, width);
+            let (k, v) = ([k1, k2].concat(), [v1, v2].concat());
+            let loss = |q: &[f32], k: &[f32], v: &[f32]| {
+                let (mut k_pages, mut v_pages) = (case.k_pages.clone(), case.v_pages.clone());
+                write_kv(&mut k_pages, &mut v_pages, k, v, &case.segments(), 2, 6);
+                let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads: 2, head_dim: 6 };
+                let mut out = vec![0.0; q.len()];
+                reference_attention(&mut out, q, pages, &case.segments(), 4, case.rule());
+                inner(&out, &dout)
+            };
+            assert_gradient(&case.q, &dq, 5e-3, "dq", |q| loss(q, &k, &v));
+            assert_gradient(&k, &dk, 5e-3, "dk", |k| loss(&case.q, k, &v));
+            assert_gradient(&v, &dv, 5e-3, "dv", |v| loss(&case.q, &k, v));
+        }
     }
 
     #[test]
@@ -1079,15 +1243,21 @@ mod tests {
         for shape in [(4, 2, 8), (3, 1, 16), (9, 3, 64), (2, 1, 20)] {
             let total = 35;
             let width = shape.0 * shape.2;
-            for level in Level::available() {
-                let full = Case::new(shape, &[(total, 0)], &[7]).forward(level);
+            for (level, rule) in Level::available()
+                .iter()
+                .flat_map(|l| [RULES[0], RULES[3], RULES[4]].map(|r| (*l, r)))
+            {
+                let forward = |lengths: (usize, usize)| {
+                    Case::new(shape, &[lengths], &[7]).with(rule).forward(level)
+                };
+                let full = forward((total, 0));
                 for split in 1..total {
-                    let prefill = Case::new(shape, &[(split, 0)], &[7]).forward(level);
+                    let prefill = forward((split, 0));
                     assert_same_bits(&prefill, &full[..split * width], "prefill");
-                    let one = Case::new(shape, &[(1, split)], &[7]).forward(level);
+                    let one = forward((1, split));
                     let own = split * width..(split + 1) * width;
                     assert_same_bits(&one, &full[own], "one token");
-                    let rest = Case::new(shape, &[(total - split, split)], &[7]).forward(level);
+                    let rest = forward((total - split, split));
                     assert_same_bits(&rest, &full[split * width..], "rest in one piece");
                 }
             }
@@ -1153,6 +1323,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_before_the_window_is_not_read() {
+        // NaN in the first token's key and value: only the rows whose window holds it show it.
+        let shape = (4, 2, 20);
+        let mut case = Case::new(shape, &[(45, 0)], &[1]).with((Some(7), None));
+        let clean = case.forward(Level::detect());
+        let nan = vec![f32::NAN; 2 * 20];
+        let pages = case.segments[0].2.clone();
+        let first = AttnSegment { rows: 0..1, past: 0, pages: &pages };
+        write_kv(&mut case.k_pages, &mut case.v_pages, &nan, &nan, &[first], 2, 20);
+        let found = case.forward(Level::detect());
+        let width = 4 * 20;
+        assert_same_bits(&found[7 * width..], &clean[7 * width..], "rows past the window");
+        assert!(found[..7 * width].iter().all(|v| v.is_nan()), "rows within it");
+    }
+
+    #[test]
     fn write_kv_touches_its_own_slots_only() {
         let (kv_heads, d, width) = (2, 6, 12);
         for tokens in [5, 40, 2000] {
@@ -1191,7 +1377,7 @@ mod tests {
         let pages = &case.segments[0].2;
         let segment = AttnSegment { rows: 1..2, past: 0, pages };
         let mut out = vec![5.0; 3 * 16];
-        attention(&mut out, &case.q, case.pages(), &[segment], 2, 1.0);
+        attention(&mut out, &case.q, case.pages(), &[segment], 2, AttnRule::full(1.0));
         assert!(out[..16].iter().chain(&out[32..]).all(|v| *v == 5.0));
         assert!(out[16..32].iter().all(|v| *v != 5.0));
     }
@@ -1202,7 +1388,7 @@ mod tests {
         let case = Case::new((1, 1, 2), &[(3, 0)], &[1]);
         let pages = &case.segments[0].2;
         let segments = [0..2, 1..3].map(|rows| AttnSegment { rows, past: 0, pages });
-        attention(&mut [0.0; 6], &case.q, case.pages(), &segments, 1, 1.0);
+        attention(&mut [0.0; 6], &case.q, case.pages(), &segments, 1, AttnRule::full(1.0));
     }
 
     #[test]
@@ -1210,6 +1396,6 @@ mod tests {
     fn a_page_that_does_not_exist_is_refused() {
         let case = Case::new((1, 1, 2), &[(1, 0)], &[1]);
         let segment = AttnSegment { rows: 0..1, past: 0, pages: &[9] };
-        attention(&mut [0.0; 2], &case.q, case.pages(), &[segment], 1, 1.0);
+        attention(&mut [0.0; 2], &case.q, case.pages(), &[segment], 1, AttnRule::full(1.0));
     }
 }

@@ -12,41 +12,50 @@
 
 mod attention;
 mod cross_entropy;
+mod elementwise;
 mod embedding;
+mod formats;
+mod gated;
 mod lora;
 mod mapped_file;
 mod matmul;
 mod packed;
 mod rms_norm;
+mod roofline;
 mod rope;
 mod simd;
 mod softmax;
-mod swiglu;
 mod tile;
 mod vector;
 
 pub use attention::{
-    AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
+    AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
     reference_attention_backward, write_kv,
 };
 pub use cross_entropy::{
     IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, reference_cross_entropy,
     reference_cross_entropy_backward_inplace,
 };
+pub use elementwise::{
+    add_row, add_scaled, reference_soft_cap, reference_soft_cap_backward, scale_inplace, soft_cap,
+    soft_cap_backward, sum_rows,
+};
 pub use embedding::{
     embedding, embedding_backward, reference_embedding, reference_embedding_backward,
 };
+pub use formats::Dtype;
+pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
 pub use lora::{LoraRef, lora, lora_backward, reference_lora, reference_lora_backward};
 pub use mapped_file::MappedFile;
 pub use matmul::{
     matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,
 };
-pub use packed::{Dtype, PackedMatrix};
+pub use packed::PackedMatrix;
 pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
-pub use rope::{RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};
+pub use roofline::{multiply_adds, read_all};
+pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};
 pub use simd::Level;
 pub use softmax::{reference_softmax, reference_softmax_backward, softmax, softmax_backward};
-pub use swiglu::{reference_swiglu, reference_swiglu_backward, swiglu, swiglu_backward};
 
 /// Sets the number of threads that kernels use; 0 means one per core. Only the first call in a
 /// process counts, and only before the first parallel kernel: afterwards the pool stands.

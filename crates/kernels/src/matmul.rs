@@ -16,7 +16,8 @@
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
 //! ACM TOMS 34(3), 2008: a block of B stays in the first cache while the rows pass by.
 
-use crate::packed::{PANEL, PackedMatrix, Storage};
+use crate::formats::PART;
+use crate::packed::{PANEL, PackedMatrix, Quantised, Storage};
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
@@ -66,6 +67,7 @@ fn panels_of(w: &PackedMatrix) -> Panels<'_> {
     match &w.storage {
         Storage::F32(lanes) => Panels::F32(lanes.as_ptr().cast()),
         Storage::Bf16(lanes) => Panels::Bf16(lanes.as_ptr().cast()),
+        Storage::Quantised(q) => Panels::Quantised(q),
     }
 }
 
@@ -162,6 +164,8 @@ enum Panels<'a> {
     F32(*const f32),
     /// `[panel][depth][16]`
     Bf16(*const bf16),
+    /// Quantised panels, unpacked a stretch at a time.
+    Quantised(&'a Quantised),
     /// A packed `[N, K]` weight read as `[N, K]`: depth N, columns K.
     Turned(&'a PackedMatrix),
     /// Row-major `[depth, columns]`.
@@ -272,16 +276,19 @@ impl Kernel for Task<'_> {
         let scratch = scratch.0.as_mut_ptr().cast::<f32>();
         let few = rows.len() <= 2 * TILE_ROWS;
         // Few rows: B is read once, straight from where it lies, several panels at a time so that
-        // enough independent sums are under way. Many rows: one block of B at a time.
+        // enough independent sums are under way. Many rows: one block of B at a time. Quantised
+        // panels are always unpacked, for few rows into as little scratch as stays in the first
+        // cache, so that their bytes, too, are read once.
         let direct = match product.b {
             Panels::F32(_) => true,
             Panels::Bf16(_) => few,
-            Panels::Turned(_) | Panels::Rows(_) => false,
+            Panels::Quantised(_) | Panels::Turned(_) | Panels::Rows(_) => false,
         };
+        let quantised = matches!(product.b, Panels::Quantised(_));
         let vectors = S::LANES / 8;
         let group = match rows.len() {
-            1 if direct => 4 * vectors,
-            2 if direct => 2 * vectors,
+            1 if direct || quantised => 4 * vectors,
+            2 if direct || quantised => 2 * vectors,
             _ => vectors,
         };
         // Many rows that meet many panels: A is first brought into the order in which tiles read
@@ -293,7 +300,11 @@ impl Kernel for Task<'_> {
             a.resize(rows.len() * BLOCK_DEPTH, 0.0);
         }
         let full = product.columns / PANEL;
-        let block_depth = if direct && few { 4 * BLOCK_DEPTH } else { BLOCK_DEPTH };
+        let block_depth = match (direct, quantised) {
+            (true, _) if few => 4 * BLOCK_DEPTH,
+            (_, true) if few => BLOCK_DEPTH / group,
+            _ => BLOCK_DEPTH,
+        };
         for depth_start in (0..product.depth).step_by(block_depth) {
             let depth = depth_start..product.depth.min(depth_start + block_depth);
             if dense {
@@ -341,6 +352,13 @@ impl Kernel for Task<'_> {
                                 widen::<S>(scratch.add(i * BLOCK_DEPTH * PANEL), from, len * PANEL);
                             }
                             in_scratch
+                        }
+                        Panels::Quantised(q) => {
+                            for i in 0..count {
+                                let to = scratch.add(i * block_depth * PANEL);
+                                S::call(q.unpack_panel(panel + i, depth.start, len, to));
+                            }
+                            (scratch.cast_const(), PANEL, block_depth * PANEL)
                         }
                         Panels::Turned(w) => {
                             for i in 0..count {
@@ -464,6 +482,15 @@ unsafe fn turn<S: Simd>(to: *mut f32, w: &PackedMatrix, panel: usize, depth: Ran
                     // SAFETY: both are sixteen values.
                     unsafe { widen::<S>(row.as_mut_ptr(), lanes.0.as_ptr(), PANEL) };
                 }
+            }
+            Storage::Quantised(q) => {
+                // A part is two panels wide: each of them takes its half.
+                let mut part = [[0.0f32; PANEL]; PART];
+                let start = first / PART * PART;
+                let to = part.as_mut_ptr().cast();
+                // SAFETY: a quantised K is a multiple of 32, so the part is inside the panel.
+                unsafe { S::call(q.unpack_panel(source, start, PART, to)) };
+                square.copy_from_slice(&part[first - start..][..PANEL]);
             }
         }
         transpose(to, &square);
@@ -797,6 +824,8 @@ impl<E: Element> Tile<E> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::formats::Dtype;
+    use crate::formats::lanes::UnpackPanel;
 
     /// Pseudo-random values in (-1, 1), exact in bf16 (seven bits).
     pub(crate) fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -812,6 +841,72 @@ pub(crate) mod tests {
     pub(crate) fn packed(w: &[f32], n: usize, k: usize) -> [PackedMatrix; 2] {
         let narrow: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
         [PackedMatrix::from_f32(w, n, k), PackedMatrix::from_bf16(&narrow, n, k)]
+    }
+
+    /// Weights of every quantised format, any codes with small scales, and their values.
+    fn quantised(n: usize, k: usize) -> Vec<(Vec<f32>, PackedMatrix)> {
+        let formats = Dtype::all().filter(|d| d.is_quantised());
+        formats
+            .map(|dtype| {
+                let row_bytes = dtype.row_bytes(k).unwrap();
+                let mut state = dtype as u32;
+                let mut byte = || {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    // No exponent can reach infinity.
+                    (state >> 24) as u8 & 0x3b
+                };
+                let bytes: Vec<u8> = (0..n * row_bytes).map(|_| byte()).collect();
+                let mut values = vec![0.0; n * k];
+                dtype.unpack(&bytes, &mut values);
+                let row = |i: usize| &bytes[i * row_bytes..(i + 1) * row_bytes];
+                (values, PackedMatrix::from_bytes(dtype, n, k, row))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn quantised_products_match_their_reference() {
+        for level in Level::available() {
+            // Ragged panels, more than one block of depth, more than one group of panels.
+            for (n, k) in [(5, 256), (150, 512), (80, 768)] {
+                for (w, packed) in quantised(n, k) {
+                    for t in [1, 2, 5, 13, 64] {
+                        let (x, dy) = (values(t * k, 2), values(t * n, 3));
+                        let (mut y, mut dx) = (vec![0.0; t * n], vec![0.0; t * k]);
+                        reference_matmul(&mut y, &x, &w, t, n, k);
+                        reference_matmul_dx(&mut dx, &dy, &w, t, n, k);
+                        let what = format!("{level:?} {:?} [{n}, {k}] T={t}", packed.dtype());
+                        let mut found = vec![0.0; t * n];
+                        matmul_at(level, &mut found, &x, &packed, t, false);
+                        assert_near(&found, &y, &format!("y, {what}"));
+                        let mut found = vec![0.0; t * k];
+                        matmul_dx_at(level, &mut found, &dy, &packed, t, false);
+                        assert_near(&found, &dx, &format!("dx, {what}"));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_products_have_the_bits_of_products_with_their_values() {
+        let (t, n, k) = (17, 70, 512);
+        let (x, dy) = (values(t * k, 2), values(t * n, 3));
+        for level in Level::available() {
+            for (w, packed) in quantised(n, k) {
+                let plain = PackedMatrix::from_f32(&w, n, k);
+                for rows in [1, 2, 3, t] {
+                    let product = |w: &PackedMatrix| {
+                        let (mut y, mut dx) = (vec![0.0; rows * n], vec![0.0; rows * k]);
+                        matmul_at(level, &mut y, &x[..rows * k], w, rows, false);
+                        matmul_dx_at(level, &mut dx, &dy[..rows * n], w, rows, false);
+                        (bits(&y), bits(&dx))
+                    };
+                    let what = format!("{level:?} {:?} T={rows}", packed.dtype());
+                    assert!(product(&packed) == product(&plain), "{what}");
+                }
+            }
+        }
     }
 
     #[track_caller]
@@ -897,13 +992,17 @@ pub(crate) mod tests {
     fn a_row_has_the_same_bits_alone_and_in_any_batch() {
         // Large enough that the batches are split over threads and over blocks of depth; thirds
         // make every sum inexact, so that another order would show.
-        for (n, k) in [(150, 1100), (64, 400), (1030, 290)] {
+        for (n, k) in [(150, 1100), (64, 400), (1030, 290), (150, 512)] {
             let w: Vec<f32> = values(n * k, 1).iter().map(|v| v / 3.0).collect();
             let t = 37;
             let x: Vec<f32> = values(t * k, 2).iter().map(|v| v / 7.0).collect();
             let dy: Vec<f32> = values(t * n, 3).iter().map(|v| v / 7.0).collect();
             for level in Level::available() {
-                for w in packed(&w, n, k) {
+                let mut weights = packed(&w, n, k).to_vec();
+                if k.is_multiple_of(256) {
+                    weights.extend(quantised(n, k).into_iter().map(|(_, w)| w));
+                }
+                for w in weights {
                     let (mut y, mut dx) = (vec![0.0; t * n], vec![0.0; t * k]);
                     matmul_at(level, &mut y, &x, &w, t, false);
                     matmul_dx_at(level, &mut dx, &dy, &w, t, false);
@@ -934,11 +1033,17 @@ pub(crate) mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut all = Vec::new();
-                for (t, n, k) in [(37, 150, 290), (1, 1030, 300), (500, 48, 64), (700, 24, 30)] {
+                for (t, n, k) in
+                    [(37, 150, 256), (1, 1030, 300), (1, 1030, 256), (500, 48, 64), (700, 24, 30)]
+                {
                     let w: Vec<f32> = values(n * k, 1).iter().map(|v| v / 3.0).collect();
                     let x: Vec<f32> = values(t * k, 2).iter().map(|v| v / 7.0).collect();
                     let dy: Vec<f32> = values(t * n, 3).iter().map(|v| v / 7.0).collect();
-                    for w in packed(&w, n, k) {
+                    let mut weights = packed(&w, n, k).to_vec();
+                    if k.is_multiple_of(256) {
+                        weights.extend(quantised(n, k).into_iter().map(|(_, w)| w));
+                    }
+                    for w in weights {
                         let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
                         matmul(&mut y, &x, &w, t, true);
                         matmul_dx(&mut dx, &dy, &w, t, true);
@@ -1025,7 +1130,7 @@ pub(crate) mod tests {
         unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
             std::array::from_fn(|i| a[i] * b[i] + c[i])
         }
-        // The products use nothing below.
+        // The products use nothing of the arithmetic below.
         unsafe fn add(_: [f32; 16], _: [f32; 16]) -> [f32; 16] {
             unreachable!()
         }
@@ -1056,6 +1161,10 @@ pub(crate) mod tests {
         unsafe fn pow2(_: [f32; 16]) -> [f32; 16] {
             unreachable!()
         }
+        unsafe fn unpack(stretch: UnpackPanel) {
+            // SAFETY: the caller's promise.
+            unsafe { stretch.plain() }
+        }
     }
 
     #[test]
@@ -1066,10 +1175,14 @@ pub(crate) mod tests {
             // SAFETY: the shapes below fit one another; plain Rust needs no processor feature.
             unsafe { Task { product, rows, panels }.run::<Sixteen>() };
         };
-        for (n, k) in [(16, 16), (8, 24), (37, 300), (150, 31), (240, 70)] {
+        for (n, k) in [(16, 16), (8, 24), (37, 300), (150, 31), (240, 70), (240, 256)] {
             for t in [1, 2, 3, 4, 5, 6, 7, 12, 13, 64] {
                 let (x, dy) = (values(t * k, 2), values(t * n, 3));
-                for w in packed(&values(n * k, 1), n, k) {
+                let mut weights = packed(&values(n * k, 1), n, k).to_vec();
+                if k.is_multiple_of(256) {
+                    weights.extend(quantised(n, k).into_iter().map(|(_, w)| w));
+                }
+                for w in weights {
                     let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
                     let (mut wide_y, mut wide_dx) = (y.clone(), dx.clone());
                     matmul_at(Level::Portable, &mut y, &x, &w, t, true);

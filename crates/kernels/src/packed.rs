@@ -3,31 +3,17 @@
 //! Panel p holds outputs 16p..16p+16 as `[k][16 lanes]`, so that a kernel reads a weight matrix
 //! front to back with whole vectors, and one input element meets sixteen outputs at once. The last
 //! panel is padded with zeros.
+//!
+//! Quantised weights stay quantised: a panel then holds the blocks of its sixteen outputs as
+//! [`crate::formats::lanes`] lays them out, and kernels unpack a stretch of a panel at a time.
 
+use crate::formats::{Dtype, PART, lanes};
+use crate::simd::{Level, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
 
 /// Outputs per panel.
 pub(crate) const PANEL: usize = 16;
-
-/// How a weight's values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// 32-bit IEEE 754.
-    F32,
-    /// The upper half of an f32.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one value.
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 => 2,
-        }
-    }
-}
 
 /// Sixteen f32 lanes. Aligned to the cache line, because a vector load that crosses two lines
 /// costs two loads.
@@ -40,10 +26,42 @@ pub(crate) struct LanesF32(pub(crate) [f32; PANEL]);
 #[repr(C, align(32))]
 pub(crate) struct LanesBf16(pub(crate) [bf16; PANEL]);
 
+/// A cache line of quantised panels.
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; 64]);
+
+/// Panels of quantised blocks.
+#[derive(Clone, Debug)]
+pub(crate) struct Quantised {
+    pub(crate) dtype: Dtype,
+    lines: Vec<Line>,
+    panel_bytes: usize,
+}
+
+impl Quantised {
+    fn panel(&self, panel: usize) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        &bytes[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
+    }
+
+    /// What unpacks a stretch of panel `panel` to `to`; start and length in multiples of 32.
+    pub(crate) fn unpack_panel(
+        &self,
+        panel: usize,
+        start: usize,
+        len: usize,
+        to: *mut f32,
+    ) -> lanes::UnpackPanel {
+        lanes::UnpackPanel { dtype: self.dtype, panel: self.panel(panel).as_ptr(), start, len, to }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
     F32(Vec<LanesF32>),
     Bf16(Vec<LanesBf16>),
+    Quantised(Quantised),
 }
 
 /// A weight `[N, K]` (outputs, inputs) in panels of sixteen outputs; see the module's text.
@@ -79,6 +97,94 @@ impl PackedMatrix {
         PackedMatrix { n, k, storage: Storage::Bf16(lanes) }
     }
 
+    /// Packs rows that come as the bytes of `dtype`: `row(i)` are those of output `i`, in the
+    /// layout of GGUF files. Quantised formats and bf16 are kept as they are; f16 is widened to
+    /// f32 (exact).
+    ///
+    /// # Panics
+    /// When a row of `k` values is not whole blocks of `dtype`, or `row` gives another length.
+    pub fn from_bytes<'a>(
+        dtype: Dtype,
+        n: usize,
+        k: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Self {
+        let row_bytes = row_bytes(dtype, k);
+        let row = |i: usize| {
+            let bytes = row(i);
+            assert_eq!(bytes.len(), row_bytes, "row {i} of {k} values of {}", dtype.name());
+            bytes
+        };
+        if dtype.is_quantised() {
+            return Self::quantised(dtype, n, k, |i, _, place| place(row(i)));
+        }
+        let kept = if dtype == Dtype::F16 { Dtype::F32 } else { dtype };
+        Self::from_rows(kept, n, k, |i, values| dtype.unpack(row(i), values))
+    }
+
+    /// Packs rows of f32 values, converted to `dtype` row by row: `fill(i, values)` writes the `k`
+    /// weights of output `i`. No copy of the whole matrix in f32 is ever made.
+    ///
+    /// # Panics
+    /// When a row of `k` values is not whole blocks of `dtype`, or Metier cannot make the format
+    /// (see [`Dtype::can_pack`]), or `dtype` is f16, which is not kept in memory.
+    pub fn from_rows(
+        dtype: Dtype,
+        n: usize,
+        k: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let row_bytes = row_bytes(dtype, k);
+        if dtype.is_quantised() {
+            return Self::quantised(dtype, n, k, |i, (values, bytes), place| {
+                values.resize(k, 0.0);
+                bytes.resize(row_bytes, 0);
+                fill(i, values);
+                dtype.pack(values, bytes);
+                place(bytes);
+            });
+        }
+        let count = n.div_ceil(PANEL) * k;
+        let storage = match dtype {
+            Dtype::F32 => {
+                let mut lanes = vec![LanesF32([0.0; PANEL]); count];
+                fill_panels(&mut lanes, n, k, fill, |lanes, i, value| lanes.0[i] = value);
+                Storage::F32(lanes)
+            }
+            Dtype::Bf16 => {
+                let mut lanes = vec![LanesBf16([bf16::ZERO; PANEL]); count];
+                let set = |lanes: &mut LanesBf16, i, value| lanes.0[i] = bf16::from_f32(value);
+                fill_panels(&mut lanes, n, k, fill, set);
+                Storage::Bf16(lanes)
+            }
+            _ => panic!("{} is not kept in memory", dtype.name()),
+        };
+        PackedMatrix { n, k, storage }
+    }
+
+    /// Builds quantised panels: `row` is called for each output with buffers of its thread and
+    /// hands the blocks of its row to its last argument.
+    fn quantised(
+        dtype: Dtype,
+        n: usize,
+        k: usize,
+        row: impl Fn(usize, &mut (Vec<f32>, Vec<u8>), &mut dyn FnMut(&[u8])) + Sync,
+    ) -> Self {
+        let panel_bytes = lanes::panel_bytes(dtype, k);
+        let size = n.div_ceil(PANEL) * panel_bytes;
+        let mut lines = vec![Line([0; 64]); size.div_ceil(64)];
+        if size > 0 {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+            let panels = bytes[..size].par_chunks_mut(panel_bytes).enumerate();
+            panels.for_each_init(Default::default, |buffers, (p, panel)| {
+                for (lane, i) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
+                    row(i, buffers, &mut |blocks| lanes::place(dtype, blocks, lane, panel));
+                }
+            });
+        }
+        PackedMatrix { n, k, storage: Storage::Quantised(Quantised { dtype, lines, panel_bytes }) }
+    }
+
     /// Replaces all values by those of a row-major `[N, K]` matrix of the same shape; the storage
     /// becomes f32 (it is reused when it already was).
     ///
@@ -90,7 +196,7 @@ impl PackedMatrix {
             Storage::F32(lanes) => {
                 pack(lanes, src, self.n, self.k, |lanes, i, value| lanes.0[i] = value);
             }
-            Storage::Bf16(_) => *self = Self::from_f32(src, self.n, self.k),
+            _ => *self = Self::from_f32(src, self.n, self.k),
         }
     }
 
@@ -106,15 +212,20 @@ impl PackedMatrix {
 
     /// How the values are stored.
     pub fn dtype(&self) -> Dtype {
-        match self.storage {
+        match &self.storage {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
+            Storage::Quantised(q) => q.dtype,
         }
     }
 
     /// Memory of the values, padding included, in bytes.
     pub fn bytes(&self) -> usize {
-        self.panels() * PANEL * self.k * self.dtype().bytes()
+        match &self.storage {
+            Storage::F32(lanes) => size_of_val(&lanes[..]),
+            Storage::Bf16(lanes) => size_of_val(&lanes[..]),
+            Storage::Quantised(q) => size_of_val(&q.lines[..]),
+        }
     }
 
     /// Unpacks the weights of output `i` into `out` `[K]`; for a tied embedding, the vector of
@@ -138,6 +249,19 @@ impl PackedMatrix {
                     *out = lanes.0[lane].to_f32();
                 }
             }
+            Storage::Quantised(q) => {
+                // Sixteen rows are unpacked for the sake of one: still microseconds, and the same
+                // bits as in every product.
+                let mut parts = [[[0.0f32; PANEL]; PART]; 4];
+                for (i, out) in out.chunks_mut(parts.len() * PART).enumerate() {
+                    let start = i * parts.len() * PART;
+                    let to = parts.as_mut_ptr().cast();
+                    dispatch_at(Level::detect(), q.unpack_panel(panel, start, out.len(), to));
+                    for (out, lanes) in out.iter_mut().zip(parts.as_flattened()) {
+                        *out = lanes[lane];
+                    }
+                }
+            }
         }
     }
 
@@ -149,11 +273,36 @@ impl PackedMatrix {
         }
         out
     }
+}
 
-    /// Number of panels, the padded last one included.
-    pub(crate) fn panels(&self) -> usize {
-        self.n.div_ceil(PANEL)
+fn row_bytes(dtype: Dtype, k: usize) -> usize {
+    dtype.row_bytes(k).unwrap_or_else(|| {
+        panic!("rows of {k} values are not whole blocks of {} ({})", dtype.block(), dtype.name())
+    })
+}
+
+/// Spreads rows that come one by one over lanes; padding lanes are left as they are.
+fn fill_panels<L: Send>(
+    lanes: &mut [L],
+    n: usize,
+    k: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+    set: impl Fn(&mut L, usize, f32) + Sync,
+) {
+    if k == 0 {
+        return;
     }
+    lanes.par_chunks_mut(k).enumerate().for_each_init(
+        || vec![0.0; k],
+        |values, (p, panel)| {
+            for (lane, row) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
+                fill(row, values);
+                for (lanes, &value) in panel.iter_mut().zip(values.iter()) {
+                    set(lanes, lane, value);
+                }
+            }
+        },
+    );
 }
 
 fn check_shape(len: usize, n: usize, k: usize) {
@@ -204,6 +353,66 @@ mod tests {
             packed.repack_f32(&src);
             assert_eq!(packed.to_f32(), src);
         }
+    }
+
+    #[test]
+    fn quantised_panels_hold_the_values_of_their_blocks() {
+        for dtype in Dtype::all().filter(|d| d.is_quantised()) {
+            for (n, k) in [(1, 256), (16, 512), (37, 768), (0, 256), (3, 0)] {
+                // Blocks of any bits at all, with small finite scales where the format has them:
+                // an exponent field of f16 (or f32) that is all ones needs 0x7c in its high byte.
+                let mut state = 7u32;
+                let mut byte = || {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 24) as u8 & 0x3b
+                };
+                let row_bytes = dtype.row_bytes(k).unwrap();
+                let bytes: Vec<u8> = (0..n * row_bytes).map(|_| byte()).collect();
+                let mut expected = vec![0.0; n * k];
+                dtype.unpack(&bytes, &mut expected);
+                let row = |i: usize| &bytes[i * row_bytes..(i + 1) * row_bytes];
+                let packed = PackedMatrix::from_bytes(dtype, n, k, row);
+                let found = packed.to_f32();
+                assert_eq!(found, expected, "{} [{n}, {k}]", dtype.name());
+                assert_eq!((packed.n(), packed.k(), packed.dtype()), (n, k, dtype));
+                let published = n.div_ceil(16) * 16 * row_bytes;
+                assert!(packed.bytes() <= published * 6 / 5 + 64, "{}", dtype.name());
+                if dtype.can_pack() {
+                    let converted = PackedMatrix::from_rows(dtype, n, k, |i, values| {
+                        values.copy_from_slice(&expected[i * k..(i + 1) * k]);
+                    });
+                    let mut bytes = vec![0; n * row_bytes];
+                    dtype.pack(&expected, &mut bytes);
+                    let mut expected = vec![0.0; n * k];
+                    dtype.unpack(&bytes, &mut expected);
+                    assert_eq!(converted.to_f32(), expected, "{} [{n}, {k}]", dtype.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn float_rows_are_packed_as_matrices_are() {
+        let (n, k) = (21, 9);
+        let src: Vec<f32> = (0..n * k).map(|i| (i as f32 - 90.0) / 7.0).collect();
+        let narrow: Vec<bf16> = src.iter().map(|&v| bf16::from_f32(v)).collect();
+        let fill = |i: usize, values: &mut [f32]| values.copy_from_slice(&src[i * k..][..k]);
+        let rows = PackedMatrix::from_rows(Dtype::F32, n, k, fill);
+        assert_eq!(rows.to_f32(), src);
+        let rows = PackedMatrix::from_rows(Dtype::Bf16, n, k, fill);
+        assert_eq!(rows.to_f32(), PackedMatrix::from_bf16(&narrow, n, k).to_f32());
+        assert_eq!(rows.dtype(), Dtype::Bf16);
+        let halves: Vec<u8> =
+            src.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+        let rows = PackedMatrix::from_bytes(Dtype::F16, n, k, |i| &halves[i * k * 2..][..k * 2]);
+        let expected: Vec<f32> = src.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect();
+        assert_eq!((rows.to_f32(), rows.dtype()), (expected, Dtype::F32));
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of 48 values are not whole blocks of 32 (q8_0)")]
+    fn a_row_that_is_not_whole_blocks_is_refused() {
+        PackedMatrix::from_rows(Dtype::Q8_0, 3, 48, |_, _| {});
     }
 
     #[test]

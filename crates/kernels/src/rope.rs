@@ -5,31 +5,62 @@ use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use crate::vector::{load_at, rows_per_task, store_at};
 use rayon::prelude::*;
 
-/// cos and sin of position · frequency, each [max_positions, half].
+/// cos and sin for the rows of one batch, each [T, half]. Made for a batch rather than for a whole
+/// context, so that memory follows the tokens at hand and not a number in a file.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     half: usize,
-    max_positions: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
+/// The frequencies that a row is rotated with.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeRow<'a> {
+    /// Place of the row in its sequence.
+    pub position: u32,
+    /// Radians per position of each pair, [half].
+    pub inv_freq: &'a [f32],
+    /// cos and sin are multiplied by this (1 but for extended contexts, arXiv:2309.00071).
+    pub factor: f32,
+}
+
 impl RopeTable {
-    /// Fills the table for positions 0..max_positions; `inv_freq` has one frequency (radians per
-    /// position) per pair, so D/2 of them when the whole head is rotated.
+    /// The table of `rows`, each with `half` frequencies: D/2 of them when the whole head is
+    /// rotated.
     ///
     /// The angle is rounded to f32 before its cosine is taken, as HF Transformers does.
-    pub fn new(inv_freq: &[f32], max_positions: usize) -> Self {
-        let half = inv_freq.len();
-        let angles = (0..max_positions)
-            .flat_map(|position| inv_freq.iter().map(move |f| f64::from(position as f32 * f)));
-        let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
-        RopeTable { half, max_positions, cos, sin }
-    }
-
-    /// Positions 0..max_positions can be rotated.
-    pub fn max_positions(&self) -> usize {
-        self.max_positions
+    ///
+    /// # Panics
+    /// When a row has another number of frequencies.
+    pub fn new(half: usize, rows: &[RopeRow<'_>]) -> Self {
+        let mut table = RopeTable {
+            half,
+            cos: vec![0.0; rows.len() * half],
+            sin: vec![0.0; rows.len() * half],
+        };
+        if half == 0 {
+            return table;
+        }
+        // A sine costs some tens of multiplications.
+        let each = rows_per_task(half * 16);
+        table
+            .cos
+            .par_chunks_mut(each * half)
+            .zip(table.sin.par_chunks_mut(each * half))
+            .zip(rows.par_chunks(each))
+            .for_each(|((cos, sin), rows)| {
+                let out = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+                for ((cos, sin), row) in out.zip(rows) {
+                    assert_eq!(row.inv_freq.len(), half, "rope: frequencies of a row");
+                    for i in 0..half {
+                        let angle = f64::from(row.position as f32 * row.inv_freq[i]);
+                        cos[i] = angle.cos() as f32 * row.factor;
+                        sin[i] = angle.sin() as f32 * row.factor;
+                    }
+                }
+            });
+        table
     }
 
     /// Pairs rotated per head.
@@ -37,50 +68,49 @@ impl RopeTable {
         self.half
     }
 
-    /// (cos, sin) of one position, [half] each.
-    fn row(&self, position: u32) -> (&[f32], &[f32]) {
-        let start = position as usize * self.half;
-        (&self.cos[start..start + self.half], &self.sin[start..start + self.half])
+    /// Rows that can be rotated: T.
+    pub fn rows(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    /// (cos, sin) from row `row` on.
+    #[inline(always)]
+    fn starting_at(&self, row: usize) -> (&[f32], &[f32]) {
+        (&self.cos[row * self.half..], &self.sin[row * self.half..])
     }
 }
 
-/// Rotates x[T, heads, D] in place; row t stands at `positions[t]`. The first 2·half elements of
-/// each head are rotated; where that is less than D (partial rotary) the rest stays.
+/// Rotates x[T, heads, D] in place, row t by row t of `table`. The first 2·half elements of each
+/// head are rotated; where that is less than D (partial rotary) the rest stays.
 ///
 /// # Panics
-/// When the lengths do not fit together or a position is not below the table's `max_positions`.
-pub fn rope(x: &mut [f32], positions: &[u32], heads: usize, table: &RopeTable) {
-    rope_at(Level::detect(), x, positions, heads, table, 1.0);
+/// When the lengths do not fit together.
+pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable) {
+    rope_at(Level::detect(), x, heads, table, 1.0);
 }
 
-/// Gradient of [`rope`] in place on dx[T, heads, D]: the inverse rotation.
+/// Gradient of [`rope`] in place on dx[T, heads, D]: the rotation transposed.
 ///
 /// # Panics
 /// As [`rope`].
-pub fn rope_backward(dx: &mut [f32], positions: &[u32], heads: usize, table: &RopeTable) {
-    rope_at(Level::detect(), dx, positions, heads, table, -1.0);
+pub fn rope_backward(dx: &mut [f32], heads: usize, table: &RopeTable) {
+    rope_at(Level::detect(), dx, heads, table, -1.0);
 }
 
 /// Plain [`rope`].
-pub fn reference_rope(x: &mut [f32], positions: &[u32], heads: usize, table: &RopeTable) {
-    reference_rotate(x, positions, heads, table, 1.0);
+pub fn reference_rope(x: &mut [f32], heads: usize, table: &RopeTable) {
+    reference_rotate(x, heads, table, 1.0);
 }
 
 /// Plain [`rope_backward`].
-pub fn reference_rope_backward(dx: &mut [f32], positions: &[u32], heads: usize, table: &RopeTable) {
-    reference_rotate(dx, positions, heads, table, -1.0);
+pub fn reference_rope_backward(dx: &mut [f32], heads: usize, table: &RopeTable) {
+    reference_rotate(dx, heads, table, -1.0);
 }
 
-fn reference_rotate(
-    x: &mut [f32],
-    positions: &[u32],
-    heads: usize,
-    table: &RopeTable,
-    direction: f32,
-) {
-    let head_dim = check(x, positions, heads, table);
+fn reference_rotate(x: &mut [f32], heads: usize, table: &RopeTable, direction: f32) {
+    let head_dim = check(x, heads, table);
     for (head, x) in x.chunks_exact_mut(head_dim.max(1)).enumerate() {
-        let (cos, sin) = table.row(positions[head / heads]);
+        let (cos, sin) = table.starting_at(head / heads);
         for i in 0..table.half {
             let (a, b, sin) = (x[i], x[i + table.half], direction * sin[i]);
             x[i] = a * cos[i] - b * sin;
@@ -89,28 +119,26 @@ fn reference_rotate(
     }
 }
 
-fn rope_at(
-    level: Level,
-    x: &mut [f32],
-    positions: &[u32],
-    heads: usize,
-    table: &RopeTable,
-    direction: f32,
-) {
-    let head_dim = check(x, positions, heads, table);
-    if x.is_empty() {
+fn rope_at(level: Level, x: &mut [f32], heads: usize, table: &RopeTable, direction: f32) {
+    let head_dim = check(x, heads, table);
+    if x.is_empty() || table.half == 0 {
         return;
     }
     let width = heads * head_dim;
     let rows = rows_per_task(width);
-    x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).for_each(|(x, positions)| {
-        dispatch_at(level, Rotate { x, positions, heads, head_dim, table, direction })
+    x.par_chunks_mut(rows * width).enumerate().for_each(|(task, x)| {
+        let (cos, sin) = table.starting_at(task * rows);
+        let rotate = Rotate { x, cos, sin, half: table.half, heads, head_dim, direction };
+        dispatch_at(level, rotate)
     });
 }
 
 /// Returns D.
-fn check(x: &[f32], positions: &[u32], heads: usize, table: &RopeTable) -> usize {
-    let slots = positions.len() * heads;
+fn check(x: &[f32], heads: usize, table: &RopeTable) -> usize {
+    if table.half == 0 {
+        return 0;
+    }
+    let slots = table.rows() * heads;
     if slots == 0 {
         assert!(x.is_empty(), "rope: {} values but no head to rotate", x.len());
         return 0;
@@ -120,25 +148,19 @@ fn check(x: &[f32], positions: &[u32], heads: usize, table: &RopeTable) -> usize
         head_dim * slots == x.len() && 2 * table.half <= head_dim,
         "rope: {} values are not [{}, {heads}, D] with D >= {}",
         x.len(),
-        positions.len(),
+        table.rows(),
         2 * table.half
     );
-    for position in positions {
-        assert!(
-            (*position as usize) < table.max_positions,
-            "rope: position {position} is not below {}",
-            table.max_positions
-        );
-    }
     head_dim
 }
 
 struct Rotate<'a> {
     x: &'a mut [f32],
-    positions: &'a [u32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    half: usize,
     heads: usize,
     head_dim: usize,
-    table: &'a RopeTable,
     direction: f32,
 }
 
@@ -146,10 +168,10 @@ impl Kernel for Rotate<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let half = self.table.half;
-        let rows = self.x.chunks_exact_mut(self.heads * self.head_dim).zip(self.positions);
-        for (row, position) in rows {
-            let (cos, sin) = self.table.row(*position);
+        let half = self.half;
+        let rows = self.x.chunks_exact_mut(self.heads * self.head_dim);
+        let table = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
+        for (row, (cos, sin)) in rows.zip(table) {
             let (cos, sin) = (cos.as_ptr(), sin.as_ptr());
             for head in row.chunks_exact_mut(self.head_dim) {
                 // SAFETY: cos and sin cover half values, the head at least 2·half (see check).
@@ -178,10 +200,12 @@ mod tests {
     use super::*;
     use crate::vector::testing::*;
 
-    fn table(half: usize, max_positions: usize) -> RopeTable {
+    /// Plain frequencies at `positions`, cos and sin times `factor`.
+    fn table(half: usize, positions: &[u32], factor: f32) -> RopeTable {
         let inv_freq: Vec<f32> =
             (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
-        RopeTable::new(&inv_freq, max_positions)
+        let row = |&position| RopeRow { position, inv_freq: &inv_freq, factor };
+        RopeTable::new(half, &positions.iter().map(row).collect::<Vec<_>>())
     }
 
     #[test]
@@ -190,15 +214,15 @@ mod tests {
             // The last case rotates only a part of the head.
             for (t, heads, half, d) in [(1, 1, 1, 2), (5, 3, 4, 8), (90, 5, 32, 64), (7, 2, 5, 16)]
             {
-                let table = table(half, 300);
                 let positions: Vec<u32> = (0..t as u32).map(|p| (p * 37) % 300).collect();
+                let table = table(half, &positions, 1.0);
                 let original = random(t * heads * d, 1);
                 let (mut x, mut expected) = (original.clone(), original.clone());
-                rope_at(level, &mut x, &positions, heads, &table, 1.0);
-                reference_rope(&mut expected, &positions, heads, &table);
+                rope_at(level, &mut x, heads, &table, 1.0);
+                reference_rope(&mut expected, heads, &table);
                 assert_close(&x, &expected, 1e-6, "rotated");
-                rope_at(level, &mut x, &positions, heads, &table, -1.0);
-                reference_rope_backward(&mut expected, &positions, heads, &table);
+                rope_at(level, &mut x, heads, &table, -1.0);
+                reference_rope_backward(&mut expected, heads, &table);
                 assert_close(&x, &expected, 1e-6, "rotated back");
                 assert_close(&x, &original, 1e-5, "there and back");
             }
@@ -209,32 +233,32 @@ mod tests {
     fn known_rotation() {
         // One pair at one radian per position.
         let mut x = [1.0, 0.0];
-        rope(&mut x, &[2], 1, &RopeTable::new(&[1.0], 3));
-        assert_close(&x, &[2f32.cos(), 2f32.sin()], 1e-6, "two radians");
+        rope(&mut x, 1, &table(1, &[2], 1.5));
+        assert_close(&x, &[1.5 * 2f32.cos(), 1.5 * 2f32.sin()], 1e-6, "two radians, times 1.5");
     }
 
     #[test]
     fn gradient_is_the_slope() {
-        let (positions, heads, table) = ([0, 3, 250], 2, table(3, 300));
+        let (heads, table) = (2, table(3, &[0, 3, 250], 1.25));
         let (x, dy) = (random(3 * 2 * 6, 1), random(3 * 2 * 6, 2));
         let mut dx = dy.clone();
-        rope_backward(&mut dx, &positions, heads, &table);
+        rope_backward(&mut dx, heads, &table);
         assert_gradient(&x, &dx, 1e-4, "dx", |x| {
             let mut y = x.to_vec();
-            reference_rope(&mut y, &positions, heads, &table);
+            reference_rope(&mut y, heads, &table);
             inner(&y, &dy)
         });
     }
 
     #[test]
     fn bits_do_not_depend_on_threads_or_batch() {
-        let (t, heads, d, table) = (400, 3, 20, table(10, 400));
+        let (t, heads, d) = (400, 3, 20);
         let positions: Vec<u32> = (0..t as u32).collect();
         let x = random(t * heads * d, 1);
         let all = |threads| {
             with_threads(threads, || {
                 let mut y = x.clone();
-                rope(&mut y, &positions, heads, &table);
+                rope(&mut y, heads, &table(10, &positions, 1.0));
                 y
             })
         };
@@ -242,13 +266,13 @@ mod tests {
         assert_same_bits(&one, &all(3), "threads");
         let own = 399 * heads * d..400 * heads * d;
         let mut alone = x[own.clone()].to_vec();
-        rope(&mut alone, &[399], heads, &table);
+        rope(&mut alone, heads, &table(10, &[399], 1.0));
         assert_same_bits(&alone, &one[own], "row alone");
     }
 
     #[test]
-    #[should_panic(expected = "position 4 is not below 4")]
-    fn a_position_past_the_table_is_refused() {
-        rope(&mut [0.0; 2], &[4], 1, &RopeTable::new(&[1.0], 4));
+    #[should_panic(expected = "are not [2, 1, D]")]
+    fn a_table_of_other_rows_is_refused() {
+        rope(&mut [0.0; 3], 1, &table(1, &[4, 5], 1.0));
     }
 }

@@ -4,6 +4,7 @@
 //! instruction set of this processor: AVX-512, AVX2+FMA, or the portable fallback. The fallback is
 //! compiled everywhere and tested everywhere, so that a new machine runs known code.
 
+use crate::formats::lanes::UnpackPanel;
 use half::bf16;
 use std::sync::OnceLock;
 
@@ -157,11 +158,35 @@ pub(crate) trait Simd: Copy {
     /// 2^n for integral lanes n in [-126, 127].
     unsafe fn pow2(n: Self::F) -> Self::F;
 
+    /// Unpacks a stretch of a quantised panel: [`crate::formats::lanes`] with this level's integer
+    /// registers, or by plain loops where there are none.
+    unsafe fn unpack(stretch: UnpackPanel);
+
     /// e^x, relative error below 3e-7 for x in [-87, 88]; below -87 the result is 0 to 1e-38,
-    /// above 88 it saturates near the largest f32. Cephes' range reduction and degree-5 polynomial
-    /// (Moshier, "Methods and Programs for Mathematical Functions", 1989).
+    /// above 88 it saturates near the largest f32.
     #[inline(always)]
     unsafe fn exp(x: Self::F) -> Self::F {
+        // SAFETY: same contract as the method itself; no memory is touched.
+        unsafe {
+            let (y, power) = Self::exp_parts(x);
+            Self::mul(Self::add(y, Self::splat(1.0)), power)
+        }
+    }
+
+    /// e^x - 1, with the relative error of [`Simd::exp`] also where x is near 0.
+    #[inline(always)]
+    unsafe fn exp_m1(x: Self::F) -> Self::F {
+        // SAFETY: same contract as the method itself; no memory is touched.
+        unsafe {
+            let (y, power) = Self::exp_parts(x);
+            Self::fma(y, power, Self::sub(power, Self::splat(1.0)))
+        }
+    }
+
+    /// y and 2^n with e^x = (1 + y)·2^n: Cephes' range reduction and degree-5 polynomial (Moshier,
+    /// "Methods and Programs for Mathematical Functions", 1989).
+    #[inline(always)]
+    unsafe fn exp_parts(x: Self::F) -> (Self::F, Self::F) {
         // SAFETY: same contract as the method itself; no memory is touched.
         unsafe {
             // The constant comes first: max and min return the second operand when one is NaN, so
@@ -178,10 +203,35 @@ pub(crate) trait Simd: Copy {
             p = Self::fma(p, r, Self::splat(1.666_666_5e-1));
             p = Self::fma(p, r, Self::splat(0.5));
             let r2 = Self::mul(r, r);
-            let y = Self::add(Self::fma(p, r2, r), Self::splat(1.0));
-            Self::mul(y, Self::pow2(n))
+            (Self::fma(p, r2, r), Self::pow2(n))
         }
     }
+}
+
+/// Registers of `LANES` 32-bit integers and what unpacking quantised weights does with them. Not
+/// for arrays: unrolled, they would take the compiler minutes.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Integers: Simd {
+    /// The register.
+    type I: Copy;
+    /// Reads `LANES` little-endian 32-bit words, unaligned.
+    unsafe fn load_dwords(p: *const u8) -> Self::I;
+    /// Reads `LANES` little-endian 16-bit words, unaligned, and extends them with zeros.
+    unsafe fn load_words(p: *const u8) -> Self::I;
+    /// Reads `LANES` signed bytes, unaligned, and extends their sign.
+    unsafe fn load_signed_bytes(p: *const u8) -> Self::I;
+    /// (v >> shift) & mask, for shift < 32.
+    unsafe fn bits(v: Self::I, shift: u32, mask: i32) -> Self::I;
+    /// Byte `i` of each lane, its sign extended.
+    unsafe fn signed_byte(v: Self::I, i: u32) -> Self::I;
+    /// a | (b << left), for left < 32.
+    unsafe fn or_left(a: Self::I, b: Self::I, left: u32) -> Self::I;
+    /// Integers to f32 (exact below 2^24).
+    unsafe fn float(v: Self::I) -> Self::F;
+    /// f16 bits in the low half of each lane to f32; not for infinity or NaN.
+    unsafe fn half(v: Self::I) -> Self::F;
+    /// `table[v]` of sixteen values, for lanes from 0 to 15.
+    unsafe fn lookup(table: *const f32, v: Self::I) -> Self::F;
 }
 
 /// Plain Rust on `[f32; 8]`; the compiler vectorises it for the baseline of the target.
@@ -278,11 +328,17 @@ impl Simd for Portable {
     unsafe fn pow2(n: [f32; 8]) -> [f32; 8] {
         n.map(|x| f32::from_bits((((x as i32) + 127) << 23) as u32))
     }
+    #[inline(always)]
+    unsafe fn unpack(stretch: UnpackPanel) {
+        // SAFETY: the caller's promise.
+        unsafe { stretch.plain() }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Kernel, Simd};
+    use super::{Integers, Kernel, Simd};
+    use crate::formats::lanes::UnpackPanel;
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -412,6 +468,79 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
             }
         }
+        #[inline(always)]
+        unsafe fn unpack(stretch: UnpackPanel) {
+            // SAFETY: see the impl.
+            unsafe { stretch.by_vectors::<Avx2>() }
+        }
+    }
+
+    impl Integers for Avx2 {
+        type I = __m256i;
+        #[inline(always)]
+        unsafe fn load_dwords(p: *const u8) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe { _mm256_loadu_si256(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_words(p: *const u8) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_signed_bytes(p: *const u8) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn bits(v: __m256i, shift: u32, mask: i32) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe {
+                let moved = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift as i32));
+                _mm256_and_si256(moved, _mm256_set1_epi32(mask))
+            }
+        }
+        #[inline(always)]
+        unsafe fn signed_byte(v: __m256i, i: u32) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe {
+                let top = _mm256_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * i as i32));
+                _mm256_srai_epi32::<24>(top)
+            }
+        }
+        #[inline(always)]
+        unsafe fn or_left(a: __m256i, b: __m256i, left: u32) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe { _mm256_or_si256(a, _mm256_sll_epi32(b, _mm_cvtsi32_si128(left as i32))) }
+        }
+        #[inline(always)]
+        unsafe fn float(v: __m256i) -> __m256 {
+            // SAFETY: see the impl.
+            unsafe { _mm256_cvtepi32_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn half(v: __m256i) -> __m256 {
+            // By moving the exponent, as in `half_bits`: F16C is a feature of its own.
+            // SAFETY: see the impl.
+            unsafe {
+                let low = _mm256_and_si256(v, _mm256_set1_epi32(0x7fff));
+                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<13>(low));
+                let scale = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 112) << 23));
+                let sign = _mm256_and_si256(v, _mm256_set1_epi32(0x8000));
+                let sign = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(sign));
+                _mm256_or_ps(_mm256_mul_ps(low, scale), sign)
+            }
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: *const f32, v: __m256i) -> __m256 {
+            // SAFETY: see the impl; the permutation looks at the low three bits of a lane only.
+            unsafe {
+                let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), v);
+                let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.add(8)), v);
+                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(v));
+                _mm256_blendv_ps(low, high, upper)
+            }
+        }
     }
 
     impl Simd for Avx512 {
@@ -508,6 +637,66 @@ mod x86 {
                 let e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(e))
             }
+        }
+        #[inline(always)]
+        unsafe fn unpack(stretch: UnpackPanel) {
+            // SAFETY: see the impl above.
+            unsafe { stretch.by_vectors::<Avx512>() }
+        }
+    }
+
+    impl Integers for Avx512 {
+        type I = __m512i;
+        #[inline(always)]
+        unsafe fn load_dwords(p: *const u8) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_words(p: *const u8) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_signed_bytes(p: *const u8) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn bits(v: __m512i, shift: u32, mask: i32) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe {
+                let moved = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift as i32));
+                _mm512_and_si512(moved, _mm512_set1_epi32(mask))
+            }
+        }
+        #[inline(always)]
+        unsafe fn signed_byte(v: __m512i, i: u32) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe {
+                let top = _mm512_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * i as i32));
+                _mm512_srai_epi32::<24>(top)
+            }
+        }
+        #[inline(always)]
+        unsafe fn or_left(a: __m512i, b: __m512i, left: u32) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_or_si512(a, _mm512_sll_epi32(b, _mm_cvtsi32_si128(left as i32))) }
+        }
+        #[inline(always)]
+        unsafe fn float(v: __m512i) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_cvtepi32_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn half(v: __m512i) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)) }
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: *const f32, v: __m512i) -> __m512 {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_permutexvar_ps(v, _mm512_loadu_ps(table)) }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! From what the user named to what runs: models, adapters, engines.
 
+use crate::cli::WeightArgs;
+use crate::hub::HubId;
 use crate::{assets, text_source};
 use anyhow::{Context, Result, bail};
 use engine::{Engine, EngineOptions};
-use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter};
+use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, WeightDtype};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use text::{ChatTemplate, Tokenizer};
@@ -26,10 +28,11 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Loads a base by name: a folder, or `nano`.
-    pub(crate) fn load(name: &str) -> Result<Base> {
-        let dir = model_dir(name)?;
-        let decoder = Decoder::load(&dir, &LoadOptions::default())?;
+    /// Loads a base by name: a folder, a GGUF file, or `nano`; its weights are held as `weights`
+    /// says.
+    pub(crate) fn load(name: &str, weights: WeightArgs) -> Result<Base> {
+        let dir = model_path(name)?;
+        let decoder = load_decoder(&dir, weights.dtype.unwrap_or_default())?;
         let (tokenizer, template) = load_text(&dir, decoder.config())?;
         Ok(Base { name: name.to_owned(), dir, decoder: Arc::new(decoder), tokenizer, template })
     }
@@ -71,11 +74,15 @@ pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
             "{name}: expected a model folder, found a file\nhint: give the folder with config.json, tokenizer.json and *.safetensors"
         );
     }
-    bail!(
-        "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, or \"{NANO}\" \
-         for the bundled one. From the Hugging Face Hub: `hf download {name} --local-dir {}`",
-        name.rsplit('/').next().unwrap_or(name)
-    );
+    let Some(id) = HubId::parse(name) else {
+        bail!(
+            "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, a model of \
+             the Hugging Face Hub as ORG/NAME, or \"{NANO}\" for the bundled one"
+        );
+    };
+    id.snapshot().with_context(|| {
+        format!("{name}: no such folder, and not pulled yet\nhint: `metier pull {name}` fetches it from the Hugging Face Hub")
+    })
 }
 
 /// Tokenizer and chat template of a model (see [`text_source::load`]), checked against its
@@ -143,6 +150,9 @@ fn check_tokenizer(dir: &Path, base: &Base) -> Result<()> {
     Ok(())
 }
 
+/// A context that any model must be able to hold, whatever room the cache is given, tokens.
+const ORDINARY_CONTEXT: usize = 8192;
+
 /// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most.
 pub(crate) fn engine(
     base: &Base,
@@ -152,9 +162,11 @@ pub(crate) fn engine(
 ) -> Result<(Engine, Vec<usize>)> {
     let config = base.decoder.config();
     let per_block = KvCache::bytes_per_block(config);
-    // One sequence of the full context must always fit.
-    let least = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
-    let most = least * max_num_seqs;
+    // One sequence of the full context fits, where that is a context of ordinary length: the pages of
+    // a very long one, which config.json only claims, would not be there when they are needed.
+    let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
+    let least = whole.min(ORDINARY_CONTEXT / model::BLOCK_SIZE + 1);
+    let most = whole * max_num_seqs;
     let num_blocks = (kv_bytes / per_block).clamp(least, most);
     let mut engine = Engine::new(
         Arc::clone(&base.decoder),
@@ -184,4 +196,28 @@ pub(crate) fn license_of(dir: &Path) -> String {
         }
     }
     "unknown (the model folder has no card that states it)".into()
+}
+
+/// Loads weights and says, where the user asked for a type or it is no plain one, how they are held:
+/// a matrix whose rows are not whole blocks of a format stays as published.
+pub(crate) fn load_decoder(path: &Path, dtype: WeightDtype) -> Result<Decoder> {
+    let decoder = Decoder::load(path, &LoadOptions { dtype })?;
+    let held = decoder.held();
+    let total: usize = held.iter().map(|(_, count)| count).sum();
+    let asked = dtype != WeightDtype::AsPublished;
+    if asked || held.iter().any(|(dtype, _)| dtype.is_quantised()) {
+        let parts: Vec<String> = held
+            .iter()
+            .map(|(dtype, n)| {
+                format!("{} {:.0}%", dtype.name(), 100.0 * *n as f64 / total.max(1) as f64)
+            })
+            .collect();
+        let mib = decoder.weight_bytes() as f64 / f64::from(1 << 20);
+        let line = format!("weights in memory: {} ({mib:.1} MiB)", parts.join(", "));
+        match asked {
+            true => eprintln!("{line}"),
+            false => tracing::info!("{line}"),
+        }
+    }
+    Ok(decoder)
 }

@@ -151,7 +151,8 @@ fn config_that_cannot_be() {
         ("rms_norm_eps", json!("small"), "rms_norm_eps"),
         ("model_type", json!("nonesuch"), "model_type: found \"nonesuch\""),
         ("hidden_act", json!("gelu"), "hidden_act"),
-        ("attention_bias", json!(true), "attention_bias"),
+        ("attention_bias", json!(true), "q_proj.bias: missing"),
+        ("attention_chunk_size", json!(64), "attention_chunk_size = 64"),
         (
             "rope_parameters",
             json!({"rope_type": "yarn", "rope_theta": 10000.0}),

@@ -6,7 +6,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Grads};
 use crate::error::ModelError;
 use crate::files::{read_json_bytes, write_atomic};
-use crate::linear::Module;
+use crate::linear::{Linear, Module};
 use crate::weights;
 use kernels::{LoraRef, MappedFile, PackedMatrix};
 use rand::{RngExt, SeedableRng};
@@ -18,9 +18,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
-/// Short names of the matrices that can carry LoRA, in Hugging Face's spelling.
-pub const TARGET_MODULES: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// PEFT's word for every linear layer of a model: all of [`DecoderConfig::target_modules`].
+pub const ALL_LINEAR: &str = "all-linear";
 
 /// Largest rank accepted from a file.
 const MAX_RANK: usize = 4096;
@@ -34,18 +33,14 @@ pub struct LoraConfig {
     pub r: usize,
     /// The delta is scaled by lora_alpha / r.
     pub lora_alpha: f32,
-    /// Short names from [`TARGET_MODULES`].
+    /// Short names from [`DecoderConfig::target_modules`], or [`ALL_LINEAR`].
     pub target_modules: Vec<String>,
 }
 
 impl Default for LoraConfig {
     /// r = 32, alpha = 64, all linear layers.
     fn default() -> LoraConfig {
-        LoraConfig {
-            r: 32,
-            lora_alpha: 64.0,
-            target_modules: TARGET_MODULES.iter().map(|s| s.to_string()).collect(),
-        }
+        LoraConfig { r: 32, lora_alpha: 64.0, target_modules: vec![ALL_LINEAR.to_owned()] }
     }
 }
 
@@ -55,7 +50,7 @@ pub struct LoraModule {
     /// Full module name, as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     pub(crate) layer: usize,
-    pub(crate) module: usize,
+    pub(crate) linear: Linear,
     /// R
     pub r: usize,
     /// Inputs of the matrix.
@@ -90,16 +85,19 @@ impl LoraAdapter {
         model: &DecoderConfig,
         seed: u64,
     ) -> Result<LoraAdapter, ModelError> {
-        let mut chosen = Vec::new();
+        let known = model.target_modules();
+        let mut chosen: Vec<&str> = Vec::new();
         for target in &config.target_modules {
-            let module =
-                Module::ALL.iter().find(|m| m.short_name() == target).ok_or_else(|| {
-                    ModelError::Params(format!(
-                        "target_modules: found \"{target}\", expected some of {}",
-                        TARGET_MODULES.join(", ")
-                    ))
-                })?;
-            chosen.push(*module);
+            if target == ALL_LINEAR {
+                chosen.extend(&known);
+            } else if let Some(name) = known.iter().find(|name| *name == target) {
+                chosen.push(name);
+            } else {
+                return Err(ModelError::Params(format!(
+                    "target_modules: found \"{target}\", expected some of {}",
+                    known.join(", ")
+                )));
+            }
         }
         if config.r == 0
             || config.r > MAX_RANK
@@ -114,11 +112,15 @@ impl LoraAdapter {
                 chosen.len()
             )));
         }
+        let is_chosen = |linear: &&Linear| chosen.contains(&linear.short_name());
         let wanted = (0..model.num_hidden_layers).flat_map(|l| {
-            Module::ALL.iter().filter(|m| chosen.contains(m)).map(move |m| (l, *m, config.r))
+            model.linears(l).iter().filter(is_chosen).map(move |linear| (l, *linear, config.r))
         });
         let modules = layout(wanted, model);
-        let mut adapter = LoraAdapter::zeroed(config.clone(), modules);
+        let target_modules = known.iter().filter(|k| chosen.contains(k));
+        let target_modules = target_modules.map(|k| k.to_string()).collect();
+        let mut adapter =
+            LoraAdapter::zeroed(LoraConfig { target_modules, ..config.clone() }, modules);
         let mut rng = Pcg64::seed_from_u64(seed);
         for module in &adapter.modules {
             let bound = 1.0 / (module.in_features as f32).sqrt();
@@ -182,20 +184,20 @@ impl LoraAdapter {
 }
 
 fn layout(
-    wanted: impl Iterator<Item = (usize, Module, usize)>,
+    wanted: impl Iterator<Item = (usize, Linear, usize)>,
     model: &DecoderConfig,
 ) -> Vec<LoraModule> {
     let mut at = 0;
     wanted
-        .map(|(layer, module, r)| {
-            let (out, input) = module.shape(model);
+        .map(|(layer, linear, r)| {
+            let (out, input) = linear.shape(model);
             let a = at..at + r * input;
             let b = a.end..a.end + out * r;
             at = b.end;
             LoraModule {
-                name: module.full_name(layer),
+                name: linear.full_name(layer),
                 layer,
-                module: module as usize,
+                linear,
                 r,
                 in_features: input,
                 out_features: out,
@@ -216,9 +218,20 @@ struct Slot {
     name: String,
     scale: f32,
     modules: Vec<LoraModule>,
-    packed: Vec<(PackedMatrix, PackedMatrix)>,
-    /// [layer][module] to index in `packed`.
+    /// A of each of `modules`.
+    a: Vec<PackedMatrix>,
+    parts: Vec<Part>,
+    /// [layer][module] to index in `parts`.
     index: Vec<[Option<usize>; 7]>,
+}
+
+/// One matrix's share of a LoRA module: of a fused one the A is shared, and B falls into rows.
+struct Part {
+    /// Index in the slot's `modules` and `a`.
+    module: usize,
+    /// Place in [`LoraAdapter::params`] of its rows of B.
+    place: Range<usize>,
+    b: PackedMatrix,
 }
 
 impl AdapterSet {
@@ -243,32 +256,33 @@ impl AdapterSet {
             )));
         }
         let mut index = vec![[None; 7]; model.num_hidden_layers];
+        let mut parts = Vec::new();
         for (i, m) in adapter.modules.iter().enumerate() {
             let fits = m.layer < model.num_hidden_layers
-                && Module::ALL[m.module].shape(model) == (m.out_features, m.in_features);
+                && model.linears(m.layer).contains(&m.linear)
+                && m.linear.shape(model) == (m.out_features, m.in_features);
             if !fits {
                 return Err(ModelError::Params(format!(
                     "adapter \"{name}\": {} is {} x {}, which this base does not have",
                     m.name, m.out_features, m.in_features
                 )));
             }
-            index[m.layer][m.module] = Some(i);
+            for (module, rows) in m.linear.parts(model) {
+                index[m.layer][module as usize] = Some(parts.len());
+                let place = m.b.start + rows.start * m.r..m.b.start + rows.end * m.r;
+                let b = PackedMatrix::from_f32(&adapter.params[place.clone()], rows.len(), m.r);
+                parts.push(Part { module: i, place, b });
+            }
         }
-        let packed = adapter
-            .modules
-            .iter()
-            .map(|m| {
-                (
-                    PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features),
-                    PackedMatrix::from_f32(&adapter.params[m.b.clone()], m.out_features, m.r),
-                )
-            })
-            .collect();
+        let pack_a = |m: &LoraModule| {
+            PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features)
+        };
         let slot = Slot {
             name: name.to_owned(),
             scale: adapter.scale(),
             modules: adapter.modules.clone(),
-            packed,
+            a: adapter.modules.iter().map(pack_a).collect(),
+            parts,
             index,
         };
         let free = self.slots.iter().position(Option::is_none);
@@ -286,9 +300,11 @@ impl AdapterSet {
     pub fn refresh(&mut self, slot: usize, adapter: &LoraAdapter) {
         let slot = self.slots[slot].as_mut().expect("the slot holds an adapter");
         assert!(slot.modules == adapter.modules, "refresh with an adapter of another layout");
-        for (m, (a, b)) in slot.modules.iter().zip(&mut slot.packed) {
+        for (m, a) in slot.modules.iter().zip(&mut slot.a) {
             a.repack_f32(&adapter.params[m.a.clone()]);
-            b.repack_f32(&adapter.params[m.b.clone()]);
+        }
+        for part in &mut slot.parts {
+            part.b.repack_f32(&adapter.params[part.place.clone()]);
         }
     }
 
@@ -307,8 +323,8 @@ impl AdapterSet {
     /// The adapter's two matrices for one base matrix.
     pub(crate) fn lora(&self, slot: usize, layer: usize, module: Module) -> Option<LoraRef<'_>> {
         let slot = self.slots.get(slot)?.as_ref()?;
-        let (a, b) = &slot.packed[slot.index[layer][module as usize]?];
-        Some(LoraRef { a, b, scale: slot.scale })
+        let part = &slot.parts[slot.index[layer][module as usize]?];
+        Some(LoraRef { a: &slot.a[part.module], b: &part.b, scale: slot.scale })
     }
 
     /// Every slot that the batch names must hold an adapter.
@@ -336,17 +352,21 @@ impl AdapterSet {
             let Some(lora) = self.lora(*index, layer, module) else { continue };
             let (n, k) = (lora.b.n(), lora.a.k());
             let slot = self.slots[*index].as_ref().expect("lora() found it");
-            let place = &slot.modules[slot.index[layer][module as usize].expect("lora() found it")];
+            let part = &slot.parts[slot.index[layer][module as usize].expect("lora() found it")];
+            let (a, b) = (&slot.modules[part.module].a, &part.place);
             let ins = range.start * k..range.end * k;
             let outs = range.start * n..range.end * n;
             // An adapter that is not trained still passes the gradient on to `dx`.
             let mut unused = (Vec::new(), Vec::new());
             let (da, db) = match grads.adapters.get_mut(*index).and_then(Option::as_mut) {
                 // A comes before B in the flat vector.
-                Some(g) => g[place.a.start..place.b.end].split_at_mut(place.a.len()),
+                Some(g) => {
+                    let (da, db) = g[a.start..b.end].split_at_mut(b.start - a.start);
+                    (&mut da[..a.len()], db)
+                }
                 None => {
-                    unused.0.resize(place.a.len(), 0.0);
-                    unused.1.resize(place.b.len(), 0.0);
+                    unused.0.resize(a.len(), 0.0);
+                    unused.1.resize(b.len(), 0.0);
                     (&mut unused.0[..], &mut unused.1[..])
                 }
             };
@@ -502,7 +522,7 @@ mod peft {
             Value::Array(list) if list.iter().all(Value::is_string) => {
                 list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
             }
-            Value::String(s) if s == "all-linear" => LoraConfig::default().target_modules,
+            Value::String(s) if s == ALL_LINEAR => vec![s.clone()],
             v => return bad("target_modules", v, "a list of module names (or \"all-linear\")"),
         };
         let rooted = get("use_rslora").as_bool().unwrap_or(false);
@@ -518,12 +538,16 @@ mod peft {
         base: &Decoder,
     ) -> Result<LoraAdapter, ModelError> {
         let model = base.config();
-        let mut names: HashMap<String, (usize, Module)> = HashMap::new();
-        for layer in 0..model.num_hidden_layers {
-            names.extend(Module::ALL.iter().map(|&m| (m.full_name(layer), (layer, m))));
+        let mut config = config;
+        if config.target_modules == [ALL_LINEAR] {
+            config.target_modules = model.target_modules().into_iter().map(str::to_owned).collect();
         }
-        // (layer, module index) to its A and B.
-        let mut found: BTreeMap<(usize, usize), [Option<TensorView<'_>>; 2]> = BTreeMap::new();
+        let mut names: HashMap<String, (usize, Linear)> = HashMap::new();
+        for layer in 0..model.num_hidden_layers {
+            names.extend(model.linears(layer).iter().map(|&m| (m.full_name(layer), (layer, m))));
+        }
+        // (layer, linear layer) to its A and B.
+        let mut found: BTreeMap<(usize, Linear), [Option<TensorView<'_>>; 2]> = BTreeMap::new();
         let mut problems = Vec::new();
         for (name, view) in file.iter() {
             let inner = name.strip_prefix(PREFIX).unwrap_or(name);
@@ -539,7 +563,12 @@ mod peft {
                 }
             };
             let Some(&(layer, m)) = names.get(module) else {
-                problems.push(format!("{name}: this base has no such matrix"));
+                problems.push(match model.experts {
+                    Some(_) if module.contains("expert") || module.ends_with(".gate") => {
+                        format!("{name}: adapters of experts and routers are not supported")
+                    }
+                    _ => format!("{name}: this base has no such matrix"),
+                });
                 continue;
             };
             if !config
@@ -561,16 +590,13 @@ mod peft {
                     view.dtype()
                 ));
             } else {
-                found.entry((layer, m as usize)).or_default()[side] = Some(view);
+                found.entry((layer, m)).or_default()[side] = Some(view);
             }
         }
-        for ((layer, module), sides) in &found {
+        for ((layer, linear), sides) in &found {
             for (side, view) in ["lora_A", "lora_B"].iter().zip(sides) {
                 if view.is_none() {
-                    problems.push(format!(
-                        "{}: {side} is missing",
-                        Module::ALL[*module].full_name(*layer)
-                    ));
+                    problems.push(format!("{}: {side} is missing", linear.full_name(*layer)));
                 }
             }
         }
@@ -587,7 +613,7 @@ mod peft {
                 ),
             ));
         }
-        let modules = layout(found.keys().map(|&(l, m)| (l, Module::ALL[m], config.r)), model);
+        let modules = layout(found.keys().map(|&(l, m)| (l, m, config.r)), model);
         let mut adapter = LoraAdapter::zeroed(config, modules);
         for (place, sides) in adapter.modules.clone().iter().zip(found.values()) {
             for (range, view) in [&place.a, &place.b].into_iter().zip(sides) {
@@ -645,11 +671,10 @@ mod peft {
         let path = dir.join(WEIGHTS);
         let file = serialize_sorted(tensors, header).map_err(|e| ModelError::adapter(&path, e))?;
         write_atomic(&path, &file)?;
-        let mut targets: Vec<&str> = TARGET_MODULES
-            .into_iter()
-            .filter(|t| adapter.modules.iter().any(|m| Module::ALL[m.module].short_name() == *t))
-            .collect();
+        let mut targets: Vec<&str> =
+            adapter.modules.iter().map(|m| m.linear.short_name()).collect();
         targets.sort_unstable();
+        targets.dedup();
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

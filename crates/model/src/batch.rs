@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::config::DecoderConfig;
-use kernels::BLOCK_SIZE;
+use kernels::{BLOCK_SIZE, RopeRow, RopeTable};
 use std::ops::Range;
 
 /// One sequence's new tokens in a [`Batch`].
@@ -18,6 +18,10 @@ pub struct Segment {
     pub pages: Vec<u32>,
     /// Slot in the [`crate::AdapterSet`]; None is the base alone.
     pub adapter: Option<usize>,
+    /// Tokens that the sequence is known to have when it is not cut into steps: a prompt that goes
+    /// in piece by piece. At least `past + len` counts. Matters only where positions are rotated
+    /// otherwise in long sequences (see [`DecoderConfig::rope_switch`]).
+    pub reach: usize,
 }
 
 /// What one forward works on: packed training sequences and batched serving requests alike.
@@ -41,6 +45,8 @@ pub(crate) struct Layout {
     /// Adjacent segments of one adapter, merged: (rows, slot).
     pub(crate) adapter_rows: Vec<(Range<usize>, usize)>,
     pub(crate) num_pages: usize,
+    /// cos and sin of every row, for each rotation of the model.
+    pub(crate) ropes: Vec<RopeTable>,
 }
 
 impl Layout {
@@ -76,6 +82,7 @@ impl Layout {
             pages: Vec::new(),
             adapter_rows: Vec::new(),
             num_pages: 0,
+            ropes: Vec::new(),
         };
         let mut start = 0;
         for (i, segment) in batch.segments.iter().enumerate() {
@@ -129,6 +136,21 @@ impl Layout {
             layout.rows.push(rows);
             layout.past.push(segment.past);
         }
+        layout.ropes =
+            config
+                .ropes
+                .iter()
+                .map(|rope| {
+                    let mut rows = Vec::with_capacity(total);
+                    for (segment, range) in batch.segments.iter().zip(&layout.rows) {
+                        let set = rope.at(segment.reach.max(segment.past + segment.len));
+                        rows.extend(layout.positions[range.clone()].iter().map(|&position| {
+                            RopeRow { position, inv_freq: &set.inv_freq, factor: set.factor }
+                        }));
+                    }
+                    RopeTable::new(rope.short.inv_freq.len(), &rows)
+                })
+                .collect();
         Ok(layout)
     }
 

@@ -4,17 +4,28 @@
 //! values in pages; `head_*` turns hidden rows into logits, a chunk of rows at a time, so that
 //! [T, V] never exists; `backward` walks the layers in reverse, computing each layer's
 //! activations again from its input unless the tape kept them.
+//!
+//! Families differ by fields of the [`DecoderConfig`] only: which norms there are, what a layer's
+//! window and rotation are, what the scales are. A layer is
+//!
+//! ```text
+//! mid = x   + scale · norm(o(attention(rope(norm(q)), rope(norm(k)), v)))    q, k, v of norm(x)
+//! out = mid + scale · norm(down(f(gate) · up))                               gate, up of norm(mid)
+//! ```
+//!
+//! without the norms that a family does not have, or with experts in place of the second line.
 
 use crate::adapter::AdapterSet;
 use crate::batch::{Batch, Layout};
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, NormWeightForm};
 use crate::error::ModelError;
+use crate::experts::{ExpertMatrix, Experts};
 use crate::kv::KvCache;
 use crate::linear::{self, Module, lora_groups};
-use crate::params::{self, ParamSpec};
+use crate::params::{self, NormPlace, ParamLayout, Slot};
 use crate::tape::{Activations, Tape};
 use crate::weights;
-use kernels::{KvPages, PackedMatrix, RopeTable};
+use kernels::{KvPages, PackedMatrix};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -25,11 +36,10 @@ pub struct Decoder {
     /// [V, H]; also the output head when tied.
     pub(crate) embed: PackedMatrix,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Vec<f32>,
+    pub(crate) norm: NormWeight,
     /// [V, H]; None when tied.
     pub(crate) lm_head: Option<PackedMatrix>,
-    pub(crate) rope: RopeTable,
-    pub(crate) specs: Vec<ParamSpec>,
+    pub(crate) layout: ParamLayout,
     /// Folder and files that the weights came from; None for a model made in memory.
     pub(crate) source: Option<(PathBuf, Vec<String>)>,
     pub(crate) digest: OnceLock<String>,
@@ -37,10 +47,80 @@ pub struct Decoder {
 
 /// One layer's weights.
 pub(crate) struct Layer {
-    pub(crate) attn_norm: Vec<f32>,
-    pub(crate) mlp_norm: Vec<f32>,
-    /// In the order of [`Module::ALL`].
-    pub(crate) matrices: [PackedMatrix; 7],
+    /// By [`NormPlace`].
+    pub(crate) norms: [Option<NormWeight>; NormPlace::COUNT],
+    /// By [`Module`].
+    pub(crate) biases: [Option<Vec<f32>>; 7],
+    /// q, k, v, o.
+    pub(crate) attention: [PackedMatrix; 4],
+    pub(crate) mlp: Mlp,
+}
+
+/// The feed-forward block of a layer.
+pub(crate) enum Mlp {
+    /// gate, up, down.
+    Dense([PackedMatrix; 3]),
+    Experts(Experts),
+}
+
+/// A norm's weight as it is stored, and what rows are multiplied by.
+pub(crate) struct NormWeight {
+    stored: Vec<f32>,
+    /// None where it is the stored one.
+    factor: Option<Vec<f32>>,
+}
+
+impl NormWeight {
+    pub(crate) fn new(stored: Vec<f32>, form: NormWeightForm) -> NormWeight {
+        let factor = match form {
+            NormWeightForm::Plain => None,
+            NormWeightForm::OnePlus => Some(stored.iter().map(|w| 1.0 + w).collect()),
+        };
+        NormWeight { stored, factor }
+    }
+
+    /// In Hugging Face's form.
+    pub(crate) fn stored(&self) -> &[f32] {
+        &self.stored
+    }
+
+    /// What rows are multiplied by. Its gradient is also that of the stored form.
+    fn factor(&self) -> &[f32] {
+        self.factor.as_ref().unwrap_or(&self.stored)
+    }
+}
+
+impl Layer {
+    /// The matrix of `module`; the feed-forward ones only where the block is dense.
+    pub(crate) fn matrix(&self, module: Module) -> &PackedMatrix {
+        match (&self.mlp, module) {
+            (_, Module::Q | Module::K | Module::V | Module::O) => &self.attention[module as usize],
+            (Mlp::Dense(mlp), _) => &mlp[module as usize - Module::Gate as usize],
+            (Mlp::Experts(_), _) => unreachable!("experts are not among the linear layers"),
+        }
+    }
+
+    pub(crate) fn matrix_mut(&mut self, module: Module) -> &mut PackedMatrix {
+        match (&mut self.mlp, module) {
+            (_, Module::Q | Module::K | Module::V | Module::O) => {
+                &mut self.attention[module as usize]
+            }
+            (Mlp::Dense(mlp), _) => &mut mlp[module as usize - Module::Gate as usize],
+            (Mlp::Experts(_), _) => unreachable!("experts are not among the linear layers"),
+        }
+    }
+
+    pub(crate) fn experts(&self) -> Option<&Experts> {
+        match &self.mlp {
+            Mlp::Dense(_) => None,
+            Mlp::Experts(experts) => Some(experts),
+        }
+    }
+
+    /// The factor of the norm at `place`, where there is one.
+    fn norm(&self, place: NormPlace) -> Option<&[f32]> {
+        self.norms[place as usize].as_ref().map(NormWeight::factor)
+    }
 }
 
 /// Where keys and values live, and whether a backward follows.
@@ -61,6 +141,29 @@ pub enum WeightDtype {
     F32,
     /// Everything bf16 (f32 and f16 are rounded to nearest even).
     Bf16,
+    /// Matrices in 8 bits and a scale per 32 values.
+    Q8_0,
+    /// The layers' matrices in 4 bits and a scale per 32 values, embedding and head in 8 bits.
+    Q4_0,
+    /// The layers' matrices in 4-bit NormalFloat (arXiv 2305.14314), embedding and head in 8 bits.
+    Nf4,
+}
+
+impl WeightDtype {
+    /// The names that users write, but for "as published".
+    pub const NAMES: [&'static str; 5] = ["f32", "bf16", "q8_0", "q4_0", "nf4"];
+
+    /// The choice of this name.
+    pub fn from_name(name: &str) -> Option<WeightDtype> {
+        match name {
+            "f32" => Some(WeightDtype::F32),
+            "bf16" => Some(WeightDtype::Bf16),
+            "q8_0" => Some(WeightDtype::Q8_0),
+            "q4_0" => Some(WeightDtype::Q4_0),
+            "nf4" => Some(WeightDtype::Nf4),
+            _ => None,
+        }
+    }
 }
 
 /// Choices at load.
@@ -101,15 +204,40 @@ impl Grads {
     fn of(&mut self, range: Range<usize>) -> Option<&mut [f32]> {
         self.full.as_mut().map(|g| &mut g[range])
     }
+
+    fn of_slot(&mut self, layout: &ParamLayout, slot: Slot) -> Option<&mut [f32]> {
+        self.full.as_mut().map(|g| &mut g[layout.place(slot)])
+    }
 }
 
 impl Decoder {
-    /// Loads a model folder: config.json and safetensors, single or sharded.
+    /// Loads a model: a folder with config.json and safetensors, single or sharded, or a GGUF file.
     ///
     /// # Errors
     /// [`ModelError`] naming file and problem; wrong or missing tensors are all listed at once.
-    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
-        weights::load(dir, options)
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
+        if path.is_file() {
+            return crate::gguf::load(path, options);
+        }
+        weights::load(path, options)
+    }
+
+    /// How many of the matrices' values are held in each format, most first.
+    pub fn held(&self) -> Vec<(kernels::Dtype, usize)> {
+        let mut counts: Vec<(kernels::Dtype, usize)> = Vec::new();
+        for m in self.matrices() {
+            match counts.iter_mut().find(|(dtype, _)| *dtype == m.dtype()) {
+                Some((_, count)) => *count += m.n() * m.k(),
+                None => counts.push((m.dtype(), m.n() * m.k())),
+            }
+        }
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        counts
+    }
+
+    /// Memory of all matrices, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.matrices().iter().map(|m| m.bytes()).sum()
     }
 
     /// A new model with random weights: N(0, 0.02²), output projections of both blocks scaled by
@@ -158,7 +286,7 @@ impl Decoder {
         let gathered = match memory {
             Memory::Cache(cache) => {
                 let layout = Layout::new(batch, &self.config, Some(cache.num_blocks()))?;
-                kernels::embedding(&mut x, &batch.tokens, &self.embed);
+                self.embed(&mut x, &batch.tokens);
                 let mut acts = Activations::default();
                 let mut out = vec![0.0; x.len()];
                 for l in 0..self.layers.len() {
@@ -170,7 +298,7 @@ impl Decoder {
             }
             Memory::Tape(tape) => {
                 let layout = Layout::new(batch, &self.config, None)?;
-                kernels::embedding(&mut x, &batch.tokens, &self.embed);
+                self.embed(&mut x, &batch.tokens);
                 let size = layout.num_pages * KvCache::floats_per_block(&self.config);
                 tape.k_pages.resize(size, 0.0);
                 tape.v_pages.resize(size, 0.0);
@@ -191,16 +319,33 @@ impl Decoder {
             }
         };
         let mut hidden = vec![0.0; gathered.len()];
-        kernels::rms_norm(&mut hidden, &gathered, &self.norm, self.config.rms_norm_eps);
+        kernels::rms_norm(&mut hidden, &gathered, self.norm.factor(), self.config.rms_norm_eps);
         Ok(hidden)
+    }
+
+    fn embed(&self, x: &mut [f32], tokens: &[u32]) {
+        kernels::embedding(x, tokens, &self.embed);
+        if self.config.embedding_scale != 1.0 {
+            kernels::scale_inplace(x, self.config.embedding_scale);
+        }
     }
 
     /// Logits [rows, V] of hidden rows [rows, H].
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let rows = hidden.len() / self.config.hidden_size;
         let mut logits = vec![0.0; rows * self.config.vocab_size];
-        kernels::matmul(&mut logits, hidden, self.head(), rows, false);
+        self.head_logits(&mut logits, hidden, rows);
         logits
+    }
+
+    fn head_logits(&self, logits: &mut [f32], hidden: &[f32], rows: usize) {
+        kernels::matmul(logits, hidden, self.head(), rows, false);
+        if self.config.logits_scale != 1.0 {
+            kernels::scale_inplace(logits, self.config.logits_scale);
+        }
+        if let Some(cap) = self.config.final_softcap {
+            kernels::soft_cap(logits, cap);
+        }
     }
 
     /// Logits of `hidden` [rows, H] in chunks of `chunk` rows, handed to `f` with their rows: for
@@ -216,7 +361,7 @@ impl Decoder {
         for rows in chunks(hidden.len() / h, chunk) {
             logits.resize(rows.len() * v, 0.0);
             let x = &hidden[rows.start * h..rows.end * h];
-            kernels::matmul(&mut logits, x, self.head(), rows.len(), false);
+            self.head_logits(&mut logits, x, rows.len());
             f(rows, &mut logits);
         }
     }
@@ -233,9 +378,20 @@ impl Decoder {
     ) -> Vec<f32> {
         let (h, v) = (self.config.hidden_size, self.config.vocab_size);
         let mut dhidden = vec![0.0; hidden.len()];
-        let head_range = self.specs[self.head_spec()].range.clone();
+        let head_range = self.layout.place(Slot::Head);
+        let mut capped = Vec::new();
         self.head_forward(hidden, chunk, &mut |rows, logits| {
+            if self.config.final_softcap.is_some() {
+                capped.clear();
+                capped.extend_from_slice(logits);
+            }
             objective(rows.clone(), logits);
+            if let Some(cap) = self.config.final_softcap {
+                kernels::soft_cap_backward(logits, &capped, cap);
+            }
+            if self.config.logits_scale != 1.0 {
+                kernels::scale_inplace(logits, self.config.logits_scale);
+            }
             let at = rows.start * h..rows.end * h;
             kernels::matmul_dx(&mut dhidden[at.clone()], logits, self.head(), rows.len(), false);
             if let Some(dw) = grads.of(head_range.clone()) {
@@ -270,13 +426,12 @@ impl Decoder {
         }
         let h = self.config.hidden_size;
         let mut dgathered = vec![0.0; dhidden.len()];
-        let norm_range = self.specs[self.norm_spec()].range.clone();
         kernels::rms_norm_backward(
             &mut dgathered,
-            grads.of(norm_range),
+            grads.of(self.layout.place(Slot::FinalNorm)),
             dhidden,
             &tape.gathered,
-            &self.norm,
+            self.norm.factor(),
             self.config.rms_norm_eps,
         );
         let mut dx = vec![0.0; batch.tokens.len() * h];
@@ -287,7 +442,10 @@ impl Decoder {
         for l in (0..self.layers.len()).rev() {
             self.layer_backward(l, &mut dx, tape, &layout, adapters, grads, &mut scratch);
         }
-        if let Some(dtable) = grads.of(self.specs[0].range.clone()) {
+        if self.config.embedding_scale != 1.0 {
+            kernels::scale_inplace(&mut dx, self.config.embedding_scale);
+        }
+        if let Some(dtable) = grads.of(self.layout.place(Slot::Embed)) {
             kernels::embedding_backward(dtable, &batch.tokens, &dx, h);
         }
         Ok(())
@@ -308,17 +466,31 @@ impl Decoder {
         let layer = &self.layers[l];
         let t = layout.positions.len();
         let segments = layout.attn_segments();
-        acts.resize(c, t);
+        acts.resize(c, l, t);
         let project = |module: Module, y: &mut [f32], x: &[f32], accumulate: bool| {
             let groups = lora_groups(adapters, &layout.adapter_rows, l, module);
-            linear::forward(y, x, &layer.matrices[module as usize], t, accumulate, &groups);
+            let bias = layer.biases[module as usize].as_deref();
+            linear::forward(y, x, layer.matrix(module), bias, t, accumulate, &groups);
         };
-        kernels::rms_norm(&mut acts.attn_in, x, &layer.attn_norm, c.rms_norm_eps);
-        project(Module::Q, &mut acts.q, &acts.attn_in, false);
-        project(Module::K, &mut acts.k, &acts.attn_in, false);
-        project(Module::V, &mut acts.v, &acts.attn_in, false);
-        kernels::rope(&mut acts.q, &layout.positions, c.num_attention_heads, &self.rope);
-        kernels::rope(&mut acts.k, &layout.positions, c.num_key_value_heads, &self.rope);
+        // Attention block.
+        let attn_in = self.normed(l, NormPlace::AttnIn, x, &mut acts.attn_in);
+        for (module, place, raw, y) in [
+            (Module::Q, NormPlace::Q, &mut acts.q_raw, &mut acts.q),
+            (Module::K, NormPlace::K, &mut acts.k_raw, &mut acts.k),
+        ] {
+            match layer.norm(place) {
+                None => project(module, y, attn_in, false),
+                Some(weight) => {
+                    project(module, raw, attn_in, false);
+                    kernels::rms_norm(y, raw, weight, c.rms_norm_eps);
+                }
+            }
+        }
+        project(Module::V, &mut acts.v, attn_in, false);
+        if let Some(rope) = c.layers[l].rope.map(|r| &layout.ropes[r]) {
+            kernels::rope(&mut acts.q, c.num_attention_heads, rope);
+            kernels::rope(&mut acts.k, c.num_key_value_heads, rope);
+        }
         kernels::write_kv(
             k_pages,
             v_pages,
@@ -329,22 +501,104 @@ impl Decoder {
             c.head_dim,
         );
         let pages = self.pages(k_pages, v_pages);
-        kernels::attention(
-            &mut acts.attn_out,
-            &acts.q,
-            pages,
-            &segments,
-            c.num_attention_heads,
-            self.attn_scale(),
-        );
+        let heads = c.num_attention_heads;
+        kernels::attention(&mut acts.attn_out, &acts.q, pages, &segments, heads, c.attn_rule(l));
         acts.mid.copy_from_slice(x);
-        project(Module::O, &mut acts.mid, &acts.attn_out, true);
-        kernels::rms_norm(&mut acts.mlp_in, &acts.mid, &layer.mlp_norm, c.rms_norm_eps);
-        project(Module::Gate, &mut acts.gate, &acts.mlp_in, false);
-        project(Module::Up, &mut acts.up, &acts.mlp_in, false);
-        kernels::swiglu(&mut acts.act, &acts.gate, &acts.up);
+        if c.adds_directly() {
+            project(Module::O, &mut acts.mid, &acts.attn_out, true);
+        } else {
+            project(Module::O, &mut acts.attn_y, &acts.attn_out, false);
+            self.add_block(l, NormPlace::AttnOut, &mut acts.mid, &acts.attn_y);
+        }
+        // Feed-forward block.
+        let mlp_in = self.normed(l, NormPlace::MlpIn, &acts.mid, &mut acts.mlp_in);
         out.copy_from_slice(&acts.mid);
-        project(Module::Down, out, &acts.act, true);
+        let direct = c.adds_directly();
+        let y = if direct { &mut *out } else { &mut acts.mlp_y[..] };
+        match &layer.mlp {
+            Mlp::Dense(_) => {
+                project(Module::Gate, &mut acts.gate, mlp_in, false);
+                project(Module::Up, &mut acts.up, mlp_in, false);
+                kernels::gated(c.activation, &mut acts.act, &acts.gate, &acts.up);
+                project(Module::Down, y, &acts.act, direct);
+            }
+            Mlp::Experts(experts) => experts.forward(y, mlp_in, direct, &mut acts.experts),
+        }
+        if !direct {
+            self.add_block(l, NormPlace::MlpOut, out, &acts.mlp_y);
+        }
+    }
+
+    /// The rows of `x` normed into `buffer`, or `x` itself where the layer has no such norm.
+    fn normed<'a>(
+        &self,
+        l: usize,
+        place: NormPlace,
+        x: &'a [f32],
+        buffer: &'a mut [f32],
+    ) -> &'a [f32] {
+        match self.layers[l].norm(place) {
+            None => x,
+            Some(weight) => {
+                kernels::rms_norm(buffer, x, weight, self.config.rms_norm_eps);
+                buffer
+            }
+        }
+    }
+
+    /// stream += scale · norm(y): what a block yields, into the residual stream.
+    fn add_block(&self, l: usize, place: NormPlace, stream: &mut [f32], y: &[f32]) {
+        let mut buffer = vec![0.0; if self.layers[l].norm(place).is_some() { y.len() } else { 0 }];
+        let y = self.normed(l, place, y, &mut buffer);
+        kernels::add_scaled(stream, y, self.config.residual_scale);
+    }
+
+    /// Gradient of [`Decoder::add_block`] for y, from that of the stream; `buffer` holds it where
+    /// it is not the stream's own.
+    fn add_block_backward<'a>(
+        &self,
+        l: usize,
+        place: NormPlace,
+        dstream: &'a [f32],
+        y: &[f32],
+        buffer: &'a mut Vec<f32>,
+        grads: &mut Grads,
+    ) -> &'a [f32] {
+        let c = &self.config;
+        if c.adds_directly() {
+            return dstream;
+        }
+        buffer.clear();
+        match self.layers[l].norm(place) {
+            None => buffer.extend(dstream.iter().map(|d| c.residual_scale * d)),
+            Some(weight) => {
+                buffer.resize(y.len(), 0.0);
+                let dw = grads.of_slot(&self.layout, Slot::Norm(l, place));
+                // The scale is 1 in every family that has this norm, but nothing relies on it.
+                let scaled: Vec<f32> = dstream.iter().map(|d| c.residual_scale * d).collect();
+                kernels::rms_norm_backward(buffer, dw, &scaled, y, weight, c.rms_norm_eps);
+            }
+        }
+        buffer
+    }
+
+    /// dx += the gradient of `x`, the input of a block, from `dnormed`, that of its normed form.
+    fn normed_backward(
+        &self,
+        l: usize,
+        place: NormPlace,
+        dx: &mut [f32],
+        dnormed: &[f32],
+        x: &[f32],
+        grads: &mut Grads,
+    ) {
+        match self.layers[l].norm(place) {
+            None => kernels::add_scaled(dx, dnormed, 1.0),
+            Some(weight) => {
+                let dw = grads.of_slot(&self.layout, Slot::Norm(l, place));
+                kernels::rms_norm_backward(dx, dw, dnormed, x, weight, self.config.rms_norm_eps);
+            }
+        }
     }
 
     /// dx [T, H] is the gradient of the layer's output and becomes that of its input.
@@ -390,17 +644,44 @@ impl Decoder {
                        grads: &mut Grads| {
             self.project_backward(l, module, rows, dx, dy, x, add, adapters, grads);
         };
-        // Feed-forward block: out = mid + down(silu(gate) * up).
-        project(Module::Down, &mut s.act, dx, &acts.act, false, grads);
-        s.gate.resize(acts.gate.len(), 0.0);
-        s.up.resize(acts.up.len(), 0.0);
-        kernels::swiglu_backward(&mut s.gate, &mut s.up, &s.act, &acts.gate, &acts.up);
-        project(Module::Gate, &mut s.hidden, &s.gate, &acts.mlp_in, false, grads);
-        project(Module::Up, &mut s.hidden, &s.up, &acts.mlp_in, true, grads);
-        let dw = grads.of(self.specs[self.mlp_norm_spec(l)].range.clone());
-        kernels::rms_norm_backward(dx, dw, &s.hidden, &acts.mid, &layer.mlp_norm, c.rms_norm_eps);
-        // Attention block: mid = x + o(attention(q, k, v)).
-        project(Module::O, &mut s.attn, dx, &acts.attn_out, false, grads);
+        // Feed-forward block.
+        let mlp_in = if layer.norm(NormPlace::MlpIn).is_some() { &acts.mlp_in } else { &acts.mid };
+        let dy = self.add_block_backward(l, NormPlace::MlpOut, dx, &acts.mlp_y, &mut s.dy, grads);
+        match &layer.mlp {
+            Mlp::Dense(_) => {
+                project(Module::Down, &mut s.act, dy, &acts.act, false, grads);
+                s.gate.resize(acts.gate.len(), 0.0);
+                s.up.resize(acts.up.len(), 0.0);
+                kernels::gated_backward(
+                    c.activation,
+                    &mut s.gate,
+                    &mut s.up,
+                    &s.act,
+                    &acts.gate,
+                    &acts.up,
+                );
+                project(Module::Gate, &mut s.hidden, &s.gate, mlp_in, false, grads);
+                project(Module::Up, &mut s.hidden, &s.up, mlp_in, true, grads);
+            }
+            Mlp::Experts(experts) => {
+                s.hidden.resize(x.len(), 0.0);
+                let mut grad = |expert: ExpertMatrix, dy: &[f32], x: &[f32], t| {
+                    let slot = match expert {
+                        None => Slot::Router(l),
+                        Some((e, module)) => Slot::Expert(l, e, module),
+                    };
+                    if let Some(dw) = grads.of_slot(&self.layout, slot) {
+                        kernels::matmul_dw(dw, dy, x, t, dy.len() / t, x.len() / t);
+                    }
+                };
+                experts.backward(&mut s.hidden, dy, mlp_in, &acts.experts, &mut grad);
+            }
+        }
+        self.normed_backward(l, NormPlace::MlpIn, dx, &s.hidden, &acts.mid, grads);
+        // Attention block.
+        let attn_in = if layer.norm(NormPlace::AttnIn).is_some() { &acts.attn_in } else { x };
+        let dy = self.add_block_backward(l, NormPlace::AttnOut, dx, &acts.attn_y, &mut s.dy, grads);
+        project(Module::O, &mut s.attn, dy, &acts.attn_out, false, grads);
         s.q.resize(acts.q.len(), 0.0);
         s.k.resize(acts.k.len(), 0.0);
         s.v.resize(acts.v.len(), 0.0);
@@ -414,15 +695,26 @@ impl Decoder {
             pages,
             &segments,
             c.num_attention_heads,
-            self.attn_scale(),
+            c.attn_rule(l),
         );
-        kernels::rope_backward(&mut s.q, &layout.positions, c.num_attention_heads, &self.rope);
-        kernels::rope_backward(&mut s.k, &layout.positions, c.num_key_value_heads, &self.rope);
-        project(Module::Q, &mut s.hidden, &s.q, &acts.attn_in, false, grads);
-        project(Module::K, &mut s.hidden, &s.k, &acts.attn_in, true, grads);
-        project(Module::V, &mut s.hidden, &s.v, &acts.attn_in, true, grads);
-        let dw = grads.of(self.specs[self.attn_norm_spec(l)].range.clone());
-        kernels::rms_norm_backward(dx, dw, &s.hidden, x, &layer.attn_norm, c.rms_norm_eps);
+        if let Some(rope) = c.layers[l].rope.map(|r| &layout.ropes[r]) {
+            kernels::rope_backward(&mut s.q, c.num_attention_heads, rope);
+            kernels::rope_backward(&mut s.k, c.num_key_value_heads, rope);
+        }
+        for (place, d, raw) in
+            [(NormPlace::Q, &mut s.q, &acts.q_raw), (NormPlace::K, &mut s.k, &acts.k_raw)]
+        {
+            if layer.norm(place).is_some() {
+                s.raw.clear();
+                s.raw.resize(raw.len(), 0.0);
+                self.normed_backward(l, place, &mut s.raw, d, raw, grads);
+                std::mem::swap(d, &mut s.raw);
+            }
+        }
+        project(Module::Q, &mut s.hidden, &s.q, attn_in, false, grads);
+        project(Module::K, &mut s.hidden, &s.k, attn_in, true, grads);
+        project(Module::V, &mut s.hidden, &s.v, attn_in, true, grads);
+        self.normed_backward(l, NormPlace::AttnIn, dx, &s.hidden, x, grads);
     }
 
     /// dx [T, in] (+)= dy [T, out] W, through the adapters too; adds to the gradients of what is
@@ -439,12 +731,17 @@ impl Decoder {
         adapters: &AdapterSet,
         grads: &mut Grads,
     ) {
-        let weight = &self.layers[l].matrices[module as usize];
+        let weight = self.layers[l].matrix(module);
         let t = dy.len() / weight.n();
         dx.resize(x.len(), 0.0);
         kernels::matmul_dx(dx, dy, weight, t, accumulate);
-        if let Some(dw) = grads.of(self.specs[self.matrix_spec(l, module)].range.clone()) {
+        if let Some(dw) = grads.of_slot(&self.layout, Slot::Matrix(l, module)) {
             kernels::matmul_dw(dw, dy, x, t, weight.n(), weight.k());
+        }
+        if self.layers[l].biases[module as usize].is_some()
+            && let Some(db) = grads.of_slot(&self.layout, Slot::Bias(l, module))
+        {
+            kernels::sum_rows(db, dy);
         }
         adapters.backward(adapter_rows, l, module, dx, dy, x, grads);
     }
@@ -453,11 +750,7 @@ impl Decoder {
         KvPages { k, v, kv_heads: self.config.num_key_value_heads, head_dim: self.config.head_dim }
     }
 
-    fn attn_scale(&self) -> f32 {
-        1.0 / (self.config.head_dim as f32).sqrt()
-    }
-
-    fn head(&self) -> &PackedMatrix {
+    pub(crate) fn head(&self) -> &PackedMatrix {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 }
@@ -474,6 +767,10 @@ struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Gradient of queries or keys before their norm.
+    raw: Vec<f32>,
+    /// Gradient of a block's output before it was normed or scaled.
+    dy: Vec<f32>,
 }
 
 fn gather(x: &[f32], rows: &[usize], h: usize) -> Vec<f32> {

@@ -15,6 +15,14 @@ pub(crate) const MAX_JSON_BYTES: u64 = 64 << 20;
 /// # Errors
 /// [`ModelError::Io`] with the path; the old file, if any, is untouched then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], for what is too large to be held as one piece: `write` is given the file.
+pub(crate) fn write_atomic_with(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<(), ModelError> {
     let io = |e| ModelError::io(path, e);
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(io)?;
@@ -22,7 +30,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let beside = dir.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
         let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
+        write(&mut file)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
         // The rename itself is durable only once the folder is.

@@ -12,25 +12,33 @@ mod batch;
 mod config;
 pub mod decoder;
 mod error;
+mod experts;
 mod families;
 mod files;
 pub mod gguf;
+mod held;
+mod inspect;
 mod kv;
 mod linear;
 mod params;
 mod tape;
 mod weights;
 
-pub use adapter::{AdapterSet, LoraAdapter, LoraConfig, LoraModule, TARGET_MODULES};
+pub use adapter::{ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraModule};
 pub use batch::{Batch, Segment};
-pub use config::DecoderConfig;
+pub use config::{
+    Biases, DecoderConfig, ExpertsConfig, FeedForward, LayerConfig, NormPlacement, NormWeightForm,
+    QkNorm,
+};
 pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
 pub use gguf::{GgmlType, GgufError, GgufFile};
+pub use inspect::{ModelSummary, inspect};
 pub use kernels::{
-    BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, set_num_threads,
+    Activation, BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace,
+    set_num_threads,
 };
 pub use kv::KvCache;
 pub use params::ParamSpec;

@@ -1,7 +1,8 @@
 //! What the forward keeps for the backward.
 
 use crate::batch::Layout;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, FeedForward, NormPlacement, QkNorm};
+use crate::experts::ExpertActivations;
 
 /// How much the tape keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +57,14 @@ impl Tape {
     }
 }
 
-/// Everything one layer computes on the way, T rows each.
+/// Everything one layer computes on the way, T rows each. What a family does not have stays empty.
 #[derive(Default)]
 pub(crate) struct Activations {
     /// Normed input of attention, [T, H].
     pub(crate) attn_in: Vec<f32>,
+    /// Queries and keys before their norm, [T, heads, D] and [T, KV heads, D].
+    pub(crate) q_raw: Vec<f32>,
+    pub(crate) k_raw: Vec<f32>,
     /// Rotated queries, [T, heads, D].
     pub(crate) q: Vec<f32>,
     /// Rotated keys, [T, KV heads, D].
@@ -69,6 +73,8 @@ pub(crate) struct Activations {
     pub(crate) v: Vec<f32>,
     /// Attention output, [T, heads, D].
     pub(crate) attn_out: Vec<f32>,
+    /// What the attention block yields before it is normed or scaled, [T, H].
+    pub(crate) attn_y: Vec<f32>,
     /// Residual stream after attention, [T, H].
     pub(crate) mid: Vec<f32>,
     /// Normed input of the feed-forward block, [T, H].
@@ -77,26 +83,43 @@ pub(crate) struct Activations {
     pub(crate) gate: Vec<f32>,
     /// [T, I]
     pub(crate) up: Vec<f32>,
-    /// silu(gate) * up, [T, I]
+    /// f(gate) * up, [T, I]
     pub(crate) act: Vec<f32>,
+    /// What the experts compute, in place of gate, up and act.
+    pub(crate) experts: ExpertActivations,
+    /// What the feed-forward block yields before it is normed or scaled, [T, H].
+    pub(crate) mlp_y: Vec<f32>,
 }
 
 impl Activations {
-    pub(crate) fn resize(&mut self, config: &DecoderConfig, t: usize) {
-        let (h, i) = (config.hidden_size, config.intermediate_size);
+    /// Makes room for `t` rows of layer `layer`.
+    pub(crate) fn resize(&mut self, config: &DecoderConfig, layer: usize, t: usize) {
+        let h = config.hidden_size;
+        let i = match config.layers[layer].feed_forward {
+            FeedForward::Dense => config.intermediate_size,
+            FeedForward::Experts => 0,
+        };
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
+        let only = |wanted: bool, width: usize| if wanted { width } else { 0 };
+        let pre = config.norms != NormPlacement::Post;
+        let qk_norm = config.qk_norm != QkNorm::None;
+        let apart = !config.adds_directly();
         for (buffer, width) in [
-            (&mut self.attn_in, h),
+            (&mut self.attn_in, only(pre, h)),
+            (&mut self.q_raw, only(qk_norm, q)),
+            (&mut self.k_raw, only(qk_norm, kv)),
             (&mut self.q, q),
             (&mut self.k, kv),
             (&mut self.v, kv),
             (&mut self.attn_out, q),
+            (&mut self.attn_y, only(apart, h)),
             (&mut self.mid, h),
-            (&mut self.mlp_in, h),
+            (&mut self.mlp_in, only(pre, h)),
             (&mut self.gate, i),
             (&mut self.up, i),
             (&mut self.act, i),
+            (&mut self.mlp_y, only(apart, h)),
         ] {
             buffer.resize(t * width, 0.0);
         }

@@ -1,12 +1,12 @@
 //! Safetensors in, single or sharded; every mismatch with config.json is reported at once.
 
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, LoadOptions, WeightDtype};
+use crate::decoder::{Decoder, LoadOptions};
 use crate::error::ModelError;
 use crate::files::read_json_bytes;
-use crate::params::{self, Loaded, ParamSpec};
-use half::{bf16, f16};
-use kernels::{MappedFile, PackedMatrix};
+use crate::held::Published;
+use crate::params::{self, Tensor};
+use kernels::MappedFile;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +38,8 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
             }
         }
     }
-    let specs = params::specs(&config);
-    problems.extend(mismatches(&config, &specs, &tensors));
+    let wanted = params::tensors(&config);
+    problems.extend(mismatches(&config, &wanted, &tensors));
     if !problems.is_empty() {
         return Err(ModelError::Mismatches {
             dir: dir.to_owned(),
@@ -47,12 +47,15 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
             list: problems.join("\n  "),
         });
     }
-    let loaded = specs
+    let loaded = wanted
         .par_iter()
-        .map(|spec| convert(&tensors[spec.name.as_str()], spec, options.dtype))
+        .map(|tensor| {
+            let name = tensor.spec.name.as_str();
+            published(name, &tensors[name]).fill(tensor, options.dtype, |_, row| row)
+        })
         .collect::<Result<Vec<_>, String>>()
         .map_err(|problem| ModelError::weights(dir, problem))?;
-    let mut decoder = params::assemble(&config, loaded);
+    let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
     let mut sources = vec!["config.json".to_owned()];
     sources.extend(shards);
     decoder.source = Some((dir.to_owned(), sources));
@@ -93,7 +96,7 @@ pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>,
 }
 
 /// The weight files of `dir`, each inside it.
-fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
+pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
     if dir.join(SINGLE).is_file() {
         return Ok(vec![SINGLE.to_owned()]);
     }
@@ -159,11 +162,11 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
 
 fn mismatches(
     config: &DecoderConfig,
-    specs: &[ParamSpec],
+    wanted: &[Tensor],
     tensors: &BTreeMap<&str, TensorView<'_>>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for spec in specs {
+    for Tensor { spec, .. } in wanted {
         match tensors.get(spec.name.as_str()) {
             None => {
                 problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape))
@@ -184,7 +187,7 @@ fn mismatches(
             Some(_) => {}
         }
     }
-    let known: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    let known: BTreeSet<&str> = wanted.iter().map(|t| t.spec.name.as_str()).collect();
     let ignored = config.family.spec().ignored_tensors;
     for name in tensors.keys() {
         let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
@@ -196,48 +199,19 @@ fn mismatches(
     problems
 }
 
-fn convert(view: &TensorView<'_>, spec: &ParamSpec, dtype: WeightDtype) -> Result<Loaded, String> {
-    if let [n, k] = spec.shape[..] {
-        let narrow = match dtype {
-            WeightDtype::AsPublished => view.dtype() == Dtype::BF16,
-            WeightDtype::F32 => false,
-            WeightDtype::Bf16 => true,
-        };
-        let matrix = if narrow {
-            let values: Vec<bf16> = match view.dtype() {
-                Dtype::BF16 => read(view.data(), bf16::from_le_bytes),
-                _ => to_f32(view).into_iter().map(bf16::from_f32).collect(),
-            };
-            finite(&spec.name, values.iter().map(|x| x.to_f32()))?;
-            PackedMatrix::from_bf16(&values, n, k)
-        } else {
-            let values = to_f32(view);
-            finite(&spec.name, values.iter().copied())?;
-            PackedMatrix::from_f32(&values, n, k)
-        };
-        return Ok(Loaded::Matrix(matrix));
-    }
-    let values = to_f32(view);
-    finite(&spec.name, values.iter().copied())?;
-    Ok(Loaded::Vector(values))
+/// The tensor as the file has it.
+fn published<'a>(name: &'a str, view: &TensorView<'a>) -> Published<'a> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => kernels::Dtype::F32,
+        Dtype::F16 => kernels::Dtype::F16,
+        _ => kernels::Dtype::Bf16,
+    };
+    Published { name, dtype, bytes: view.data() }
 }
 
 /// Any of the three float types, exactly, as f32.
 pub(crate) fn to_f32(view: &TensorView<'_>) -> Vec<f32> {
-    match view.dtype() {
-        Dtype::F32 => read(view.data(), f32::from_le_bytes),
-        Dtype::F16 => read(view.data(), |b| f16::from_le_bytes(b).to_f32()),
-        _ => read(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
-    }
-}
-
-fn read<const N: usize, V>(bytes: &[u8], f: impl Fn([u8; N]) -> V) -> Vec<V> {
-    bytes.chunks_exact(N).map(|b| f(b.try_into().expect("chunks of N bytes"))).collect()
-}
-
-fn finite(name: &str, mut values: impl Iterator<Item = f32>) -> Result<(), String> {
-    match values.position(|x| !x.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(format!("{name}: value {at} is not finite; expected ordinary numbers")),
-    }
+    let mut values = vec![0.0; view.shape().iter().product()];
+    published("", view).dtype.unpack(view.data(), &mut values);
+    values
 }

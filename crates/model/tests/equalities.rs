@@ -116,7 +116,7 @@ proptest! {
             for step in std::iter::once(split).chain(std::iter::repeat_n(1, len - split)) {
                 let batch = Batch {
                     tokens: ids[past..past + step].to_vec(),
-                    segments: vec![Segment { len: step, past, pages: pages.clone(), adapter: slot }],
+                    segments: vec![Segment { len: step, past, pages: pages.clone(), adapter: slot, reach: len }],
                     logit_rows: (0..step).collect(),
                 };
                 got.extend(decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap());
@@ -231,7 +231,7 @@ fn a_batch_that_breaks_a_rule_is_refused() {
     let decoder = decoder(true);
     let ok = Batch {
         tokens: vec![1, 2, 3],
-        segments: vec![Segment { len: 3, past: 0, pages: vec![0], adapter: None }],
+        segments: vec![Segment { len: 3, pages: vec![0], ..Segment::default() }],
         logit_rows: vec![2],
     };
     let cases: Vec<(&str, Batch)> = vec![
@@ -249,7 +249,12 @@ fn a_batch_that_breaks_a_rule_is_refused() {
         (
             "adapter slot 4",
             Batch {
-                segments: vec![Segment { len: 3, pages: vec![0], adapter: Some(4), past: 0 }],
+                segments: vec![Segment {
+                    len: 3,
+                    pages: vec![0],
+                    adapter: Some(4),
+                    ..Segment::default()
+                }],
                 ..ok.clone()
             },
         ),

@@ -1,8 +1,8 @@
 //! GGUF files: what an honest one says, and every kind of lie refused with its own message.
 
-mod common;
+mod gguf_files;
 
-use common::{Gguf, array, entry, shared, tensor, text};
+use gguf_files::{Gguf, array, entry, shared, tensor, text};
 use model::gguf::{GgmlType, GgufFile, GgufProblem, Value};
 use std::fs;
 

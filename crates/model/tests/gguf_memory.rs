@@ -1,9 +1,9 @@
 //! Whatever the bytes of a GGUF file say, opening it does not panic and takes no more memory than a
 //! constant times the file's size. A binary of its own: it counts all memory of the process.
 
-mod common;
+mod gguf_files;
 
-use common::{Gguf, array, entry, tensor, text};
+use gguf_files::{Gguf, array, entry, tensor, text};
 use model::GgufFile;
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;

@@ -1,111 +1,18 @@
 //! Logits, gradients and training losses against Hugging Face Transformers and PEFT, on the tiny
 //! checkpoints that `scripts/make_golden_llama.py` makes.
 
-use model::{
-    AdapterSet, Batch, Decoder, Grads, LoadOptions, LoraAdapter, LoraConfig, Memory, Segment, Tape,
-    TapeMode,
-};
+mod common;
+
+use common::{Golden, relative, step, testdata};
+use model::{AdapterSet, Decoder, Grads, LoadOptions, LoraAdapter, LoraConfig};
 use safetensors::SafeTensors;
-use std::collections::HashMap;
-use std::path::PathBuf;
-
-fn testdata(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(name)
-}
-
-/// The values that Transformers and PEFT computed.
-struct Golden {
-    floats: HashMap<String, Vec<f32>>,
-    ints: HashMap<String, Vec<i32>>,
-    json: serde_json::Value,
-}
-
-impl Golden {
-    fn read(model: &str) -> Golden {
-        let bytes = std::fs::read(testdata(model).join("golden.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let (mut floats, mut ints) = (HashMap::new(), HashMap::new());
-        for (name, view) in file.iter() {
-            match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    let v = view
-                        .data()
-                        .chunks_exact(4)
-                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-                    floats.insert(name.to_owned(), v.collect::<Vec<f32>>());
-                }
-                safetensors::Dtype::I32 => {
-                    let v = view
-                        .data()
-                        .chunks_exact(4)
-                        .map(|b| i32::from_le_bytes(b.try_into().unwrap()));
-                    ints.insert(name.to_owned(), v.collect::<Vec<i32>>());
-                }
-                other => panic!("unexpected dtype {other:?} of {name}"),
-            }
-        }
-        let json = std::fs::read(testdata(model).join("golden.json")).unwrap();
-        Golden { floats, ints, json: serde_json::from_slice(&json).unwrap() }
-    }
-
-    /// All sequences in one batch, and for each row of the batch its target (or -100).
-    fn batch(&self, adapter: Option<usize>) -> (Batch, Vec<i32>) {
-        let mut batch = Batch::default();
-        let mut targets = Vec::new();
-        for i in 0.. {
-            let Some(ids) = self.ints.get(&format!("ids.{i}")) else { break };
-            batch.tokens.extend(ids.iter().map(|&t| t as u32));
-            batch.segments.push(Segment { len: ids.len(), adapter, ..Segment::default() });
-            targets.extend(&self.ints[&format!("targets.{i}")]);
-        }
-        assert_eq!(batch.segments.len(), 3);
-        batch.logit_rows = (0..batch.tokens.len()).collect();
-        (batch, targets)
-    }
-
-    fn logits(&self, prefix: &str) -> Vec<f32> {
-        (0..3).flat_map(|i| self.floats[&format!("{prefix}.{i}")].clone()).collect()
-    }
-
-    fn losses(&self, of: &str) -> Vec<f64> {
-        self.json[of]["losses"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-    }
-}
-
-/// Largest difference relative to the largest value.
-fn relative(ours: &[f32], theirs: &[f32]) -> f32 {
-    assert_eq!(ours.len(), theirs.len());
-    let scale = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
-    assert!(scale > 0.0, "an all-zero reference proves nothing");
-    ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
-}
 
 fn load(name: &str) -> Decoder {
     Decoder::load(&testdata(name), &LoadOptions::default()).unwrap()
 }
 
-fn step(
-    decoder: &Decoder,
-    adapters: &AdapterSet,
-    (batch, targets): &(Batch, Vec<i32>),
-    grads: &mut Grads,
-) -> (Vec<f32>, f64) {
-    let mut tape = Tape::new(decoder.config(), TapeMode::Recompute);
-    let hidden = decoder.forward(batch, adapters, Memory::Tape(&mut tape)).unwrap();
-    let supervised = targets.iter().filter(|&&t| t >= 0).count();
-    let mut losses = vec![0.0; targets.len()];
-    let dhidden = decoder.head_backward(&hidden, 16, grads, &mut |rows, logits| {
-        let weight = 1.0 / supervised as f32;
-        model::cross_entropy_backward_inplace(
-            logits,
-            &targets[rows.clone()],
-            weight,
-            &mut losses[rows],
-        );
-    });
-    decoder.backward(batch, adapters, &mut tape, &dhidden, grads).unwrap();
-    let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / supervised as f64;
-    (decoder.logits(&hidden), loss)
+fn reference_losses(golden: &Golden, of: &str) -> Vec<f64> {
+    golden.json[of]["losses"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
 /// torch.optim.AdamW without decay, step by step, as the reference ran it.
@@ -144,7 +51,7 @@ fn assert_losses(ours: &[f64], theirs: &[f64]) {
 #[test]
 fn logits_and_full_gradients_match_transformers() {
     for name in ["llama_tiny", "llama_tiny_tied_bf16"] {
-        let (decoder, golden) = (load(name), Golden::read(name));
+        let (decoder, golden) = (load(name), Golden::read(&testdata(name)));
         let mut grads = Grads::full(decoder.param_count());
         let (logits, loss) = step(&decoder, &AdapterSet::new(), &golden.batch(None), &mut grads);
         let difference = relative(&logits, &golden.logits("logits"));
@@ -176,7 +83,7 @@ fn logits_and_full_gradients_match_transformers() {
 
 #[test]
 fn adapter_logits_and_gradients_match_peft() {
-    let (decoder, golden) = (load("llama_tiny"), Golden::read("llama_tiny"));
+    let (decoder, golden) = (load("llama_tiny"), Golden::read(&testdata("llama_tiny")));
     let adapter = LoraAdapter::load(&testdata("llama_tiny_adapter"), &decoder).unwrap();
     let mut adapters = AdapterSet::new();
     let slot = adapters.insert("golden", &adapter, decoder.config()).unwrap();
@@ -199,7 +106,7 @@ fn adapter_logits_and_gradients_match_peft() {
 
 #[test]
 fn ten_lora_steps_lose_like_peft() {
-    let (decoder, golden) = (load("llama_tiny"), Golden::read("llama_tiny"));
+    let (decoder, golden) = (load("llama_tiny"), Golden::read(&testdata("llama_tiny")));
     let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
     let mut adapter = LoraAdapter::init(&lora, decoder.config(), 0).unwrap();
     let bytes =
@@ -218,8 +125,7 @@ fn ten_lora_steps_lose_like_peft() {
     let mut optimizer = AdamW::new(adapter.param_count());
     let lr = golden.json["lora_adamw"]["lr"].as_f64().unwrap();
     let batch = golden.batch(Some(slot));
-    let losses: Vec<f64> = golden
-        .losses("lora_adamw")
+    let losses: Vec<f64> = reference_losses(&golden, "lora_adamw")
         .iter()
         .map(|_| {
             let mut grads = Grads::for_adapter(slot, adapter.param_count());
@@ -229,18 +135,17 @@ fn ten_lora_steps_lose_like_peft() {
             loss
         })
         .collect();
-    assert_losses(&losses, &golden.losses("lora_adamw"));
+    assert_losses(&losses, &reference_losses(&golden, "lora_adamw"));
 }
 
 #[test]
 fn ten_full_steps_lose_like_transformers() {
-    let (mut decoder, golden) = (load("llama_tiny"), Golden::read("llama_tiny"));
+    let (mut decoder, golden) = (load("llama_tiny"), Golden::read(&testdata("llama_tiny")));
     let mut params = decoder.params();
     let mut optimizer = AdamW::new(params.len());
     let lr = golden.json["full_adamw"]["lr"].as_f64().unwrap();
     let batch = golden.batch(None);
-    let losses: Vec<f64> = golden
-        .losses("full_adamw")
+    let losses: Vec<f64> = reference_losses(&golden, "full_adamw")
         .iter()
         .map(|_| {
             let mut grads = Grads::full(decoder.param_count());
@@ -250,5 +155,5 @@ fn ten_full_steps_lose_like_transformers() {
             loss
         })
         .collect();
-    assert_losses(&losses, &golden.losses("full_adamw"));
+    assert_losses(&losses, &reference_losses(&golden, "full_adamw"));
 }

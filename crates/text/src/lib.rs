@@ -7,6 +7,7 @@
 
 mod conversation;
 mod error;
+mod gguf_tokens;
 mod jinja;
 mod mask;
 mod python;
@@ -18,6 +19,7 @@ mod vocabulary;
 
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
+pub use gguf_tokens::{GgufTokens, NotInGguf};
 pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};

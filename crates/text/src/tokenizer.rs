@@ -296,6 +296,15 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// The whole tokenizer in the form of `tokenizer.json`.
+    pub(crate) fn to_json(&self) -> Value {
+        self.inner
+            .to_string(false)
+            .ok()
+            .and_then(|json| serde_json::from_str(&json).ok())
+            .expect("a tokenizer that was read can be written")
+    }
+
     /// Encodes text from people or data, without any special token. Strings that look like control
     /// tokens become ordinary tokens.
     ///

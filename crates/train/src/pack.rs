@@ -68,7 +68,7 @@ fn pack(rows: &[Row], bin: &[usize], adapter: Option<usize>) -> MicroBatch {
         let row = &rows[index];
         let (len, start) = (row.input_len(), packed.batch.tokens.len());
         packed.batch.tokens.extend(&row.ids[..len]);
-        packed.batch.segments.push(Segment { len, past: 0, pages: Vec::new(), adapter });
+        packed.batch.segments.push(Segment { len, adapter, ..Segment::default() });
         let first_target = packed.targets.len();
         for i in 0..len {
             // The hidden state at i predicts the id at i + 1.

@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::objective::Objective;
 use crate::schedule::SchedulerType;
-use model::{DecoderConfig, LoraConfig, TARGET_MODULES, TapeMode};
+use model::{DecoderConfig, LoraConfig, TapeMode};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -146,7 +146,7 @@ impl TrainPlan {
             r: lora.r,
             lora_alpha: lora.lora_alpha,
             lora_dropout: 0.0,
-            target_modules: lora.target_modules,
+            target_modules: config.target_modules().into_iter().map(str::to_owned).collect(),
             learning_rate: match (method, text) {
                 (Method::Lora, _) => config
                     .family
@@ -205,10 +205,10 @@ impl TrainPlan {
             if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
                 return bad("lora_alpha", &self.lora_alpha, "a positive number");
             }
-            let unknown =
-                self.target_modules.iter().find(|t| !TARGET_MODULES.contains(&t.as_str()));
+            let known = config.target_modules();
+            let unknown = self.target_modules.iter().find(|t| !known.contains(&t.as_str()));
             if let Some(unknown) = unknown {
-                let known = format!("some of {}", TARGET_MODULES.join(", "));
+                let known = format!("some of {}", known.join(", "));
                 return bad("target_modules", unknown, &known);
             }
             if self.target_modules.is_empty() {

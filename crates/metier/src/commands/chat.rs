@@ -12,7 +12,7 @@ use std::sync::Arc;
 use text::{Conversation, Message, StreamDecoder};
 
 pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
-    let base = Base::load(&args.model)?;
+    let base = Base::load(&args.model, args.weights)?;
     let adapter = match &args.adapter {
         Some(dir) => Some(Adapter::load("adapter", dir, &base)?),
         None => None,

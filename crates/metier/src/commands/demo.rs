@@ -2,7 +2,7 @@
 
 use super::eval::evaluate;
 use crate::assets;
-use crate::cli::DemoArgs;
+use crate::cli::{DemoArgs, WeightArgs};
 use crate::exit;
 use crate::machine;
 use crate::progress::{TrainBar, clock};
@@ -42,7 +42,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let (data_report, train, test) = demo.check_data()?;
 
     step(2, "the base model before adapting");
-    let base = Base::load(NANO)?;
+    let base = Base::load(NANO, WeightArgs::default())?;
     let items = test.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let metrics = ::eval::metrics_by_name(&METRICS)?;
     let before = evaluate(&base, None, items.clone(), metrics.clone(), MAX_TOKENS)?;
@@ -344,9 +344,9 @@ Talk to it here:
   metier chat --model nano --adapter {adapter} --temperature 0
 
 The same with a real base from the Hugging Face Hub and your own data:
-  hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir SmolLM2
-  metier train --base SmolLM2 --data your-train.jsonl --out out/yours
-  metier eval --model SmolLM2 --adapter out/yours --data your-test.jsonl --metrics {METRIC}
+  metier pull HuggingFaceTB/SmolLM2-135M-Instruct
+  metier train --base HuggingFaceTB/SmolLM2-135M-Instruct --data your-train.jsonl --out out/yours
+  metier eval --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter out/yours --data your-test.jsonl --metrics {METRIC}
 
 (From the checkout, `metier` is `cargo run --release --`.)",
             clock(seconds)

@@ -20,7 +20,7 @@ const MAX_NUM_SEQS: usize = 64;
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
-    let base = Base::load(&args.model)?;
+    let base = Base::load(&args.model, args.weights)?;
     let adapter = match &args.adapter {
         Some(dir) => Some(Adapter::load("adapted", dir, &base)?),
         None => None,

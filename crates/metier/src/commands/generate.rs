@@ -11,7 +11,7 @@ use std::sync::Arc;
 use text::{StopStrings, StreamDecoder};
 
 pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    let base = Base::load(&args.model)?;
+    let base = Base::load(&args.model, args.weights)?;
     let adapter = match &args.adapter {
         Some(dir) => Some(Adapter::load("adapter", dir, &base)?),
         None => None,

@@ -14,7 +14,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let host = args.host.parse().with_context(|| {
         format!("--host {}: expected an IP address such as 127.0.0.1", args.host)
     })?;
-    let base = Base::load(&args.model)?;
+    let base = Base::load(&args.model, args.weights)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         let Some((name, dir)) =

@@ -5,11 +5,11 @@ use crate::cli::{ColumnArgs, TrainArgs};
 use crate::config::ConfigFile;
 use crate::exit;
 use crate::progress::{TrainBar, clock};
-use crate::resolve::{NANO, license_of, load_text, model_dir};
+use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
 use ::data::{Example, SplitOptions};
 use ::train::{Event, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
 use anyhow::{Context, Result, bail};
-use model::{Decoder, DecoderConfig, LoadOptions, WeightDtype};
+use model::{Decoder, DecoderConfig, WeightDtype};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,10 +97,18 @@ impl Start {
             .clone()
             .or_else(|| file.base.model.clone())
             .unwrap_or_else(|| NANO.to_owned());
-        let dir = model_dir(&name)?;
+        let dir = model_path(&name)?;
         let full = file.method()? == Some(Method::Full);
-        let dtype = if full { WeightDtype::F32 } else { WeightDtype::AsPublished };
-        let decoder = Decoder::load(&dir, &LoadOptions { dtype })?;
+        let dtype = match (args.weights.dtype, full) {
+            (None | Some(WeightDtype::F32), true) => WeightDtype::F32,
+            (Some(_), true) => {
+                bail!(
+                    "--dtype: full fine-tuning holds every weight in f32\nhint: LoRA trains on a base in any type"
+                );
+            }
+            (dtype, false) => dtype.unwrap_or_default(),
+        };
+        let decoder = load_decoder(&dir, dtype)?;
         let (tokenizer, template) = load_text(&dir, decoder.config())?;
         Ok(Start { name, dir, decoder, tokenizer, template })
     }
@@ -238,7 +246,7 @@ fn cancel_on_ctrl_c() -> Result<&'static AtomicBool> {
             // A second one: do not wait for the step to end. Checkpoints are whole or absent.
             std::process::exit(i32::from(exit::FAILED));
         }
-        eprintln!("\nsaving a checkpoint after this step ... (again to stop at once)");
+        eprintln!("\nsaving a checkpoint ... (again to stop at once)");
     })?;
     Ok(&CANCEL)
 }

@@ -1,6 +1,19 @@
 //! The families of models, one file each, in one table. No other module names a family.
 
+mod gemma2;
+mod gemma3;
+pub(crate) mod gguf;
+mod granite;
 mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+pub(crate) mod rope;
+mod smollm3;
 
 use crate::config::{DecoderConfig, RawConfig};
 use crate::error::ModelError;
@@ -16,7 +29,7 @@ pub(crate) struct FamilySpec {
     /// Class name that Hugging Face's config.json lists under `architectures`.
     pub(crate) architecture: &'static str,
     /// Turns config.json into a [`DecoderConfig`], refusing what it does not understand.
-    pub(crate) resolve: fn(&RawConfig<'_>) -> Result<DecoderConfig, ModelError>,
+    pub(crate) resolve: fn(&RawConfig<'_>, Family) -> Result<DecoderConfig, ModelError>,
     /// Tensors that published files carry and that the forward does not need, by name suffix.
     pub(crate) ignored_tensors: &'static [&'static str],
     /// Exponent P of the LoRA learning-rate rule 5e-5 * 10 * (2000/H)^P, where it was fitted for
@@ -25,11 +38,79 @@ pub(crate) struct FamilySpec {
 }
 
 /// THE table: a new family is a new file and one line here.
-const FAMILIES: &[FamilySpec] = &[llama::SPEC];
+const FAMILIES: &[FamilySpec] = &[
+    gemma2::SPEC,
+    gemma3::SPEC,
+    granite::SPEC,
+    llama::SPEC,
+    mistral::SPEC,
+    mixtral::SPEC,
+    olmo2::SPEC,
+    phi3::SPEC,
+    qwen2::SPEC,
+    qwen3::SPEC,
+    qwen3_moe::SPEC,
+    smollm3::SPEC,
+];
+
+/// Top-level fields that do not change what a forward computes: bookkeeping, initialisation,
+/// dropout (which is off), and what generation or other tasks take from a configuration.
+pub(crate) const HARMLESS: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dtype",
+    "embd_pdrop",
+    "finetuning_task",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "is_llama_config",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "max_length",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "rope_interleaved",
+    "router_aux_loss_coef",
+    "sep_token_id",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+];
 
 impl Family {
     pub(crate) fn spec(self) -> &'static FamilySpec {
         &FAMILIES[self.0]
+    }
+
+    /// Every supported family.
+    pub fn all() -> impl Iterator<Item = Family> {
+        (0..FAMILIES.len()).map(Family)
     }
 
     /// `model_type` as Hugging Face spells it.

@@ -94,6 +94,17 @@ impl GgmlType {
         self.row().3
     }
 
+    /// The same format as kernels know it.
+    pub fn dtype(self) -> kernels::Dtype {
+        let same = |dtype: &kernels::Dtype| dtype.name().eq_ignore_ascii_case(self.name());
+        kernels::Dtype::all().find(same).expect("every type that is read has its kernels")
+    }
+
+    /// The type of this format, if GGUF has it.
+    pub fn of(dtype: kernels::Dtype) -> Option<GgmlType> {
+        GgmlType::all().find(|kind| dtype.name().eq_ignore_ascii_case(kind.name()))
+    }
+
     fn row(self) -> &'static (GgmlType, &'static str, usize, usize) {
         TYPES.iter().find(|row| row.0 == self).expect("every variant has its line in TYPES")
     }
@@ -114,7 +125,9 @@ mod tests {
             assert_eq!(GgmlType::from_id(kind as u32), Some(kind));
             assert!(NOT_READ.iter().all(|(id, _)| *id != kind as u32), "{kind:?}");
             assert_eq!(kind.name(), format!("{kind:?}"));
-            assert!(kind.block_bytes() > 0 && kind.block_len() > 0);
+            assert_eq!(kind.block_bytes(), kind.dtype().block_bytes());
+            assert_eq!(kind.block_len(), kind.dtype().block());
+            assert_eq!(GgmlType::of(kind.dtype()), Some(kind));
         }
         assert_eq!(GgmlType::from_id(16), None);
         assert_eq!(name_of(16), "IQ2_XXS");

@@ -11,11 +11,16 @@
 //! dimensions innermost first, type, offset); padding to the alignment; the tensors' data.
 
 mod error;
+mod export;
 mod ggml_type;
+mod load;
 mod metadata;
+mod write;
 
 pub use error::{GgufError, GgufProblem};
+pub use export::GGUF_DTYPES;
 pub use ggml_type::GgmlType;
+pub(crate) use load::load;
 pub use metadata::{Array, FromValue, Value};
 
 use indexmap::IndexMap;
@@ -146,7 +151,7 @@ impl GgufFile {
         }
     }
 
-    fn error(&self, problem: GgufProblem) -> GgufError {
+    pub(crate) fn error(&self, problem: GgufProblem) -> GgufError {
         GgufError { path: self.path.clone(), problem }
     }
 }

@@ -1,96 +1,112 @@
-//! GGUF files for tests, built byte by byte so that they can lie.
+//! What the golden tests share: reading the reference's values, and one training step.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+// Each test file uses its own part of this.
+#![allow(dead_code)]
 
-use std::path::PathBuf;
+use model::{AdapterSet, Batch, Decoder, Grads, Memory, Segment, Tape, TapeMode};
+use safetensors::SafeTensors;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-/// What a GGUF file says about itself, true or not.
-#[derive(Clone)]
-pub(crate) struct Gguf {
-    pub(crate) magic: [u8; 4],
-    pub(crate) version: u32,
-    /// In place of the true counts.
-    pub(crate) tensor_count: Option<u64>,
-    pub(crate) entry_count: Option<u64>,
-    /// Whole entries: key, type, value.
-    pub(crate) entries: Vec<Vec<u8>>,
-    pub(crate) tensors: Vec<Vec<u8>>,
-    pub(crate) alignment: usize,
-    pub(crate) data: Vec<u8>,
+pub(crate) fn testdata(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(name)
 }
 
-impl Gguf {
-    /// Two tensors and some metadata, all true: an f32 vector of 8 ones, and a Q8_0 matrix of
-    /// [2, 32].
-    pub(crate) fn honest() -> Gguf {
-        let mut data = 1f32.to_le_bytes().repeat(8);
-        data.extend([7; 68]);
-        Gguf {
-            magic: *b"GGUF",
-            version: 3,
-            tensor_count: None,
-            entry_count: None,
-            entries: vec![
-                entry("general.architecture", 8, text("nano")),
-                entry("nano.block_count", 4, 2u32.to_le_bytes()),
-                entry("nano.epsilon", 6, 0.5f32.to_le_bytes()),
-                entry("nano.flag", 7, [1]),
-                entry("tokens", 9, array(8, 2, [text("a"), text("bc")].concat())),
-                entry("scores", 9, array(6, 1, 2.5f32.to_le_bytes())),
-            ],
-            tensors: vec![tensor("norm", &[8], 0, 0), tensor("weight", &[32, 2], 8, 32)],
-            alignment: 32,
-            data,
+/// The values that Transformers and PEFT computed.
+pub(crate) struct Golden {
+    pub(crate) floats: HashMap<String, Vec<f32>>,
+    pub(crate) ints: HashMap<String, Vec<i32>>,
+    pub(crate) json: serde_json::Value,
+}
+
+impl Golden {
+    /// Reads golden.safetensors and golden.json in `dir`.
+    pub(crate) fn read(dir: &Path) -> Golden {
+        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let (mut floats, mut ints) = (HashMap::new(), HashMap::new());
+        for (name, view) in file.iter() {
+            match view.dtype() {
+                safetensors::Dtype::F32 => {
+                    let v = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                    floats.insert(name.to_owned(), v.collect::<Vec<f32>>());
+                }
+                safetensors::Dtype::I32 => {
+                    let v = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| i32::from_le_bytes(b.try_into().unwrap()));
+                    ints.insert(name.to_owned(), v.collect::<Vec<i32>>());
+                }
+                other => panic!("unexpected dtype {other:?} of {name}"),
+            }
         }
+        let json = std::fs::read(dir.join("golden.json")).unwrap();
+        Golden { floats, ints, json: serde_json::from_slice(&json).unwrap() }
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut out = self.magic.to_vec();
-        out.extend(self.version.to_le_bytes());
-        out.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
-        out.extend(self.entry_count.unwrap_or(self.entries.len() as u64).to_le_bytes());
-        out.extend(self.entries.concat());
-        out.extend(self.tensors.concat());
-        out.resize(out.len().next_multiple_of(self.alignment), 0);
-        out.extend(&self.data);
-        out
+    /// All sequences in one batch, and for each row of the batch its target (or -100).
+    pub(crate) fn batch(&self, adapter: Option<usize>) -> (Batch, Vec<i32>) {
+        let mut batch = Batch::default();
+        let mut targets = Vec::new();
+        for i in 0.. {
+            let Some(ids) = self.ints.get(&format!("ids.{i}")) else { break };
+            batch.tokens.extend(ids.iter().map(|&t| t as u32));
+            batch.segments.push(Segment { len: ids.len(), adapter, ..Segment::default() });
+            targets.extend(&self.ints[&format!("targets.{i}")]);
+        }
+        assert!(batch.segments.len() > 1);
+        batch.logit_rows = (0..batch.tokens.len()).collect();
+        (batch, targets)
+    }
+
+    /// The sequences' ids.
+    pub(crate) fn sequences(&self) -> Vec<Vec<u32>> {
+        (0..)
+            .map_while(|i| self.ints.get(&format!("ids.{i}")))
+            .map(|ids| ids.iter().map(|&t| t as u32).collect())
+            .collect()
+    }
+
+    /// Reference logits of all sequences, one after the other.
+    pub(crate) fn logits(&self, prefix: &str) -> Vec<f32> {
+        let each = (0..).map_while(|i| self.floats.get(&format!("{prefix}.{i}")));
+        each.flatten().copied().collect()
     }
 }
 
-pub(crate) fn text(value: &str) -> Vec<u8> {
-    [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat()
+/// Largest difference relative to the largest value.
+pub(crate) fn relative(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let scale = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(scale > 0.0, "an all-zero reference proves nothing");
+    ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
 }
 
-pub(crate) fn entry(key: &str, kind: u32, value: impl AsRef<[u8]>) -> Vec<u8> {
-    [&text(key)[..], &kind.to_le_bytes(), value.as_ref()].concat()
-}
-
-pub(crate) fn array(kind: u32, len: u64, values: impl AsRef<[u8]>) -> Vec<u8> {
-    [&kind.to_le_bytes()[..], &len.to_le_bytes(), values.as_ref()].concat()
-}
-
-/// `dimensions` innermost first, as in the file.
-pub(crate) fn tensor(name: &str, dimensions: &[u64], kind: u32, offset: u64) -> Vec<u8> {
-    let mut out = text(name);
-    out.extend((dimensions.len() as u32).to_le_bytes());
-    for n in dimensions {
-        out.extend(n.to_le_bytes());
-    }
-    out.extend(kind.to_le_bytes());
-    out.extend(offset.to_le_bytes());
-    out
-}
-
-/// A file or folder of the shared material, or `None` with a loud line when it is not there.
-pub(crate) fn shared(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("METIER_SHARED").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
-        PathBuf::from,
-    );
-    let path = root.join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
+/// Forward and backward of the mean loss over the targets; returns logits and loss, and adds to `grads`.
+pub(crate) fn step(
+    decoder: &Decoder,
+    adapters: &AdapterSet,
+    (batch, targets): &(Batch, Vec<i32>),
+    grads: &mut Grads,
+) -> (Vec<f32>, f64) {
+    let mut tape = Tape::new(decoder.config(), TapeMode::Recompute);
+    let hidden = decoder.forward(batch, adapters, Memory::Tape(&mut tape)).unwrap();
+    let supervised = targets.iter().filter(|&&t| t >= 0).count();
+    let mut losses = vec![0.0; targets.len()];
+    let dhidden = decoder.head_backward(&hidden, 16, grads, &mut |rows, logits| {
+        let weight = 1.0 / supervised as f32;
+        model::cross_entropy_backward_inplace(
+            logits,
+            &targets[rows.clone()],
+            weight,
+            &mut losses[rows],
+        );
+    });
+    decoder.backward(batch, adapters, &mut tape, &dhidden, grads).unwrap();
+    let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / supervised as f64;
+    (decoder.logits(&hidden), loss)
 }

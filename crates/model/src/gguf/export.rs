@@ -1,0 +1,261 @@
+//! A decoder, or an adapter, as a GGUF file for llama.cpp and what is built on it.
+
+use super::load::{module_name, name_of};
+use super::write::{TensorOut, write};
+use super::{GgmlType, GgufFile, Value};
+use crate::adapter::LoraAdapter;
+use crate::config::DecoderConfig;
+use crate::decoder::Decoder;
+use crate::error::ModelError;
+use crate::families::gguf::{self, Architecture};
+use crate::linear::Module;
+use crate::params::{self, Slot, Tensor};
+use kernels::Dtype;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::Path;
+
+/// The formats that a model can be written in, with llama.cpp's number of the kind of file (`enum
+/// llama_ftype`).
+pub const GGUF_DTYPES: [(Dtype, u32); 6] = [
+    (Dtype::F32, 0),
+    (Dtype::F16, 1),
+    (Dtype::Q8_0, 7),
+    (Dtype::Q4_0, 2),
+    (Dtype::Q4K, 14),
+    (Dtype::Q6K, 18),
+];
+
+impl Decoder {
+    /// Writes the model as a GGUF file: matrices in `dtype` (one of [`GGUF_DTYPES`]), vectors in
+    /// f32. `general` are further entries, such as the name and the tokenizer. In 4 bits the
+    /// embedding table and the output head take q6_k; rows that are no whole blocks take the next
+    /// larger format that fits, q8_0 or f16.
+    ///
+    /// # Errors
+    /// [`ModelError::Params`] when llama.cpp has no such architecture or a value is not finite,
+    /// [`ModelError::Io`] with the file.
+    pub fn save_gguf(
+        &self,
+        path: &Path,
+        dtype: Dtype,
+        general: Vec<(String, Value)>,
+    ) -> Result<(), ModelError> {
+        let config = self.config();
+        let (architecture, keys, factors) = gguf::metadata(config)?;
+        let kind = GGUF_DTYPES.iter().find(|(known, _)| *known == dtype).ok_or_else(|| {
+            ModelError::Params(format!("GGUF files are not written in {}", dtype.name()))
+        })?;
+        let mut metadata = vec![
+            ("general.architecture".to_owned(), Value::String(architecture.name.into())),
+            ("general.type".to_owned(), Value::String("model".into())),
+            ("general.file_type".to_owned(), Value::U32(kind.1)),
+            ("general.quantization_version".to_owned(), Value::U32(2)),
+        ];
+        metadata.extend(general);
+        metadata.extend(keys);
+        let list = params::tensors(config);
+        let mut tensors: Vec<TensorOut<'_>> = list
+            .iter()
+            .map(|tensor| {
+                let stored = written(dtype, tensor);
+                TensorOut {
+                    name: name_of(tensor),
+                    shape: tensor.spec.shape.clone(),
+                    ggml_type: GgmlType::of(stored).expect("GGUF has what is written"),
+                    bytes: Box::new(move || self.packed(architecture, tensor, stored)),
+                }
+            })
+            .collect();
+        if let Some(factors) = factors {
+            tensors.push(TensorOut {
+                name: "rope_freqs.weight".into(),
+                shape: vec![factors.len()],
+                ggml_type: GgmlType::F32,
+                bytes: Box::new(move || bytemuck::cast_slice(&factors).to_vec()),
+            });
+        }
+        if let Some(tensor) = list.iter().find(|t| !self.is_finite(t)) {
+            let problem = format!("{} holds values that are not finite", tensor.spec.name);
+            return Err(ModelError::Params(problem));
+        }
+        write(path, &metadata, &tensors)
+    }
+
+    /// The tensor's rows as the file has them.
+    fn packed(&self, architecture: &Architecture, tensor: &Tensor, dtype: Dtype) -> Vec<u8> {
+        let k = tensor.spec.shape.get(1).copied().unwrap_or(1);
+        // A vector is one row.
+        let (rows, width) = match tensor.spec.shape[..] {
+            [n, k] => (n, k),
+            _ => (1, tensor.spec.shape[0]),
+        };
+        let row_bytes = dtype.row_bytes(width).expect("a format was chosen that fits");
+        let mut bytes = vec![0; rows * row_bytes];
+        if rows == 1 && k == 1 {
+            let mut values = self.vector(architecture, tensor);
+            if architecture.norms_plus_one {
+                values.iter_mut().for_each(|w| *w += 1.0);
+            }
+            dtype.pack(&values, &mut bytes);
+            return bytes;
+        }
+        bytes.par_chunks_mut(row_bytes).enumerate().for_each_init(
+            || vec![0.0; k],
+            |values, (row, bytes)| {
+                let (slot, within) = part_of(tensor, row);
+                let own = own_row(architecture, self.config(), slot, within);
+                self.matrix_of(slot).row(own, values);
+                dtype.pack(values, bytes);
+            },
+        );
+        bytes
+    }
+
+    fn vector(&self, architecture: &Architecture, tensor: &Tensor) -> Vec<f32> {
+        let value = |row: usize| {
+            let (slot, within) = part_of(tensor, row);
+            self.vector_of(slot)[own_row(architecture, self.config(), slot, within)]
+        };
+        (0..tensor.spec.shape[0]).map(value).collect()
+    }
+
+    fn is_finite(&self, tensor: &Tensor) -> bool {
+        tensor.parts.iter().all(|(slot, rows)| match tensor.spec.shape[..] {
+            [_, k] => (0..rows.len()).into_par_iter().all(|i| {
+                let mut values = vec![0.0; k];
+                self.matrix_of(*slot).row(i, &mut values);
+                values.iter().all(|x| x.is_finite())
+            }),
+            _ => self.vector_of(*slot).iter().all(|x| x.is_finite()),
+        })
+    }
+}
+
+impl LoraAdapter {
+    /// Writes the adapter as a GGUF file for llama.cpp's `--lora`: for each matrix A [r, in] and B
+    /// [out, r] in f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Params`] when llama.cpp has no such architecture, [`ModelError::Io`] with the
+    /// file.
+    pub fn save_gguf(
+        &self,
+        path: &Path,
+        base: &DecoderConfig,
+        general: Vec<(String, Value)>,
+    ) -> Result<(), ModelError> {
+        let (architecture, ..) = gguf::metadata(base)?;
+        let mut metadata = vec![
+            ("general.architecture".to_owned(), Value::String(architecture.name.into())),
+            ("general.type".to_owned(), Value::String("adapter".into())),
+            ("adapter.type".to_owned(), Value::String("lora".into())),
+            // The reader divides by the rank.
+            ("adapter.lora.alpha".to_owned(), Value::F32(self.config.lora_alpha)),
+        ];
+        metadata.extend(general);
+        let mut tensors = Vec::new();
+        for m in self.modules() {
+            let modules = m.linear.modules();
+            let name = module_name(modules[0], modules.len() > 1);
+            let mut push = |end: &str, shape: [usize; 2], values: Vec<f32>| {
+                tensors.push(TensorOut {
+                    name: format!("blk.{}.{name}.weight.{end}", m.layer),
+                    shape: shape.to_vec(),
+                    ggml_type: GgmlType::F32,
+                    bytes: Box::new(move || bytemuck::cast_slice(&values).to_vec()),
+                });
+            };
+            push("lora_a", [m.r, m.in_features], self.params[m.a.clone()].to_vec());
+            let b = &self.params[m.b.clone()];
+            let slot = Slot::Matrix(m.layer, modules[0]);
+            let row = |i: usize| {
+                let own = own_row(architecture, base, slot, i);
+                &b[own * m.r..(own + 1) * m.r]
+            };
+            let b = (0..m.out_features).flat_map(|i| row(i).to_vec()).collect();
+            push("lora_b", [m.out_features, m.r], b);
+        }
+        write(path, &metadata, &tensors)
+    }
+}
+
+impl LoraAdapter {
+    /// Reads back what [`LoraAdapter::save_gguf`] wrote: an adapter with the modules of `like`.
+    ///
+    /// # Errors
+    /// [`ModelError::Adapter`] naming a tensor that is missing, has another shape or another type.
+    pub fn load_gguf(
+        path: &Path,
+        like: &LoraAdapter,
+        base: &DecoderConfig,
+    ) -> Result<LoraAdapter, ModelError> {
+        let (architecture, ..) = gguf::metadata(base)?;
+        let file = GgufFile::open(path)?;
+        let mut adapter = like.clone();
+        adapter.config.lora_alpha = file.require("adapter.lora.alpha")?;
+        let tensor = |name: String, shape: [usize; 2]| match file.tensor(&name) {
+            Some(t) if t.shape == shape && t.ggml_type == GgmlType::F32 => {
+                let mut values = vec![0.0; shape[0] * shape[1]];
+                Dtype::F32.unpack(t.bytes, &mut values);
+                Ok(values)
+            }
+            found => {
+                let found = found.map_or("nothing".to_owned(), |t| {
+                    format!("{} of shape {:?}", t.ggml_type.name(), t.shape)
+                });
+                let problem = format!("{name}: found {found}, expected F32 of shape {shape:?}");
+                Err(ModelError::adapter(path, problem))
+            }
+        };
+        for m in like.modules() {
+            let modules = m.linear.modules();
+            let name = module_name(modules[0], modules.len() > 1);
+            let name = |end: &str| format!("blk.{}.{name}.weight.{end}", m.layer);
+            let a = tensor(name("lora_a"), [m.r, m.in_features])?;
+            let b = tensor(name("lora_b"), [m.out_features, m.r])?;
+            adapter.params[m.a.clone()].copy_from_slice(&a);
+            let place = &mut adapter.params[m.b.clone()];
+            for (i, row) in b.chunks_exact(m.r).enumerate() {
+                let own = own_row(architecture, base, Slot::Matrix(m.layer, modules[0]), i);
+                place[own * m.r..(own + 1) * m.r].copy_from_slice(row);
+            }
+        }
+        Ok(adapter)
+    }
+}
+
+/// The format that a tensor is written in when matrices are to be in `dtype`.
+fn written(dtype: Dtype, tensor: &Tensor) -> Dtype {
+    let [_, k] = tensor.spec.shape[..] else { return Dtype::F32 };
+    let fits = |dtype: &Dtype| dtype.row_bytes(k).is_some();
+    let first = match (dtype, tensor.parts[0].0) {
+        (_, Slot::Router(_)) => return Dtype::F32,
+        (Dtype::Q4_0 | Dtype::Q4K, Slot::Embed | Slot::Head) => Dtype::Q6K,
+        (dtype, _) => dtype,
+    };
+    // The float types always fit.
+    let mut choices = [first, Dtype::Q8_0].into_iter().filter(fits);
+    choices.next().unwrap_or(Dtype::F16)
+}
+
+/// The slot that row `row` of a tensor belongs to, and which row it is there.
+fn part_of(tensor: &Tensor, row: usize) -> (Slot, usize) {
+    let holds = |(_, rows): &&(Slot, Range<usize>)| rows.contains(&row);
+    let (slot, rows) = tensor.parts.iter().find(holds).expect("parts cover the tensor");
+    (*slot, row - rows.start)
+}
+
+/// Which of the decoder's rows of a slot is the file's row `row`: the inverse of
+/// [`super::load::paired_row`].
+fn own_row(architecture: &Architecture, config: &DecoderConfig, slot: Slot, row: usize) -> usize {
+    match slot {
+        Slot::Matrix(_, Module::Q | Module::K) | Slot::Bias(_, Module::Q | Module::K)
+            if architecture.pairs_interleaved =>
+        {
+            let (head, within) = (row / config.head_dim, row % config.head_dim);
+            head * config.head_dim + within % 2 * (config.head_dim / 2) + within / 2
+        }
+        _ => row,
+    }
+}
