@@ -54,7 +54,8 @@ pub(crate) struct Piece {
 
 const EXPECTED_TOKENIZER: &str = "a Hugging Face tokenizer.json";
 const EXPECTED_SOURCE: &str = "a tokenizer: tokenizer.json, tokenizer.model, a .tiktoken file, \
-                               vocab.json with merges.txt, or encoder.json with vocab.bpe";
+                               vocab.json with merges.txt, or encoder.json with vocab.bpe; hint: \
+                               download the model's tokenizer files into this folder";
 const EXPECTED_CONFIG: &str = "a JSON object as Hugging Face writes it";
 
 impl Tokenizer {

@@ -16,10 +16,9 @@ fn use_all(tokenizer_json: &[u8], config: Option<&[u8]>) {
     let Ok(tokenizer) = Tokenizer::from_bytes(tokenizer_json, config) else { return };
     for text in TEXTS {
         let plain = tokenizer.encode(text);
-        for ids in [plain, tokenizer.encode_with_specials(text), tokenizer.encode_prompt(text)] {
-            if let Ok(ids) = ids {
-                let _ = tokenizer.decode(&ids);
-            }
+        let others = [tokenizer.encode_with_specials(text), tokenizer.encode_prompt(text)];
+        for ids in others.into_iter().chain([plain]).flatten() {
+            let _ = tokenizer.decode(&ids);
         }
     }
     let _ = tokenizer.decode(&[0, 1, 2, 3, 270, u32::MAX]);
