@@ -20,6 +20,7 @@ mod mapped_file;
 mod matmul;
 mod packed;
 mod rms_norm;
+mod roofline;
 mod rope;
 mod simd;
 mod softmax;
@@ -49,6 +50,7 @@ pub use matmul::{
 };
 pub use packed::{Dtype, PackedMatrix};
 pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
+pub use roofline::{multiply_adds, read_all};
 pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};
 pub use simd::Level;
 pub use softmax::{reference_softmax, reference_softmax_backward, softmax, softmax_backward};

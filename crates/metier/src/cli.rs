@@ -1,6 +1,7 @@
 //! The command line as typed. Nothing is done here.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Adapt an open language model to your trade, prove it, serve it.
@@ -43,6 +44,10 @@ fn threads(text: &str) -> Result<usize, String> {
 pub(crate) enum Command {
     /// The whole loop on the bundled model and sample trade; ends with report.html
     Demo(DemoArgs),
+    /// Fetch a model from the Hugging Face Hub
+    Pull(PullArgs),
+    /// The models on this machine
+    Models(ModelsArgs),
     /// Check, clean and split data
     #[command(subcommand)]
     Data(DataCommand),
@@ -60,6 +65,10 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Write an adapter for other tools
     Export(ExportArgs),
+    /// Measure how fast a model runs here
+    Bench(BenchArgs),
+    /// This machine: instruction sets, memory, what will fit and how fast
+    Doctor(DoctorArgs),
 }
 
 /// Arguments of `demo`.
@@ -74,6 +83,64 @@ pub(crate) struct DemoArgs {
     /// Print report.json on standard output at the end
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `pull`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier pull HuggingFaceTB/SmolLM2-135M-Instruct
+  metier pull HuggingFaceTB/SmolLM2-135M@12fd25f77366fa6b3b4b768ec3050bf629380bac
+  metier train --base HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --out out/tickets
+
+The files go to the cache that other Hugging Face tools share (HF_HOME). An interrupted pull goes
+on where it stopped. Gated models need an access token in HF_TOKEN.")]
+pub(crate) struct PullArgs {
+    /// ORG/NAME, or ORG/NAME@REVISION with a branch, tag or commit
+    #[arg(value_name = "ORG/NAME[@REV]")]
+    pub(crate) model: String,
+    /// Only this file of the repository (repeatable), such as one of several GGUF files
+    #[arg(long, value_name = "NAME")]
+    pub(crate) file: Vec<String>,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `models`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier models
+  metier models show nano
+  metier models rm HuggingFaceTB/SmolLM2-135M-Instruct")]
+pub(crate) struct ModelsArgs {
+    /// What to do [default: list]
+    #[command(subcommand)]
+    pub(crate) command: Option<ModelsCommand>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// `models` subcommands.
+#[derive(Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// Bundled and pulled models: family, parameters, dtype, size, context, licence
+    List,
+    /// One model: a folder, `nano`, or a pulled ORG/NAME
+    Show {
+        /// The model
+        #[arg(value_name = "M")]
+        model: String,
+    },
+    /// Delete a pulled model from the cache, all revisions
+    Rm {
+        /// ORG/NAME
+        #[arg(value_name = "M")]
+        model: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// `data` subcommands.
@@ -171,7 +238,7 @@ pub(crate) struct TrainArgs {
     /// Config file with [base], [data] and [train] (see recipes/)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Base model: a folder or `nano`
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) base: Option<String>,
     /// Training data
@@ -220,7 +287,7 @@ pub(crate) struct TrainArgs {
   metier eval --model nano --adapter out/tickets --data test.jsonl --metrics json_field_accuracy
   metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl")]
 pub(crate) struct EvalArgs {
-    /// Base model: a folder or `nano`
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
     /// Adapter folder
@@ -274,7 +341,7 @@ pub(crate) struct SamplingArgs {
   metier generate --model nano --prompt \"Once upon a time\" --max-tokens 60
   metier generate --model ./SmolLM2-135M --prompt \"The capital of France is\" --temperature 0 --json")]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder or `nano`
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
     /// Adapter folder
@@ -301,7 +368,7 @@ pub(crate) struct GenerateArgs {
 
 In the chat: /reset forgets the conversation, /quit (or Ctrl-D) leaves.")]
 pub(crate) struct ChatArgs {
-    /// Base model: a folder or `nano`
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
     /// Adapter folder
@@ -345,7 +412,7 @@ pub(crate) struct TokenizeArgs {
 
 The `model` field of a request picks the base or an adapter by name.")]
 pub(crate) struct ServeArgs {
-    /// Base model: a folder or `nano`
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) model: String,
     /// Adapter as NAME=FOLDER (repeatable)
@@ -383,4 +450,56 @@ pub(crate) struct ExportArgs {
     /// Folder to write
     #[arg(long)]
     pub(crate) out: PathBuf,
+}
+
+/// Arguments of `bench`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier bench decode --model nano
+  metier bench prefill --model HuggingFaceTB/SmolLM2-135M --prompt-tokens 512 --runs 10 --json
+
+Token ids are made up: speed does not depend on them. Prints the median of the runs, their range, and
+the share of what this machine can do, measured just before and after.")]
+pub(crate) struct BenchArgs {
+    /// decode: one sequence, token after token; prefill: reading a prompt
+    pub(crate) what: BenchWhat,
+    /// Base model: a folder, a pulled ORG/NAME, or `nano`
+    #[arg(long, value_name = "M", default_value = "nano")]
+    pub(crate) model: String,
+    /// Prompt length [default: 16 for decode, 512 for prefill]
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt_tokens: Option<usize>,
+    /// Tokens to decode
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) tokens: usize,
+    /// Counted runs, after one to warm up
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BenchWhat {
+    /// One sequence, token after token
+    Decode,
+    /// Reading a prompt
+    Prefill,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier doctor
+  metier doctor --model HuggingFaceTB/SmolLM2-135M --json")]
+pub(crate) struct DoctorArgs {
+    /// Only this model: a folder, a pulled ORG/NAME, or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) model: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod config;
 mod exit;
+mod hub;
 mod machine;
 mod progress;
 mod resolve;

@@ -1,6 +1,7 @@
 //! From what the user named to what runs: models, adapters, engines.
 
 use crate::assets;
+use crate::hub::HubId;
 use anyhow::{Context, Result, bail};
 use engine::{Engine, EngineOptions};
 use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter};
@@ -62,11 +63,15 @@ pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
             "{name}: expected a model folder, found a file\nhint: give the folder with config.json, tokenizer.json and *.safetensors"
         );
     }
-    bail!(
-        "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, or \"{NANO}\" \
-         for the bundled one. From the Hugging Face Hub: `hf download {name} --local-dir {}`",
-        name.rsplit('/').next().unwrap_or(name)
-    );
+    let Some(id) = HubId::parse(name) else {
+        bail!(
+            "{name}: no such model\nhint: give a folder with config.json, tokenizer.json and *.safetensors, a model of \
+             the Hugging Face Hub as ORG/NAME, or \"{NANO}\" for the bundled one"
+        );
+    };
+    id.snapshot().with_context(|| {
+        format!("{name}: no such folder, and not pulled yet\nhint: `metier pull {name}` fetches it from the Hugging Face Hub")
+    })
 }
 
 /// Tokenizer and chat template of a model folder, checked against the model's vocabulary.

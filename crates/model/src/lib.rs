@@ -15,6 +15,7 @@ mod error;
 mod experts;
 mod families;
 mod files;
+mod inspect;
 mod kv;
 mod linear;
 mod params;
@@ -31,6 +32,7 @@ pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
+pub use inspect::{ModelSummary, inspect};
 pub use kernels::{
     Activation, BLOCK_SIZE, IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace,
     set_num_threads,

@@ -230,6 +230,33 @@ impl Decoder {
         self.layout.specs.last().map_or(0, |s| s.range.end)
     }
 
+    /// Bytes of the weights in memory that one token of a decode reads: the layers' matrices and the
+    /// head. (Of an embedding that is no head, it reads one row; of experts, those it is given to.)
+    pub fn streamed_bytes(&self) -> usize {
+        let layers: usize = self.matrices_of_a_token().map(PackedMatrix::bytes).sum();
+        layers + self.head().bytes()
+    }
+
+    /// Floating point operations of the layers' matrices for one token: two for each weight.
+    pub fn flops_per_token(&self) -> f64 {
+        self.matrices_of_a_token().map(|m| 2.0 * m.n() as f64 * m.k() as f64).sum()
+    }
+
+    /// The layers' matrices that one token is multiplied with; experts are all of one size, so the
+    /// first ones stand for those that its router would choose.
+    fn matrices_of_a_token(&self) -> impl Iterator<Item = &PackedMatrix> {
+        self.layers.iter().flat_map(|layer| {
+            let mlp: Vec<&PackedMatrix> = match &layer.mlp {
+                Mlp::Dense(matrices) => matrices.iter().collect(),
+                Mlp::Experts(block) => {
+                    let chosen = block.experts.iter().take(block.config.top_k);
+                    chosen.flatten().chain([&block.router]).collect()
+                }
+            };
+            layer.attention.iter().chain(mlp)
+        })
+    }
+
     /// All parameters as f32 in the order of [`Decoder::param_layout`].
     pub fn params(&self) -> Vec<f32> {
         let mut flat = Vec::with_capacity(self.param_count());

@@ -94,7 +94,7 @@ pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>,
 }
 
 /// The weight files of `dir`, each inside it.
-fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
+pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
     if dir.join(SINGLE).is_file() {
         return Ok(vec![SINGLE.to_owned()]);
     }

@@ -344,9 +344,9 @@ Talk to it here:
   metier chat --model nano --adapter {adapter} --temperature 0
 
 The same with a real base from the Hugging Face Hub and your own data:
-  hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir SmolLM2
-  metier train --base SmolLM2 --data your-train.jsonl --out out/yours
-  metier eval --model SmolLM2 --adapter out/yours --data your-test.jsonl --metrics {METRIC}
+  metier pull HuggingFaceTB/SmolLM2-135M-Instruct
+  metier train --base HuggingFaceTB/SmolLM2-135M-Instruct --data your-train.jsonl --out out/yours
+  metier eval --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter out/yours --data your-test.jsonl --metrics {METRIC}
 
 (From the checkout, `metier` is `cargo run --release --`.)",
             clock(seconds)

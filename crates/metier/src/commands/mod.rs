@@ -1,11 +1,15 @@
 //! One file per command: wiring of the crates, no logic of its own.
 
+mod bench;
 mod chat;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod export;
 mod generate;
+mod models;
+mod pull;
 mod serve;
 mod tokenize;
 mod train;
@@ -18,6 +22,8 @@ use std::process::ExitCode;
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Models(args) => models::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -26,5 +32,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }

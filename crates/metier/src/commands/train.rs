@@ -238,7 +238,7 @@ fn cancel_on_ctrl_c() -> Result<&'static AtomicBool> {
             // A second one: do not wait for the step to end. Checkpoints are whole or absent.
             std::process::exit(i32::from(exit::FAILED));
         }
-        eprintln!("\nsaving a checkpoint after this step ... (again to stop at once)");
+        eprintln!("\nsaving a checkpoint ... (again to stop at once)");
     })?;
     Ok(&CANCEL)
 }
