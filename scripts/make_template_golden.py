@@ -61,6 +61,37 @@ CONVERSATIONS = [
 ]
 
 
+# Conversations by number that are rendered with the tools as well.
+WITH_TOOLS = [0, 2, 4, 5]
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather of a place, e.g. \"Genève\" <b>today</b>.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string", "description": "Town and country"},
+                    "days": {"type": "integer"},
+                    "units": {"type": "string", "enum": ["c", "f"]},
+                },
+                "required": ["place"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "stop",
+            "description": "End the call.",
+            "parameters": {"type": "object", "properties": {}, "required": []},
+        },
+    },
+]
+
+
 def source_of(path):
     text = path.read_text(encoding="utf-8")
     return json.loads(text)["chat_template"] if path.suffix == ".json" else text
@@ -70,12 +101,12 @@ def strftime_now(pattern):
     return datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).strftime(pattern)
 
 
-def render(template, messages, add_generation_prompt, tokens):
+def render(template, messages, tools, add_generation_prompt, tokens):
     special = {name: token for name, token in zip(("bos_token", "eos_token"), tokens) if token}
     try:
         return template.render(
             messages=messages,
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             strftime_now=strftime_now,
@@ -98,16 +129,19 @@ def main():
         cases = [
             {
                 "conversation": index,
+                "tools": tools is not None,
                 "add_generation_prompt": prompt,
-                "text": render(compiled, messages, prompt, TOKENS[path.name]),
+                "text": render(compiled, messages, tools, prompt, TOKENS[path.name]),
             }
+            for tools in (None, TOOLS)
             for index, messages in enumerate(CONVERSATIONS)
+            if tools is None or index in WITH_TOOLS
             for prompt in (False, True)
         ]
         bos, eos = TOKENS[path.name]
         templates.append({"file": path.name, "bos_token": bos, "eos_token": eos, "cases": cases})
 
-    golden = {"now": NOW, "conversations": CONVERSATIONS, "templates": templates}
+    golden = {"now": NOW, "conversations": CONVERSATIONS, "tools": TOOLS, "templates": templates}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     count = sum(len(template["cases"]) for template in templates)

@@ -9,6 +9,7 @@ mod exit;
 mod machine;
 mod progress;
 mod resolve;
+mod text_source;
 
 use clap::Parser;
 use std::process::ExitCode;

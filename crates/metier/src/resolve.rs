@@ -1,7 +1,7 @@
 //! From what the user named to what runs: models, adapters, engines.
 
-use crate::assets;
 use crate::cli::WeightArgs;
+use crate::{assets, text_source};
 use anyhow::{Context, Result, bail};
 use engine::{Engine, EngineOptions};
 use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, WeightDtype};
@@ -80,20 +80,15 @@ pub(crate) fn model_dir(name: &str) -> Result<PathBuf> {
     );
 }
 
-/// Tokenizer and chat template of a model folder, checked against the model's vocabulary.
+/// Tokenizer and chat template of a model (see [`text_source::load`]), checked against its
+/// vocabulary.
 pub(crate) fn load_text(
-    dir: &Path,
+    model: &Path,
     config: &DecoderConfig,
 ) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
-    if !dir.join("tokenizer.json").is_file() {
-        bail!(
-            "{}: tokenizer.json is missing\nhint: download the model's tokenizer files into this folder",
-            dir.display()
-        );
-    }
-    let mut tokenizer = Tokenizer::from_dir(dir)?;
+    let (mut tokenizer, template) = text_source::load(model)?;
     tokenizer.check_vocab(config.vocab_size)?;
-    let template = ChatTemplate::from_dir(dir)?.unwrap_or_else(ChatTemplate::plain);
+    let template = template.unwrap_or_else(ChatTemplate::plain);
     if let Some(id) = template.turn_end(&tokenizer) {
         tokenizer.add_stop_id(id);
     }

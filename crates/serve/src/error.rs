@@ -113,6 +113,7 @@ impl ApiError {
             | TextError::TemplateFailed { .. }
             | TextError::ControlToken { .. }
             | TextError::Role { .. }
+            | TextError::Dropped { .. }
             | TextError::DoubleBos { .. }
             | TextError::Encode { .. } => Self::field(param, message),
             _ => Self::internal(message),

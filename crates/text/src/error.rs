@@ -95,6 +95,17 @@ pub enum TextError {
         /// Which budget, with its size.
         limit: String,
     },
+    /// The template writes nothing of a message that instructs the model.
+    #[error(
+        "the chat template leaves out message {index} (role {role:?}); hint: put its text into the \
+         first user message or use another chat template"
+    )]
+    Dropped {
+        /// Index of the message, from 0.
+        index: usize,
+        /// Its role.
+        role: String,
+    },
     /// No loss mask would be right: the training text of a turn does not begin with what the model
     /// is asked at that turn, or the answer cannot be found in it.
     #[error(

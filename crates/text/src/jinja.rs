@@ -75,7 +75,7 @@ impl Jinja {
         Ok(Self { environment })
     }
 
-    /// Renders `messages`. `variables` holds `bos_token` and the like; `now` is what
+    /// Renders `messages`. `variables` holds `bos_token` and the like, and `tools` if there are any; `now` is what
     /// `strftime_now` tells, in seconds since 1970.
     pub(crate) fn render(
         &self,
@@ -89,7 +89,7 @@ impl Jinja {
         context.insert("messages".into(), messages.iter().map(as_value).collect());
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         // Hugging Face passes these two always, so that templates test them with `is none`.
-        context.insert("tools".into(), Value::from(()));
+        context.entry("tools".into()).or_insert(Value::from(()));
         context.insert("documents".into(), Value::from(()));
         context.insert(NOW.into(), now.into());
 

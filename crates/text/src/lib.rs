@@ -15,6 +15,7 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod vocabulary;
 
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
@@ -23,3 +24,4 @@ pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::GgufVocabulary;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::Value as JinjaValue;
+use minijinja::value::{Serde, Value as JinjaValue};
 use serde_json::Value;
 
 use crate::conversation::{Conversation, Message, ROLES};
@@ -133,6 +133,8 @@ impl ChatTemplate {
     ///
     /// * Only the template writes control tokens: strings that look like them in a message become
     ///   ordinary tokens.
+    /// * The same holds for the descriptions of tools.
+    /// * A system message that the template leaves out is an error, not a silent loss.
     /// * Nothing is added to what the template writes, in particular no beginning token.
     /// * The mask comes from where the template puts the answers, not from searching the text: an
     ///   answer begins where the generation prompt for it ends, and its end-of-turn token is learnt
@@ -144,7 +146,7 @@ impl ChatTemplate {
     /// learnt.
     ///
     /// # Errors
-    /// The template's failures and refusals, [`TextError::Role`], [`TextError::DoubleBos`],
+    /// The template's failures and refusals, [`TextError::Dropped`], [`TextError::Role`], [`TextError::DoubleBos`],
     /// [`TextError::ControlToken`], [`TextError::Encode`]; without `add_generation_prompt` also
     /// [`TextError::NoMask`].
     pub fn render(
@@ -176,9 +178,10 @@ impl ChatTemplate {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Rendered, TextError> {
-        let writer = Writer::new(self, tokenizer, &conversation.messages)?;
+        let writer = Writer::new(self, tokenizer, conversation)?;
         let text = writer.write(&writer.messages, add_generation_prompt)?;
         let turns = if add_generation_prompt { Vec::new() } else { writer.turns(&text)? };
+        writer.refuse_dropped(add_generation_prompt)?;
         let cuts = if add_generation_prompt {
             writer.answer_starts(&text)
         } else {
@@ -197,8 +200,8 @@ impl ChatTemplate {
     }
 
     fn turn_end_here(&self, tokenizer: &Tokenizer) -> Option<u32> {
-        let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
-        let writer = Writer::new(self, tokenizer, &messages).ok()?;
+        let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let writer = Writer::new(self, tokenizer, &Conversation::new(messages)).ok()?;
         let (_, after) = writer.around_answer(1).ok()?;
         let pieces = tokenizer.encode_rendered(&after, None, &[]).ok()?;
         pieces
@@ -228,6 +231,8 @@ struct Writer<'a> {
     tokenizer: &'a Tokenizer,
     /// The messages, with the sentinel inside everything that looks like a control token.
     messages: Vec<Message>,
+    /// The tools, likewise.
+    tools: Vec<Value>,
     sentinel: Option<char>,
     /// A character that nothing else contains, to stand for an answer.
     mark: char,
@@ -238,8 +243,9 @@ impl<'a> Writer<'a> {
     fn new(
         template: &'a ChatTemplate,
         tokenizer: &'a Tokenizer,
-        messages: &[Message],
+        conversation: &Conversation,
     ) -> Result<Self, TextError> {
+        let messages = &conversation.messages;
         for (index, message) in messages.iter().enumerate() {
             if !ROLES.contains(&message.role.as_str()) {
                 return Err(TextError::Role { index, role: message.role.clone() });
@@ -248,6 +254,7 @@ impl<'a> Writer<'a> {
         let is_free = |character: &char| {
             !template.source().contains(*character)
                 && !messages.iter().any(|message| message.content.contains(*character))
+                && !conversation.tools.iter().any(|tool| contains(tool, *character))
         };
         // Plane 15 is for private use: 65,534 characters, nearly always all free.
         let mut free = ('\u{F0000}'..='\u{FFFFD}').filter(is_free);
@@ -259,7 +266,8 @@ impl<'a> Writer<'a> {
         let mut writer = Self {
             template,
             tokenizer,
-            messages: messages.to_vec(),
+            messages: messages.clone(),
+            tools: conversation.tools.clone(),
             sentinel: None,
             mark,
             now: template.clock.unwrap_or_else(present),
@@ -267,6 +275,11 @@ impl<'a> Writer<'a> {
         for message in &mut writer.messages {
             if let Some(broken) = break_controls(tokenizer, &message.content, sentinel)? {
                 message.content = broken;
+                writer.sentinel = Some(sentinel);
+            }
+        }
+        for tool in &mut writer.tools {
+            if break_controls_in(tokenizer, tool, sentinel)? {
                 writer.sentinel = Some(sentinel);
             }
         }
@@ -282,8 +295,28 @@ impl<'a> Writer<'a> {
         let named = self.tokenizer.named_tokens().iter();
         let variables = named
             .map(|(name, token)| (name.clone(), JinjaValue::from(token.as_str())))
-            .chain([("add_bos_token".to_owned(), self.tokenizer.add_bos().into())]);
+            .chain([("add_bos_token".to_owned(), self.tokenizer.add_bos().into())])
+            .chain(
+                (!self.tools.is_empty())
+                    .then(|| ("tools".to_owned(), JinjaValue::from(Serde(&self.tools)))),
+            );
         self.template.compiled.jinja.render(messages, add_generation_prompt, variables, self.now)
+    }
+
+    /// Refuses to lose what instructs the model.
+    fn refuse_dropped(&self, add_generation_prompt: bool) -> Result<(), TextError> {
+        for (index, message) in self.messages.iter().enumerate() {
+            let instructs = ["system", "developer"].contains(&message.role.as_str());
+            if !instructs || message.content.trim().is_empty() {
+                continue;
+            }
+            let mut messages = self.messages.clone();
+            messages[index].content = self.mark.to_string();
+            if !self.write(&messages, add_generation_prompt)?.contains(self.mark) {
+                return Err(TextError::Dropped { index, role: message.role.clone() });
+            }
+        }
+        Ok(())
     }
 
     fn clean(&self, mut text: String) -> String {
@@ -396,6 +429,52 @@ fn break_controls(
         tokenizer.refuse_controls(content, &ids)?;
     }
     Ok((!places.is_empty()).then_some(broken))
+}
+
+/// [`break_controls`] in every string of a JSON value, names of fields included. Returns whether it
+/// had to.
+fn break_controls_in(
+    tokenizer: &Tokenizer,
+    value: &mut Value,
+    sentinel: char,
+) -> Result<bool, TextError> {
+    match value {
+        Value::String(text) => match break_controls(tokenizer, text, sentinel)? {
+            Some(broken) => {
+                *text = broken;
+                Ok(true)
+            }
+            None => Ok(false),
+        },
+        Value::Array(items) => items
+            .iter_mut()
+            .try_fold(false, |any, item| Ok(break_controls_in(tokenizer, item, sentinel)? || any)),
+        Value::Object(fields) => {
+            let mut any = false;
+            let mut kept = serde_json::Map::with_capacity(fields.len());
+            for (name, mut item) in std::mem::take(fields) {
+                any |= break_controls_in(tokenizer, &mut item, sentinel)?;
+                let broken = break_controls(tokenizer, &name, sentinel)?;
+                any |= broken.is_some();
+                kept.insert(broken.unwrap_or(name), item);
+            }
+            *fields = kept;
+            Ok(any)
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(false),
+    }
+}
+
+/// Whether any string of a JSON value contains `character`.
+fn contains(value: &Value, character: char) -> bool {
+    match value {
+        Value::String(text) => text.contains(character),
+        Value::Array(items) => items.iter().any(|item| contains(item, character)),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, item)| name.contains(character) || contains(item, character))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// The source of the template in `tokenizer_config.json`.

@@ -1,7 +1,8 @@
-//! The tokenizer: Hugging Face's `tokenizer.json` with the settings around it.
+//! The tokenizer: Hugging Face's `tokenizer.json`, or a vocabulary in another form, with the
+//! settings around it.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -14,6 +15,7 @@ use tokenizers::{
 
 use crate::error::{TextError, excerpt};
 use crate::template::ChatTemplate;
+use crate::vocabulary::{GgufVocabulary, Read, Source};
 
 /// Text to token ids and back.
 ///
@@ -51,29 +53,33 @@ pub(crate) struct Piece {
 }
 
 const EXPECTED_TOKENIZER: &str = "a Hugging Face tokenizer.json";
+const EXPECTED_SOURCE: &str = "a tokenizer: tokenizer.json, tokenizer.model, a .tiktoken file, \
+                               vocab.json with merges.txt, or encoder.json with vocab.bpe";
 const EXPECTED_CONFIG: &str = "a JSON object as Hugging Face writes it";
 
 impl Tokenizer {
-    /// Loads the tokenizer of a model folder.
+    /// Loads the tokenizer of a model folder from the first of these that is there:
     ///
-    /// `tokenizer.json` must be there. `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json`, `config.json` and a chat template add the special tokens, whether
-    /// a beginning token is added, and the ids that end an answer.
+    /// 1. `tokenizer.json` (Hugging Face);
+    /// 2. `tokenizer.model`, or else the only file named `*.model` or `*.model.vN` (SentencePiece);
+    /// 3. the only file named `*.tiktoken` (ranks; only of models known by the file's name);
+    /// 4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe` (byte-level pairs).
+    ///
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json`
+    /// and a chat template add the special tokens, whether a beginning token is added, and the ids
+    /// that end an answer.
     ///
     /// # Errors
     /// [`TextError::Read`] and [`TextError::Invalid`], naming the file. A broken chat template is
     /// not reported here but by [`ChatTemplate::from_dir`]: the tokenizer works without it.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TextError::Read {
-            path: path.clone(),
-            expected: EXPECTED_TOKENIZER,
-            source,
-        })?;
         let mut settings = Settings::default();
+        let mut class = None;
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             if let Some(config) = ConfigFile::read(dir.join(name))? {
                 settings.read_tokens(&config)?;
+                class =
+                    class.or_else(|| Some(config.map.get("tokenizer_class")?.as_str()?.to_owned()));
             }
         }
         for name in ["generation_config.json", "config.json"] {
@@ -81,8 +87,45 @@ impl Tokenizer {
                 settings.read_ids(&config)?;
             }
         }
-        let mut tokenizer = Self::new(&path, &bytes, settings)?;
+        let mut tokenizer = match Source::find(dir)? {
+            Some(source) => Self::from_read(source.read(class.as_deref(), settings)?)?,
+            None => {
+                let path = dir.join("tokenizer.json");
+                let bytes = std::fs::read(&path).map_err(|source| TextError::Read {
+                    path: path.clone(),
+                    expected: EXPECTED_SOURCE,
+                    source,
+                })?;
+                Self::new(&path, &bytes, settings)?
+            }
+        };
         if let Ok(Some(template)) = ChatTemplate::from_dir(dir)
+            && let Some(id) = template.turn_end(&tokenizer)
+        {
+            tokenizer.add_stop_id(id);
+        }
+        Ok(tokenizer)
+    }
+
+    /// The files of a model folder that [`Tokenizer::from_dir`] takes the vocabulary from; a copy of
+    /// the model needs them. Empty when there is none, or no way to choose.
+    pub fn source_files(dir: &Path) -> Vec<PathBuf> {
+        match Source::find(dir) {
+            Ok(Some(source)) => source.files(),
+            Ok(None) => vec![dir.join("tokenizer.json")],
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The tokenizer in the metadata of the GGUF file `path`, which is named in messages only.
+    ///
+    /// # Errors
+    /// [`TextError::Invalid`]: lists of different lengths, ids out of range, a kind or a
+    /// pre-tokenizer that is not known.
+    pub fn from_gguf(path: &Path, vocabulary: &GgufVocabulary<'_>) -> Result<Self, TextError> {
+        let mut tokenizer = Self::from_read(vocabulary.read(path)?)?;
+        if let Some(source) = vocabulary.chat_template
+            && let Ok(template) = ChatTemplate::from_source(source)
             && let Some(id) = template.turn_end(&tokenizer)
         {
             tokenizer.add_stop_id(id);
@@ -116,13 +159,19 @@ impl Tokenizer {
         let file: Value = serde_json::from_slice(bytes)
             .map_err(|error| invalid(format!("not JSON ({error})")))?;
         check_model(&file).map_err(invalid)?;
-
-        // The checks above cover every way known to us in which that library panics on a bad file.
-        // It reads what strangers send, so a new one must still be an error and not an end.
-        let mut inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
-            .map_err(|_| invalid("the tokenizers library panicked on it".into()))?
+        for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
+            check_patterns(&file[part], part).map_err(invalid)?;
+        }
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .map_err(invalid)?
             .map_err(|error| invalid(format!("it does not load ({error})")))?;
         check_added_ids(&file, &inner).map_err(invalid)?;
+
+        let model = &file["model"];
+        let unknown = model["unk_token"]
+            .as_str()
+            .and_then(|token| inner.token_to_id(token))
+            .or_else(|| model["unk_id"].as_u64()?.try_into().ok());
 
         // Saved by some training scripts; here every id counts and no step is random.
         inner.with_padding(None);
@@ -134,6 +183,33 @@ impl Tokenizer {
             bpe.dropout = None;
             inner.with_model(bpe);
         }
+        guarded(|| {
+            Self::finish(path, inner, settings, unknown, hex_sha256(bytes), EXPECTED_TOKENIZER)
+        })
+        .map_err(invalid)?
+    }
+
+    /// A tokenizer from a vocabulary in another form.
+    fn from_read(read: Read) -> Result<Self, TextError> {
+        const EXPECTED: &str = "a whole vocabulary";
+        let Read { vocabulary, settings, path, sha256 } = read;
+        let unknown = vocabulary.unknown;
+        let invalid = |found| TextError::Invalid { path: path.clone(), found, expected: EXPECTED };
+        let inner = guarded(|| vocabulary.build()).and_then(|built| built).map_err(invalid)?;
+        guarded(|| Self::finish(&path, inner, settings, unknown, sha256, EXPECTED))
+            .map_err(invalid)?
+    }
+
+    /// Adds what the settings say to what the vocabulary says.
+    fn finish(
+        path: &Path,
+        mut inner: tokenizers::Tokenizer,
+        settings: Settings,
+        unknown: Option<u32>,
+        sha256: String,
+        expected: &'static str,
+    ) -> Result<Self, TextError> {
+        let invalid = |found: String| TextError::Invalid { path: path.to_owned(), found, expected };
         settings.add_missing_tokens(&mut inner)?;
 
         let id_of = |inner: &tokenizers::Tokenizer, name: &str| match settings.tokens.get(name) {
@@ -190,10 +266,7 @@ impl Tokenizer {
             special().map(|(id, token)| (*id, token.content.clone())).collect();
         let has_normalized_controls =
             inner.get_normalizer().is_some() && special().any(|(_, token)| token.normalized);
-        let model = &file["model"];
-        let unknown = id_of(&inner, "unk_token")?
-            .or_else(|| inner.token_to_id(model["unk_token"].as_str()?))
-            .or_else(|| model["unk_id"].as_u64()?.try_into().ok());
+        let unknown = id_of(&inner, "unk_token")?.or(unknown);
         let max_id = inner.get_vocab(true).into_values().max().unwrap_or(0);
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
@@ -215,7 +288,7 @@ impl Tokenizer {
             named,
             stop_ids,
             max_id,
-            sha256: hex_sha256(bytes),
+            sha256,
         };
         tokenizer.add_bos = bos.is_some()
             && settings.add_bos.unwrap_or_else(|| tokenizer.post_processor_adds_bos());
@@ -274,9 +347,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         let visible: Vec<u32> =
             ids.iter().copied().filter(|id| !self.controls.contains_key(id)).collect();
-        self.inner
-            .decode(&visible, false)
-            .map_err(|error| TextError::Decode { count: ids.len(), reason: error.to_string() })
+        guarded(|| self.inner.decode(&visible, false))
+            .and_then(|text| text.map_err(|error| error.to_string()))
+            .map_err(|reason| TextError::Decode { count: ids.len(), reason })
     }
 
     /// The token that begins a text, if there is one.
@@ -348,7 +421,8 @@ impl Tokenizer {
         self.controls.contains_key(&id)
     }
 
-    /// SHA-256 of `tokenizer.json`, 64 lower-case hexadecimal digits.
+    /// SHA-256 of the file that the tokenizer was read from, or of its vocabulary in a GGUF file;
+    /// 64 lower-case hexadecimal digits.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
@@ -392,14 +466,16 @@ impl Tokenizer {
         sentinel: Option<char>,
         cuts: &[usize],
     ) -> Result<Vec<Piece>, TextError> {
-        self.encode_adapted(text, |part| {
+        let adapt = |part: NormalizedString| {
             let mut part = part;
             if let Some(sentinel) = sentinel {
                 part.filter(|character| character != sentinel);
             }
             self.cut(part, cuts)
-        })
-        .map_err(|reason| TextError::Encode { text: excerpt(text), reason: reason.to_string() })
+        };
+        guarded(|| self.encode_adapted(text, adapt))
+            .and_then(|pieces| pieces.map_err(|error| error.to_string()))
+            .map_err(|reason| TextError::Encode { text: excerpt(text), reason })
     }
 
     /// Refuses ids that contain a control token other than the unknown one, which is no forgery.
@@ -427,11 +503,14 @@ impl Tokenizer {
     }
 
     fn encode_ids(&self, added: &AddedVocabulary, text: &str) -> Result<Vec<u32>, TextError> {
-        let mut parts = added.extract_and_normalize(self.inner.get_normalizer(), text);
-        let encoding = self.tokenize(&mut parts, OffsetType::None).map_err(|error| {
-            TextError::Encode { text: excerpt(text), reason: error.to_string() }
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = || {
+            let mut parts = added.extract_and_normalize(self.inner.get_normalizer(), text);
+            let encoding = self.tokenize(&mut parts, OffsetType::None)?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        guarded(ids)
+            .and_then(|ids| ids.map_err(|error: tokenizers::Error| error.to_string()))
+            .map_err(|reason| TextError::Encode { text: excerpt(text), reason })
     }
 
     /// The rest of the way from normalised text to ids; the parts become ids independently.
@@ -505,20 +584,25 @@ impl std::fmt::Debug for Tokenizer {
 
 /// What the files around `tokenizer.json` say; earlier files win over later ones.
 #[derive(Default)]
-struct Settings {
+pub(crate) struct Settings {
     /// `bos_token` and so on.
-    tokens: HashMap<String, String>,
+    pub(crate) tokens: HashMap<String, String>,
     /// Some file names tokens, so a missing `bos_token` means that there is none.
-    knows_tokens: bool,
-    add_bos: Option<bool>,
-    bos_id: Option<u32>,
-    eos_ids: Vec<u32>,
+    pub(crate) knows_tokens: bool,
+    pub(crate) add_bos: Option<bool>,
+    pub(crate) bos_id: Option<u32>,
+    pub(crate) eos_ids: Vec<u32>,
     /// Tokens that the configuration adds to the vocabulary, with the file that says so.
-    added: Vec<(u32, AddedToken)>,
-    added_path: PathBuf,
+    pub(crate) added: Vec<(u32, AddedToken)>,
+    pub(crate) added_path: PathBuf,
 }
 
 impl Settings {
+    /// Gives a token one of the names that templates use, unless that is taken.
+    pub(crate) fn name_token(&mut self, name: &str, token: &str) {
+        self.tokens.entry(name.to_owned()).or_insert_with(|| token.to_owned());
+    }
+
     fn read_tokens(&mut self, config: &ConfigFile) -> Result<(), TextError> {
         self.knows_tokens = true;
         for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
@@ -693,6 +777,38 @@ fn check_model(file: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Runs a step of the tokenizers library. The checks of this file cover every way known to us in
+/// which that library panics on a bad file; it reads what strangers send, so a new one must still be
+/// an error and not an end. What a step that panicked has touched is not used again.
+fn guarded<T>(step: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(step)).map_err(|panic| {
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("the tokenizers library panicked ({})", excerpt(words.unwrap_or("no message")))
+    })
+}
+
+/// An empty pattern is found everywhere, which the library's replacing and splitting do not survive.
+fn check_patterns(part: &Value, place: &str) -> Result<(), String> {
+    match part {
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| {
+            let place = format!("{place}.{name}");
+            let empty = |kind: &str| value[kind].as_str().is_some_and(str::is_empty);
+            if name == "pattern" && (empty("String") || empty("Regex")) {
+                return Err(format!("{place} is empty"));
+            }
+            check_patterns(value, &place)
+        }),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, item)| check_patterns(item, &format!("{place}[{index}]"))),
+        _ => Ok(()),
+    }
+}
+
 /// The library numbers added tokens itself; a file that numbers them otherwise would be read with
 /// every embedding after the gap off by one.
 fn check_added_ids(file: &Value, inner: &tokenizers::Tokenizer) -> Result<(), String> {
@@ -717,5 +833,9 @@ fn check_added_ids(file: &Value, inner: &tokenizers::Tokenizer) -> Result<(), St
 
 /// SHA-256 as 64 lower-case hexadecimal digits.
 pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -201,6 +201,26 @@ fn lying_files_are_refused() {
 }
 
 #[test]
+fn empty_patterns_are_refused() {
+    let check = |part: &str, content: Value, place: &str| {
+        let mut file = sentence_piece_json(&[]);
+        file[part] = content;
+        let error = try_load(&file, &json!({})).unwrap_err().to_string();
+        assert!(error.contains(place) && error.contains("is empty"), "{error}");
+    };
+    for pattern in [json!({"String": ""}), json!({"Regex": ""})] {
+        let replace = json!({"type": "Replace", "pattern": pattern, "content": "x"});
+        check("normalizer", replace.clone(), "normalizer.pattern");
+        check("decoder", replace.clone(), "decoder.pattern");
+        let nested = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, replace]});
+        check("normalizer", nested, "normalizer.normalizers[1].pattern");
+        let split =
+            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+        check("pre_tokenizer", split, "pre_tokenizer.pattern");
+    }
+}
+
+#[test]
 fn tokens_beyond_the_embedding_are_named() {
     let tokenizer = load(&byte_level_json(&["<b>"]), &json!({}));
     let last = tokenizer.max_id();

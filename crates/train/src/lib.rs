@@ -32,6 +32,6 @@ pub use plan::{
     DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PRETRAINING_LEARNING_RATE,
     Method, SaveDtype, StepSize, TrainPlan,
 };
-pub use rows::{Row, RowReport, TrainData};
+pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
 pub use run::{TrainOutcome, TrainStatus, run};
 pub use schedule::{Schedule, SchedulerType};

@@ -14,17 +14,16 @@ const LOCK_FILE: &str = ".train.lock";
 
 /// The files of a model folder that belong to its tokenizer and must go where the weights go.
 pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
-    [
-        "tokenizer.json",
+    let mut files = text::Tokenizer::source_files(dir);
+    let around = [
         "tokenizer_config.json",
         "special_tokens_map.json",
         "generation_config.json",
         crate::manifest::CHAT_TEMPLATE_FILE,
-    ]
-    .iter()
-    .map(|name| dir.join(name))
-    .filter(|path| path.is_file())
-    .collect()
+    ];
+    files.extend(around.map(|name| dir.join(name)));
+    files.retain(|path| path.is_file());
+    files
 }
 
 pub(crate) struct Output<'a> {

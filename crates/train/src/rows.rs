@@ -63,9 +63,15 @@ pub struct TrainData {
     pub held_out_report: RowReport,
 }
 
+/// What a template that writes today's date writes into training text, in seconds since 1970: 26
+/// July 2024, the date that the best known of such templates falls back to. A run must give the same
+/// weights on every day, and a resumed one the same as one that was never stopped.
+pub const TRAINING_CLOCK: u64 = 1_721_952_000;
+
 impl TrainData {
     /// Renders conversations through the template, the only way text becomes training tokens, and
-    /// checks every row as [`TrainData::from_rows`].
+    /// checks every row as [`TrainData::from_rows`]. The template's clock stands at
+    /// [`TRAINING_CLOCK`].
     ///
     /// # Errors
     /// Those of [`TrainData::from_rows`], and [`TrainError::Text`] naming the example that cannot
@@ -77,6 +83,7 @@ impl TrainData {
         template: &ChatTemplate,
         plan: &TrainPlan,
     ) -> Result<TrainData, TrainError> {
+        let template = template.clone().at(TRAINING_CLOCK);
         let render = |examples: &[Example]| -> Result<Vec<Row>, TrainError> {
             examples
                 .par_iter()

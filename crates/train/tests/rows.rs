@@ -57,6 +57,18 @@ fn every_answer_is_learnt_up_to_its_stop_token() {
 }
 
 #[test]
+fn a_template_that_writes_the_date_gives_the_same_rows_on_every_day() {
+    let (tokenizer, template) = bundled();
+    let dated = format!("{{{{ strftime_now('%d %b %Y') }}}}{}", template.source());
+    let template = ChatTemplate::from_source(dated).unwrap();
+    let examples = [example("one", &[("user", "hi"), ("assistant", "yes")])];
+    let plan = plan(Objective::Sft);
+    let data = TrainData::from_conversations(&examples, &[], &tokenizer, &template, &plan).unwrap();
+    let text = tokenizer.decode(&data.train[0].ids).unwrap();
+    assert!(text.starts_with("26 Jul 2024"), "{text}");
+}
+
+#[test]
 fn an_example_that_cannot_be_rendered_is_named() {
     let (tokenizer, template) = bundled();
     let broken = [example("row-17", &[("wizard", "hi"), ("assistant", "yes")])];

@@ -2,14 +2,15 @@
 
 use crate::cli::TokenizeArgs;
 use crate::exit;
-use crate::resolve::model_dir;
+use crate::resolve::model_path;
+use crate::text_source;
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use text::Tokenizer;
 
 pub(super) fn run(args: &TokenizeArgs) -> Result<ExitCode> {
-    let tokenizer = Tokenizer::from_dir(&model_dir(&args.model)?)?;
+    let (tokenizer, _) = text_source::load(&model_path(&args.model)?)?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path)
