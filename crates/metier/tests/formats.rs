@@ -47,6 +47,7 @@ fn every_type_of_weights_tells_the_story() {
 #[test]
 fn a_base_is_exported_and_read_back() {
     let Some(folder) = shared("models/stories260K") else { return };
+    let published = std::fs::read_to_string(folder.join("greedy_200.txt")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let model = folder.join("hf");
     for dtype in ["f32", "f16", "q8_0", "q4_0"] {
@@ -63,7 +64,13 @@ fn a_base_is_exported_and_read_back() {
             out.to_str().unwrap(),
         ]);
         assert!(said.contains("largest logit difference"), "{said}");
-        assert!(out.join(format!("model-{dtype}.gguf")).is_file());
+        // The file alone, tokenizer and all, tells the story again.
+        let (text, _) = greedy(&out.join(format!("model-{dtype}.gguf")), &[]);
+        let begin = if dtype == "q4_0" { 4 } else { 40 };
+        assert_eq!(text[..begin], published[..begin], "{dtype}: {text}");
+        if dtype == "f32" {
+            assert!(published.starts_with(&text), "{text}");
+        }
     }
     let out = dir.path().join("nothing");
     let refused = metier(&["export", "--format", "gguf", "--out", out.to_str().unwrap()]);
