@@ -229,7 +229,7 @@ mod tests {
         let json = r#"{"added_tokens": [
               {"id": 3, "content": "<e>", "special": true, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false},
-              {"id": 5, "content": "<u>", "special": false, "single_word": false, "lstrip": false,
+              {"id": 4, "content": "<u>", "special": false, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false}],
             "normalizer": null, "post_processor": null, "decoder": {"type": "ByteLevel",
               "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
@@ -238,8 +238,8 @@ mod tests {
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}"#;
         let out = tokenizer(json).to_gguf(7).unwrap();
         assert_eq!((out.model, out.pre), ("gpt2", "gpt-2"));
-        assert_eq!(out.tokens, ["a", "b", "ab", "<e>", "[PAD4]", "<u>", "[PAD6]"]);
-        assert_eq!(out.types, [1, 1, 1, 3, 5, 4, 5]);
+        assert_eq!(out.tokens, ["a", "b", "ab", "<e>", "<u>", "[PAD5]", "[PAD6]"]);
+        assert_eq!(out.types, [1, 1, 1, 3, 4, 5, 5]);
         assert_eq!(out.merges, Some(vec!["a b".to_owned()]));
         assert_eq!(out.scores, None);
         let other = json.replace(
