@@ -111,11 +111,12 @@ fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|a| a.model_type == model_type)
 }
 
+/// Architecture, metadata, and factors of the rotary frequencies.
+type Described = (&'static Architecture, Vec<(String, gguf::Value)>, Option<Vec<f32>>);
+
 /// Metadata of a model as [`config`] reads it, and the factors that its frequencies are divided by,
 /// where they are no plain ones.
-pub(crate) fn metadata(
-    config: &DecoderConfig,
-) -> Result<(&'static Architecture, Vec<(String, gguf::Value)>, Option<Vec<f32>>), ModelError> {
+pub(crate) fn metadata(config: &DecoderConfig) -> Result<Described, ModelError> {
     let family = config.family.name();
     let refuse = |what: &str| {
         ModelError::Params(format!("GGUF export of the family {family} {what} is not supported"))
