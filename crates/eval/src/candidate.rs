@@ -323,7 +323,7 @@ mod tests {
             "added_tokens": [{"id": 0, "content": "</s>", "special": true, "single_word": false,
                 "lstrip": false, "rstrip": false, "normalized": false}],
             "normalizer": null, "post_processor": null,
-            "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false},
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false},
             "decoder": {"type": "Fuse"},
             "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"</s>": 0, "?": 1, "a": 2, "b": 3}}}"#;
         let config = br#"{"eos_token": "</s>", "add_bos_token": false}"#;
