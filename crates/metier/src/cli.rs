@@ -140,7 +140,7 @@ pub(crate) struct ModelsArgs {
 pub(crate) enum ModelsCommand {
     /// Bundled and pulled models: family, parameters, dtype, size, context, licence
     List,
-    /// One model: a folder, `nano`, or a pulled ORG/NAME
+    /// One model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     Show {
         /// The model
         #[arg(value_name = "M")]

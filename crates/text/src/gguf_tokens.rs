@@ -3,6 +3,7 @@
 //! tokens answers nonsense without any error.
 
 use crate::tokenizer::Tokenizer;
+use crate::vocabulary::pre_tokenizer::{LLAMA_3, QWEN_2, TEKKEN};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -47,24 +48,9 @@ const UNUSED: i32 = 5;
 const CUTS: &[(&str, &[&str])] = &[
     ("gpt-2", &["gpt2"]),
     ("smollm", &["digits", "gpt2"]),
-    (
-        "llama-bpe",
-        &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
-    ),
-    (
-        "qwen2",
-        &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
-    ),
-    (
-        "tekken",
-        &[
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
-    ),
+    ("llama-bpe", &[LLAMA_3]),
+    ("qwen2", &[QWEN_2]),
+    ("tekken", &[TEKKEN]),
 ];
 
 impl Tokenizer {

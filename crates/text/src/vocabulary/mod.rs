@@ -3,7 +3,7 @@
 
 mod byte_pairs;
 mod gguf;
-mod pre_tokenizer;
+pub(crate) mod pre_tokenizer;
 mod ranks;
 mod sentence_piece;
 mod source;
