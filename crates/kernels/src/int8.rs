@@ -35,6 +35,11 @@ use std::ops::Range;
 /// the first-level cache.
 const BLOCK_ROWS: usize = 128;
 
+/// Rows up to which weights pass by faster than memory brings them: then they are asked for ahead,
+/// in bytes.
+const FEW_ROWS: usize = 4;
+const AHEAD: usize = 4096;
+
 /// x `[T, K]` in 8 bits.
 #[derive(Default)]
 struct Activations {
@@ -298,10 +303,16 @@ impl Block<'_, '_> {
     ) {
         let Block { product, panel, row: first, sums } = self;
         let quads = QUADS / GROUPS;
+        let few = sums.len() <= FEW_ROWS;
         // SAFETY: every offset is inside the panel's part, x or the sums.
         unsafe {
             for (part, places) in product.places(panel).enumerate() {
                 let rows = product.rows(part, first, GROUPS);
+                if few {
+                    for line in (0..product.layout.part_bytes()).step_by(64) {
+                        S::prefetch(places.ahead(AHEAD + line));
+                    }
+                }
                 for lane in (0..PANEL).step_by(S::LANES) {
                     let codes = product.codes::<S, LOW, HIGH, TABLE>(&places, lane);
                     let scales = places.scales::<S>(product.layout, lane);

@@ -58,6 +58,13 @@ pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope
 pub use simd::Level;
 pub use softmax::{reference_softmax, reference_softmax_backward, softmax, softmax_backward};
 
+/// Runs `f` on a thread of the pool. From anywhere else every kernel hands its work over and
+/// sleeps until it is done; that is two changes of thread for each, which a token's hundreds of small
+/// products feel.
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 /// Sets the number of threads that kernels use; 0 means one per core. Only the first call in a
 /// process counts, and only before the first parallel kernel: afterwards the pool stands.
 pub fn set_num_threads(n: usize) {

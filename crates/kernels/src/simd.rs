@@ -300,6 +300,8 @@ pub(crate) trait Dots: Integers {
     const SIGNED_OFFSET: i32;
     /// All lanes `x`.
     unsafe fn splat_int(x: i32) -> Self::I;
+    /// Asks for the cache line at `p`, which may lie anywhere.
+    unsafe fn prefetch(p: *const u8);
     /// `table[code]` of sixteen bytes, for bytes from 0 to 15.
     unsafe fn lookup_bytes(table: *const i8, codes: Self::I) -> Self::I;
     /// Signed codes as [`Dots::dot_signed`] takes them.
@@ -624,6 +626,11 @@ mod x86 {
     impl Dots for Avx2 {
         const SIGNED_OFFSET: i32 = 0;
         #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: see the impl; no memory is touched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn splat_int(x: i32) -> __m256i {
             // SAFETY: see the impl.
             unsafe { _mm256_set1_epi32(x) }
@@ -838,6 +845,11 @@ mod x86 {
     // Only within `dots_avx512`: VNNI is a feature of its own.
     impl Dots for Avx512 {
         const SIGNED_OFFSET: i32 = 128;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: see the impl above; no memory is touched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat_int(x: i32) -> __m512i {
             // SAFETY: see the impl above.

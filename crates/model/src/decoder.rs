@@ -280,6 +280,15 @@ impl Decoder {
         adapters: &AdapterSet,
         memory: Memory<'_>,
     ) -> Result<Vec<f32>, ModelError> {
+        kernels::in_pool(|| self.forward_in_pool(batch, adapters, memory))
+    }
+
+    fn forward_in_pool(
+        &self,
+        batch: &Batch,
+        adapters: &AdapterSet,
+        memory: Memory<'_>,
+    ) -> Result<Vec<f32>, ModelError> {
         let h = self.config.hidden_size;
         adapters.check(batch)?;
         let mut x = vec![0.0; batch.tokens.len() * h];
@@ -339,6 +348,10 @@ impl Decoder {
     }
 
     fn head_logits(&self, logits: &mut [f32], hidden: &[f32], rows: usize) {
+        kernels::in_pool(|| self.head_logits_in_pool(logits, hidden, rows));
+    }
+
+    fn head_logits_in_pool(&self, logits: &mut [f32], hidden: &[f32], rows: usize) {
         kernels::matmul(logits, hidden, self.head(), rows, false);
         if self.config.logits_scale != 1.0 {
             kernels::scale_inplace(logits, self.config.logits_scale);
@@ -407,6 +420,17 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Batch`] when the tape holds no forward or `dhidden` has another size.
     pub fn backward(
+        &self,
+        batch: &Batch,
+        adapters: &AdapterSet,
+        tape: &mut Tape,
+        dhidden: &[f32],
+        grads: &mut Grads,
+    ) -> Result<(), ModelError> {
+        kernels::in_pool(|| self.backward_in_pool(batch, adapters, tape, dhidden, grads))
+    }
+
+    fn backward_in_pool(
         &self,
         batch: &Batch,
         adapters: &AdapterSet,

@@ -161,7 +161,8 @@ impl Layout {
         bits * PART / 8 * PANEL
     }
 
-    fn part_bytes(&self) -> usize {
+    /// Bytes of a part of sixteen blocks.
+    pub(crate) fn part_bytes(&self) -> usize {
         self.scale_bytes() + Self::word_bytes(self.low + self.high)
     }
 
@@ -292,6 +293,12 @@ const fn byte_mask(bits: usize) -> i32 {
 }
 
 impl Places {
+    /// An address `bytes` behind the part's first, which may lie outside the weights.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, bytes: usize) -> *const u8 {
+        self.scales.wrapping_add(bytes)
+    }
+
     /// Float `i` of each lane's block.
     ///
     /// # Safety
