@@ -348,7 +348,7 @@ def compare_greedy(run, what, file, lora=None, adapter=None, readable=True):
         ours_gap = our_gap(run, file, [*ids, *theirs], our_token, token, flags)
         run.say(
             f"- {what}, prompt {prompt!r}: apart after {at} tokens. llama.cpp has token {token} "
-            f"{gap:.4f} above {our_token}, Metier {ours_gap:.4f} below it; the logits span {span:.1f}, so the gaps are "
+            f"{gap:.2g} above {our_token}, Metier {ours_gap:.2g} below it; the logits span {span:.1f}, so the gaps are "
             f"{100 * gap / span:.2f} % and {100 * ours_gap / span:.2f} % of it."
         )
         near = max(gap, ours_gap) <= TIE * span
@@ -407,7 +407,7 @@ def check_lora(run):
     trained = run.folder / "lora-trained"
     run.metier(
         "train", "--base", base, "--data", data["train"], "--valid", data["valid"], "--out", trained, "--max-steps", 60,
-        "--learning-rate", 0.003, "--r", 8, "--seed", 1, "--json",
+        "--learning-rate", 0.001, "--r", 8, "--seed", 1, "--json",
     )
     out = run.folder / "lora-exported"
     run.metier("export", "--base", base, "--adapter", trained, "--format", "gguf-lora", "--out", out)

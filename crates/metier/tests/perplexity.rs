@@ -69,6 +69,18 @@ fn a_text_and_ids_as_transformers_has_it() {
 }
 
 #[test]
+fn a_story_as_llama_cpp_has_it() {
+    let Some(folder) = shared("models/stories260K") else { return };
+    let text = folder.join("greedy_more_prompts.txt");
+    let arguments = ["--text", text.to_str().unwrap(), "--context", "128"];
+    let found = measured(&folder.join("hf"), &arguments);
+    // llama-perplexity (llama-cpp-python 0.3.36) on this model as a GGUF file in f32, -c 128.
+    near(&found["perplexity"], 2.2478, 1e-4);
+    near(&found["standard_error"], 0.10496, 1e-3);
+    assert_eq!((&found["windows"], &found["counted_tokens"]), (&5.into(), &315.into()));
+}
+
+#[test]
 fn a_window_in_pieces_is_one_window() {
     // 700 tokens go in as 512 and 188; the same window once more behind it changes nothing.
     let dir = tempfile::tempdir().unwrap();
