@@ -1,6 +1,7 @@
 //! Speed of the matrix products: GFLOP/s for the shapes of a small model, and the bandwidth at
 //! which decoding one token streams weights. Run with
-//! `cargo run --release -p kernels --example matmul_bench`.
+//! `cargo run --release -p kernels --example matmul_bench`, with names of formats after ` -- ` to
+//! measure only these.
 
 use half::bf16;
 use kernels::{Dtype, PackedMatrix, matmul, matmul_dw, matmul_dx};
@@ -41,6 +42,8 @@ fn measure(threads: usize) {
                 weights.push((dtype.name(), PackedMatrix::from_rows(dtype, n, k, rows)));
             }
         }
+        let asked: Vec<String> = std::env::args().skip(1).collect();
+        weights.retain(|(name, _)| asked.is_empty() || asked.iter().any(|a| a == name));
         for (name, w) in weights {
             let forward = seconds(|| matmul(&mut y, &x, &w, t, false));
             let back = seconds(|| matmul_dx(&mut dx, &dy, &w, t, false));

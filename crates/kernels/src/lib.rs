@@ -16,6 +16,7 @@ mod elementwise;
 mod embedding;
 mod formats;
 mod gated;
+mod int8;
 mod lora;
 mod mapped_file;
 mod matmul;

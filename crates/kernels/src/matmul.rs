@@ -17,6 +17,7 @@
 //! ACM TOMS 34(3), 2008: a block of B stays in the first cache while the rows pass by.
 
 use crate::formats::PART;
+use crate::int8;
 use crate::packed::{PANEL, PackedMatrix, Quantised, Storage};
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
@@ -59,6 +60,11 @@ pub(crate) fn matmul_at(
 ) {
     check("y", y, t, w.n);
     check("x", x, t, w.k);
+    if let Storage::Quantised(q) = &w.storage
+        && q.has_integers()
+    {
+        return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate);
+    }
     let a = Strided { start: x, row: w.k, depth: 1 };
     product(level, y, w.n, a, panels_of(w), t, w.k, accumulate);
 }
@@ -147,7 +153,7 @@ const BLOCK_DEPTH: usize = 256;
 /// while the task's panels pass by, and repays a panel that must first be widened or turned.
 const BLOCK_ROWS: usize = 192;
 /// Multiply-adds below which waking other threads costs more than it gains (some microseconds).
-const SERIAL_WORK: usize = 1 << 16;
+pub(crate) const SERIAL_WORK: usize = 1 << 16;
 
 /// A: element (r, d) is `start[r * row + d * depth]`.
 #[derive(Clone, Copy)]
@@ -227,12 +233,12 @@ fn product(
 
 /// Panels that a task takes at a time at best (one row of AVX2 vectors needs four for its eight
 /// independent sums); the split respects it where it can.
-const PANEL_STEP: usize = 4;
+pub(crate) const PANEL_STEP: usize = 4;
 
 /// Into how many parts rows and panels are cut: about two tasks per thread at least, so that a
 /// thread that was late costs less; by rows as long as they are many, then by panels, then by rows
 /// again. More parts would repeat the packing of A and of B.
-fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
+pub(crate) fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
     let wanted = 2 * threads;
     let row_parts = rows.div_ceil(BLOCK_ROWS);
     if row_parts >= wanted {
@@ -247,7 +253,7 @@ fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
 
 /// Part `i` of `total` things cut into `parts` nearly equal ranges, which start at multiples of
 /// `step` when there are at least `step` things per part.
-fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
+pub(crate) fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
     let step = if total >= parts * step { step } else { 1 };
     let edge = |i: usize| {
         if i == parts { total } else { i * total / parts / step * step }
@@ -844,7 +850,7 @@ pub(crate) mod tests {
     }
 
     /// Weights of every quantised format, any codes with small scales, and their values.
-    fn quantised(n: usize, k: usize) -> Vec<(Vec<f32>, PackedMatrix)> {
+    pub(crate) fn quantised(n: usize, k: usize) -> Vec<(Vec<f32>, PackedMatrix)> {
         let formats = Dtype::all().filter(|d| d.is_quantised());
         formats
             .map(|dtype| {
@@ -864,6 +870,11 @@ pub(crate) mod tests {
             .collect()
     }
 
+    /// Whether y is had in integers, with an error of its own: see the tests there.
+    fn in_integers(w: &PackedMatrix) -> bool {
+        matches!(&w.storage, Storage::Quantised(q) if q.has_integers())
+    }
+
     #[test]
     fn quantised_products_match_their_reference() {
         for level in Level::available() {
@@ -876,9 +887,11 @@ pub(crate) mod tests {
                         reference_matmul(&mut y, &x, &w, t, n, k);
                         reference_matmul_dx(&mut dx, &dy, &w, t, n, k);
                         let what = format!("{level:?} {:?} [{n}, {k}] T={t}", packed.dtype());
-                        let mut found = vec![0.0; t * n];
-                        matmul_at(level, &mut found, &x, &packed, t, false);
-                        assert_near(&found, &y, &format!("y, {what}"));
+                        if !in_integers(&packed) {
+                            let mut found = vec![0.0; t * n];
+                            matmul_at(level, &mut found, &x, &packed, t, false);
+                            assert_near(&found, &y, &format!("y, {what}"));
+                        }
                         let mut found = vec![0.0; t * k];
                         matmul_dx_at(level, &mut found, &dy, &packed, t, false);
                         assert_near(&found, &dx, &format!("dx, {what}"));
@@ -898,7 +911,9 @@ pub(crate) mod tests {
                 for rows in [1, 2, 3, t] {
                     let product = |w: &PackedMatrix| {
                         let (mut y, mut dx) = (vec![0.0; rows * n], vec![0.0; rows * k]);
-                        matmul_at(level, &mut y, &x[..rows * k], w, rows, false);
+                        if !in_integers(&packed) {
+                            matmul_at(level, &mut y, &x[..rows * k], w, rows, false);
+                        }
                         matmul_dx_at(level, &mut dx, &dy[..rows * n], w, rows, false);
                         (bits(&y), bits(&dx))
                     };
@@ -1185,10 +1200,12 @@ pub(crate) mod tests {
                 for w in weights {
                     let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
                     let (mut wide_y, mut wide_dx) = (y.clone(), dx.clone());
-                    matmul_at(Level::Portable, &mut y, &x, &w, t, true);
-                    let a = Strided { start: &x, row: k, depth: 1 };
-                    run(&mut wide_y, n, a, panels_of(&w), k);
-                    assert_eq!(bits(&wide_y), bits(&y), "y [{n}, {k}] T={t}");
+                    if !in_integers(&w) {
+                        matmul_at(Level::Portable, &mut y, &x, &w, t, true);
+                        let a = Strided { start: &x, row: k, depth: 1 };
+                        run(&mut wide_y, n, a, panels_of(&w), k);
+                        assert_eq!(bits(&wide_y), bits(&y), "y [{n}, {k}] T={t}");
+                    }
                     matmul_dx_at(Level::Portable, &mut dx, &dy, &w, t, true);
                     let a = Strided { start: &dy, row: n, depth: 1 };
                     run(&mut wide_dx, k, a, Panels::Turned(&w), n);

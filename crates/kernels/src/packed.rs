@@ -40,9 +40,15 @@ pub(crate) struct Quantised {
 }
 
 impl Quantised {
-    fn panel(&self, panel: usize) -> &[u8] {
+    /// The blocks of panel `panel`.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
         let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
         &bytes[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
+    }
+
+    /// Whether products can be had in integers.
+    pub(crate) fn has_integers(&self) -> bool {
+        lanes::Layout::new(self.dtype).has_integers()
     }
 
     /// What unpacks a stretch of panel `panel` to `to`; start and length in multiples of 32.

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Plain Rust on arrays of eight lanes; needs nothing.
     Portable,
-    /// 8 lanes; AVX2 and FMA.
+    /// 8 lanes; AVX2, FMA and F16C.
     Avx2,
     /// 16 lanes; AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -41,13 +41,9 @@ impl Level {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if has_avx2() {
                 levels.push(Level::Avx2);
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                if has_avx512() {
                     levels.push(Level::Avx512);
                 }
             }
@@ -88,18 +84,13 @@ pub(crate) fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
         Level::Portable => unsafe { run_portable(kernel) },
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
-            assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
+            assert!(has_avx2());
             // SAFETY: the features were just checked.
             unsafe { x86::run_avx2(kernel) }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => {
-            assert!(
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-            );
+            assert!(has_avx2() && has_avx512());
             // SAFETY: the features were just checked.
             unsafe { x86::run_avx512(kernel) }
         }
@@ -107,6 +98,75 @@ pub(crate) fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Output {
         // SAFETY: the portable level needs no processor feature.
         _ => unsafe { kernel.run::<Portable>() },
     }
+}
+
+/// A computation in [`Dots`], with a plain version for where there are none.
+///
+/// `run` is inlined as [`Kernel::run`] is.
+pub(crate) trait DotsKernel {
+    /// Runs with the dot products of `S`.
+    ///
+    /// # Safety
+    /// The processor must support `S`; [`dispatch_dots`] sees to it.
+    unsafe fn run<S: Dots>(self);
+    /// The same in plain Rust.
+    fn plain(self);
+}
+
+/// Runs `kernel` with the dot products of `level`: on a processor with AVX-512 but without VNNI,
+/// those of AVX2. Panics when the processor lacks the level.
+#[inline]
+pub(crate) fn dispatch_dots<K: DotsKernel>(level: Level, kernel: K) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if has_vnni() => {
+            assert!(has_avx2() && has_avx512());
+            // SAFETY: the features were just checked.
+            unsafe { x86::dots_avx512(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => {
+            assert!(has_avx2());
+            // SAFETY: the features were just checked.
+            unsafe { x86::dots_avx2(kernel) }
+        }
+        _ => kernel.plain(),
+    }
+}
+
+/// [`Dots::SIGNED_OFFSET`] of the dot products that [`dispatch_dots`] takes.
+pub(crate) fn signed_offset(level: Level) -> i32 {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if has_vnni() => x86::Avx512::SIGNED_OFFSET,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => x86::Avx2::SIGNED_OFFSET,
+        _ => 0,
+    }
+}
+
+/// AVX2 and what every processor with it has, too.
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+/// The parts of AVX-512 that every server processor with it has had since Skylake.
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+fn has_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// A vector of `LANES` f32 values and what kernels do with it.
@@ -216,8 +276,8 @@ pub(crate) trait Integers: Simd {
     type I: Copy;
     /// Reads `LANES` little-endian 32-bit words, unaligned.
     unsafe fn load_dwords(p: *const u8) -> Self::I;
-    /// Reads `LANES` little-endian 16-bit words, unaligned, and extends them with zeros.
-    unsafe fn load_words(p: *const u8) -> Self::I;
+    /// Reads `LANES` f16 values, unaligned, and widens them.
+    unsafe fn load_f16(p: *const u8) -> Self::F;
     /// Reads `LANES` signed bytes, unaligned, and extends their sign.
     unsafe fn load_signed_bytes(p: *const u8) -> Self::I;
     /// (v >> shift) & mask, for shift < 32.
@@ -228,10 +288,27 @@ pub(crate) trait Integers: Simd {
     unsafe fn or_left(a: Self::I, b: Self::I, left: u32) -> Self::I;
     /// Integers to f32 (exact below 2^24).
     unsafe fn float(v: Self::I) -> Self::F;
-    /// f16 bits in the low half of each lane to f32; not for infinity or NaN.
-    unsafe fn half(v: Self::I) -> Self::F;
     /// `table[v]` of sixteen values, for lanes from 0 to 15.
     unsafe fn lookup(table: *const f32, v: Self::I) -> Self::F;
+}
+
+/// Dot products of bytes: each 32-bit lane holds four codes of one output, which meet the same four
+/// values of x.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Dots: Integers {
+    /// What [`Dots::signed_codes`] adds to a code.
+    const SIGNED_OFFSET: i32;
+    /// All lanes `x`.
+    unsafe fn splat_int(x: i32) -> Self::I;
+    /// `table[code]` of sixteen bytes, for bytes from 0 to 15.
+    unsafe fn lookup_bytes(table: *const i8, codes: Self::I) -> Self::I;
+    /// Signed codes as [`Dots::dot_signed`] takes them.
+    unsafe fn signed_codes(codes: Self::I) -> Self::I;
+    /// start + Σ code·q for unsigned codes of `bits` bits, six at most. `q`: four values from -127
+    /// to 127 for each of `codes`.
+    unsafe fn dot(start: Self::I, codes: &[Self::I], q: *const i8, bits: usize) -> Self::I;
+    /// start + Σ (code + SIGNED_OFFSET)·q for codes from [`Dots::signed_codes`].
+    unsafe fn dot_signed(start: Self::I, codes: &[Self::I], q: *const i8) -> Self::I;
 }
 
 /// Plain Rust on `[f32; 8]`; the compiler vectorises it for the baseline of the target.
@@ -337,22 +414,36 @@ impl Simd for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Integers, Kernel, Simd};
+    use super::{Dots, DotsKernel, Integers, Kernel, Simd};
     use crate::formats::lanes::UnpackPanel;
     use half::bf16;
     use std::arch::x86_64::*;
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     #[inline(never)]
     pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: this function carries the features that Avx2 stands for.
         unsafe { kernel.run::<Avx2>() }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     #[inline(never)]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: this function carries the features that Avx512 stands for.
+        unsafe { kernel.run::<Avx512>() }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline(never)]
+    pub(super) unsafe fn dots_avx2<K: DotsKernel>(kernel: K) {
+        // SAFETY: this function carries the features that Avx2 stands for.
+        unsafe { kernel.run::<Avx2>() }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    #[inline(never)]
+    pub(super) unsafe fn dots_avx512<K: DotsKernel>(kernel: K) {
+        // SAFETY: this function carries the features that Avx512 stands for, and VNNI.
         unsafe { kernel.run::<Avx512>() }
     }
 
@@ -483,9 +574,9 @@ mod x86 {
             unsafe { _mm256_loadu_si256(p.cast()) }
         }
         #[inline(always)]
-        unsafe fn load_words(p: *const u8) -> __m256i {
+        unsafe fn load_f16(p: *const u8) -> __m256 {
             // SAFETY: see the impl.
-            unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())) }
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
         }
         #[inline(always)]
         unsafe fn load_signed_bytes(p: *const u8) -> __m256i {
@@ -519,19 +610,6 @@ mod x86 {
             unsafe { _mm256_cvtepi32_ps(v) }
         }
         #[inline(always)]
-        unsafe fn half(v: __m256i) -> __m256 {
-            // By moving the exponent, as in `half_bits`: F16C is a feature of its own.
-            // SAFETY: see the impl.
-            unsafe {
-                let low = _mm256_and_si256(v, _mm256_set1_epi32(0x7fff));
-                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<13>(low));
-                let scale = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 112) << 23));
-                let sign = _mm256_and_si256(v, _mm256_set1_epi32(0x8000));
-                let sign = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(sign));
-                _mm256_or_ps(_mm256_mul_ps(low, scale), sign)
-            }
-        }
-        #[inline(always)]
         unsafe fn lookup(table: *const f32, v: __m256i) -> __m256 {
             // SAFETY: see the impl; the permutation looks at the low three bits of a lane only.
             unsafe {
@@ -540,6 +618,68 @@ mod x86 {
                 let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(v));
                 _mm256_blendv_ps(low, high, upper)
             }
+        }
+    }
+
+    impl Dots for Avx2 {
+        const SIGNED_OFFSET: i32 = 0;
+        #[inline(always)]
+        unsafe fn splat_int(x: i32) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe { _mm256_set1_epi32(x) }
+        }
+        #[inline(always)]
+        unsafe fn lookup_bytes(table: *const i8, codes: __m256i) -> __m256i {
+            // SAFETY: see the impl.
+            unsafe {
+                let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.cast()));
+                _mm256_shuffle_epi8(table, codes)
+            }
+        }
+        #[inline(always)]
+        unsafe fn signed_codes(codes: __m256i) -> __m256i {
+            codes
+        }
+        #[inline(always)]
+        unsafe fn dot(start: __m256i, codes: &[__m256i], q: *const i8, bits: usize) -> __m256i {
+            // As many sums of two products as surely fit 16 bits: 2·15·127·8, 2·31·127·4 and
+            // 2·63·127·2 are below 2^15.
+            let most = match bits {
+                ..=4 => 8,
+                5 => 4,
+                _ => 2,
+            };
+            let mut total = start;
+            let chunks = codes.len().div_ceil(most);
+            for chunk in 0..chunks {
+                // SAFETY: see the impl; q has four values for each of `codes`.
+                unsafe {
+                    let mut sum = _mm256_setzero_si256();
+                    for i in chunk * most..codes.len().min((chunk + 1) * most) {
+                        let q = _mm256_set1_epi32(q.add(i * 4).cast::<i32>().read_unaligned());
+                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[i], q));
+                    }
+                    let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+                    total = _mm256_add_epi32(total, sum);
+                }
+            }
+            total
+        }
+        #[inline(always)]
+        unsafe fn dot_signed(start: __m256i, codes: &[__m256i], q: *const i8) -> __m256i {
+            let mut total = start;
+            for (i, &codes) in codes.iter().enumerate() {
+                // SAFETY: see the impl; q has four values for each of `codes`.
+                unsafe {
+                    let q = _mm256_set1_epi32(q.add(i * 4).cast::<i32>().read_unaligned());
+                    // The sign goes from the code to q; 2·128·127 is below 2^15.
+                    let q = _mm256_sign_epi8(q, codes);
+                    let sum = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), q);
+                    let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+                    total = _mm256_add_epi32(total, sum);
+                }
+            }
+            total
         }
     }
 
@@ -653,9 +793,9 @@ mod x86 {
             unsafe { _mm512_loadu_si512(p.cast()) }
         }
         #[inline(always)]
-        unsafe fn load_words(p: *const u8) -> __m512i {
+        unsafe fn load_f16(p: *const u8) -> __m512 {
             // SAFETY: see the impl above.
-            unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
         }
         #[inline(always)]
         unsafe fn load_signed_bytes(p: *const u8) -> __m512i {
@@ -689,14 +829,50 @@ mod x86 {
             unsafe { _mm512_cvtepi32_ps(v) }
         }
         #[inline(always)]
-        unsafe fn half(v: __m512i) -> __m512 {
-            // SAFETY: see the impl above.
-            unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)) }
-        }
-        #[inline(always)]
         unsafe fn lookup(table: *const f32, v: __m512i) -> __m512 {
             // SAFETY: see the impl above.
             unsafe { _mm512_permutexvar_ps(v, _mm512_loadu_ps(table)) }
+        }
+    }
+
+    // Only within `dots_avx512`: VNNI is a feature of its own.
+    impl Dots for Avx512 {
+        const SIGNED_OFFSET: i32 = 128;
+        #[inline(always)]
+        unsafe fn splat_int(x: i32) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe { _mm512_set1_epi32(x) }
+        }
+        #[inline(always)]
+        unsafe fn lookup_bytes(table: *const i8, codes: __m512i) -> __m512i {
+            // SAFETY: see the impl above.
+            unsafe {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.cast()));
+                _mm512_shuffle_epi8(table, codes)
+            }
+        }
+        #[inline(always)]
+        unsafe fn signed_codes(codes: __m512i) -> __m512i {
+            // Adds 128, without a carry.
+            // SAFETY: see the impl above.
+            unsafe { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) }
+        }
+        #[inline(always)]
+        unsafe fn dot(start: __m512i, codes: &[__m512i], q: *const i8, _: usize) -> __m512i {
+            let mut total = start;
+            for (i, &codes) in codes.iter().enumerate() {
+                // SAFETY: see the impl above; q has four values for each of `codes`.
+                unsafe {
+                    let q = _mm512_set1_epi32(q.add(i * 4).cast::<i32>().read_unaligned());
+                    total = _mm512_dpbusd_epi32(total, codes, q);
+                }
+            }
+            total
+        }
+        #[inline(always)]
+        unsafe fn dot_signed(start: __m512i, codes: &[__m512i], q: *const i8) -> __m512i {
+            // SAFETY: the caller's contract: the codes are bytes from 0 to 255 here.
+            unsafe { Self::dot(start, codes, q, 8) }
         }
     }
 }

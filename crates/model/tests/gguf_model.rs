@@ -53,17 +53,23 @@ fn mean_difference(found: &[f32], expected: &[f32]) -> f64 {
 
 #[test]
 fn a_gguf_file_gives_the_logits_of_transformers() {
-    let decoder = load("gguf_tiny/model.gguf", WeightDtype::AsPublished);
+    let published = load("gguf_tiny/model.gguf", WeightDtype::AsPublished);
+    let decoder = load("gguf_tiny/model.gguf", WeightDtype::F32);
     let bytes = std::fs::read(testdata("gguf_tiny/golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let words = |name: &str| file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
     let ids: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
     let expected: Vec<f32> = words("logits").into_iter().map(f32::from_le_bytes).collect();
-    let found = logits(&decoder, &ids);
-    let error = difference(&found[found.len() - expected.len()..], &expected);
-    println!("largest logit difference {error:.2e} of the largest logit");
-    assert!(error < 2e-5, "{error:.2e}");
+    // Transformers unpacks the weights to f32; as they are in the file, they are multiplied in
+    // integers, with activations in 8 bits.
+    for (decoder, bound) in [(&decoder, 2e-5), (&published, 8e-2)] {
+        let found = logits(decoder, &ids);
+        let error = difference(&found[found.len() - expected.len()..], &expected);
+        println!("largest logit difference {error:.2e} of the largest logit");
+        assert!(error < bound, "{error:.2e}");
+    }
 
+    let decoder = published;
     let config = decoder.config();
     assert_eq!((config.family.name(), config.bos_token_id), ("llama", Some(1)));
     assert_eq!(config.eos_token_ids, [2]);
@@ -98,11 +104,9 @@ fn every_type_in_memory_is_near_the_published_one() {
 }
 
 #[test]
-fn an_adapter_on_a_quantised_base_has_the_gradients_of_the_dequantised_one() {
-    // The quantised model and the same weights in f32: forward and backward agree to the bit.
-    let quantised = load("llama_tiny", WeightDtype::Q8_0);
-    let mut plain = load("llama_tiny", WeightDtype::F32);
-    plain.set_params(&quantised.params()).unwrap();
+fn an_adapter_on_a_quantised_base_has_nearly_the_gradients_of_the_dequantised_one() {
+    // The quantised model and the same weights in f32. Activations take 8 bits before q8_0, which
+    // in an nf4 model is the head alone; the weights here are large, and let such errors grow.
     let gradients = |decoder: &Decoder| {
         let config = LoraConfig::default();
         let adapter = LoraAdapter::init(&config, decoder.config(), 3).unwrap();
@@ -122,9 +126,16 @@ fn an_adapter_on_a_quantised_base_has_the_gradients_of_the_dequantised_one() {
         decoder.backward(&batch, &adapters, &mut tape, &dhidden, &mut grads).unwrap();
         grads.adapters[slot].take().unwrap()
     };
-    let (found, expected) = (gradients(&quantised), gradients(&plain));
-    assert!(expected.iter().any(|g| *g != 0.0));
-    assert!(found == expected, "gradients differ");
+    for (dtype, bound) in [("nf4", 0.02), ("q8_0", 0.1)] {
+        let quantised = load("llama_tiny", WeightDtype::from_name(dtype).unwrap());
+        let mut plain = load("llama_tiny", WeightDtype::F32);
+        plain.set_params(&quantised.params()).unwrap();
+        let (found, expected) = (gradients(&quantised), gradients(&plain));
+        assert!(expected.iter().any(|g| *g != 0.0));
+        let error = difference(&found, &expected);
+        println!("{dtype}: {error:.2e} of the largest gradient");
+        assert!(error <= bound, "{dtype}: {error:.2e}");
+    }
 }
 
 /// Tiny models of the families that are written.

@@ -19,6 +19,7 @@ use super::{Dtype, PART, iq4, nf4, q2_k, q3_k, q4, q4_k, q5, q5_k, q6_k, q8_0};
 use crate::packed::PANEL;
 use crate::simd::{Integers, Kernel, Simd};
 use half::f16;
+use std::ops::Range;
 
 /// How a quantised format fills the lanes. A value is scale·(code - OFFSET), or scale·TABLE[code],
 /// minus or plus the minimum.
@@ -68,15 +69,15 @@ type PartOf = fn(&[u8], usize) -> Part;
 /// The numbers of a [`Lanes`] as one value, so that kernels are compiled per kind of code, not per
 /// format.
 #[derive(Clone, Copy)]
-struct Layout {
-    low: usize,
-    high: usize,
+pub(crate) struct Layout {
+    pub(crate) low: usize,
+    pub(crate) high: usize,
     floats: usize,
     float_bytes: usize,
     scales: usize,
     minima: bool,
-    offset: f32,
-    table: Option<&'static [f32; 16]>,
+    pub(crate) offset: f32,
+    pub(crate) table: Option<&'static [f32; 16]>,
     /// Parts per block.
     parts: usize,
     floats_of: FloatsOf,
@@ -100,7 +101,7 @@ impl Layout {
         }
     }
 
-    fn new(dtype: Dtype) -> Layout {
+    pub(crate) fn new(dtype: Dtype) -> Layout {
         match dtype {
             Dtype::Q8_0 => const { Layout::of::<q8_0::Lane>() },
             Dtype::Q4_0 => const { Layout::of::<q4::Lane0>() },
@@ -117,6 +118,32 @@ impl Layout {
             Dtype::Nf4 => const { Layout::of::<nf4::Lane>() },
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => unreachable!("floats are not quantised"),
         }
+    }
+
+    /// Whether codes, or what the table says of them, are integers, so that products can be had
+    /// in integers.
+    pub(crate) fn has_integers(&self) -> bool {
+        self.table.is_none_or(|table| table.iter().all(|value| value.fract() == 0.0))
+    }
+
+    /// Whether these are signed bytes.
+    pub(crate) fn has_signed_codes(&self) -> bool {
+        self.low == 8 || self.table.is_some()
+    }
+
+    /// Whether something is added to every value beside its scale times an integer.
+    pub(crate) fn has_minima(&self) -> bool {
+        self.floats == 2
+    }
+
+    /// Scales per part, one at least.
+    pub(crate) fn groups(&self) -> usize {
+        self.scales.max(1)
+    }
+
+    /// The table as signed bytes.
+    pub(crate) fn integer_table(&self) -> [i8; 16] {
+        self.table.map_or([0; 16], |table| table.map(|value| value as i8))
     }
 
     /// Bytes of the floats of sixteen blocks.
@@ -225,36 +252,212 @@ impl Kernel for UnpackPanel {
 }
 
 /// Where a part of sixteen blocks keeps its numbers.
-struct Places {
+pub(crate) struct Places {
     /// The floats of the block.
     head: *const u8,
     scales: *const u8,
     low: *const u8,
     high: *const u8,
-    /// Where the part's `[32][16]` values go.
-    to: *mut f32,
+}
+
+/// The parts of a panel, from and to as given.
+///
+/// # Safety
+/// The panel covers them.
+#[inline(always)]
+pub(crate) unsafe fn places(
+    layout: Layout,
+    panel: *const u8,
+    parts: Range<usize>,
+) -> impl Iterator<Item = Places> {
+    parts.map(move |part| {
+        // SAFETY: the part is inside the panel.
+        unsafe {
+            let head = panel.add(part / layout.parts * layout.block_bytes());
+            let within = part % layout.parts * layout.part_bytes();
+            let scales = head.add(layout.head_bytes() + within);
+            let low = scales.add(layout.scale_bytes());
+            let high = low.add(Layout::word_bytes(layout.low));
+            Places { head, scales, low, high }
+        }
+    })
+}
+
+/// Four neighbouring codes of every lane make a word; a part has eight of these.
+pub(crate) const QUADS: usize = PART / 4;
+
+/// The lowest `bits` bits of each byte.
+const fn byte_mask(bits: usize) -> i32 {
+    (0x0101_0101u32 * ((1 << bits) - 1)) as i32
+}
+
+impl Places {
+    /// Float `i` of each lane's block.
+    ///
+    /// # Safety
+    /// The format has such a float; the processor supports `S`.
+    #[inline(always)]
+    unsafe fn float<S: Integers>(&self, layout: Layout, i: usize, lane: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let at = self.head.add((i * PANEL + lane) * layout.float_bytes);
+            match layout.float_bytes {
+                2 => S::load_f16(at),
+                _ => S::load(at.cast()),
+            }
+        }
+    }
+
+    /// For each half of the part: the scale, and what is added.
+    ///
+    /// # Safety
+    /// The layout is that of the part; the processor supports `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn scales<S: Integers>(
+        &self,
+        layout: Layout,
+        lane: usize,
+    ) -> [(S::F, S::F); 2] {
+        // SAFETY: every offset is inside the part or the head of its block.
+        unsafe {
+            let integer =
+                |i: usize| S::float(S::load_signed_bytes(self.scales.add(i * PANEL + lane)));
+            let d = self.float::<S>(layout, 0, lane);
+            let mut groups = [(d, S::zero()); 2];
+            for (half, (scale, add)) in groups.iter_mut().enumerate() {
+                let group = half * layout.scales / 2;
+                if layout.scales > 0 {
+                    *scale = S::mul(d, integer(group));
+                }
+                *add = match (layout.minima, layout.floats) {
+                    (true, _) => {
+                        let minimum = self.float::<S>(layout, 1, lane);
+                        let minimum = S::mul(minimum, integer(layout.scales + group));
+                        S::sub(S::zero(), minimum)
+                    }
+                    (false, 1) => S::mul(*scale, S::splat(-layout.offset)),
+                    (false, _) => self.float::<S>(layout, 1, lane),
+                };
+            }
+            groups
+        }
+    }
+
+    /// The codes, four neighbours to a word.
+    ///
+    /// # Safety
+    /// The layout of the part has `LOW` and `HIGH` bits; the processor supports `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn codes<S: Integers, const LOW: usize, const HIGH: usize>(
+        &self,
+        lane: usize,
+    ) -> [S::I; QUADS] {
+        // Loops, not closures: a closure that is not inlined has no vector instructions.
+        let mask = const { [byte_mask(LOW), byte_mask(HIGH)] };
+        // SAFETY: every word is inside the part.
+        unsafe {
+            let mut codes = [S::load_dwords(self.low.add(lane * 4)); QUADS];
+            for quad in 0..QUADS {
+                let (word, _, shift) = place_of(quad * 4, LOW);
+                let low = S::load_dwords(self.low.add((word * PANEL + lane) * 4));
+                codes[quad] = match LOW {
+                    8 => low,
+                    _ => S::bits(low, shift as u32, mask[0]),
+                };
+                if HIGH > 0 {
+                    let (word, _, shift) = place_of(quad * 4, HIGH);
+                    let high = S::load_dwords(self.high.add((word * PANEL + lane) * 4));
+                    let high = S::bits(high, shift as u32, mask[1]);
+                    codes[quad] = S::or_left(codes[quad], high, LOW as u32);
+                }
+            }
+            codes
+        }
+    }
+
+    /// [`Places::scales`] of sixteen lanes by plain loops.
+    ///
+    /// # Safety
+    /// The layout is that of the part.
+    pub(crate) unsafe fn plain_scales(&self, layout: Layout) -> [[(f32, f32); PANEL]; 2] {
+        // SAFETY: every offset is inside the part or the head of its block.
+        unsafe {
+            let float = |i: usize, lane: usize| {
+                let at = self.head.add((i * PANEL + lane) * layout.float_bytes);
+                match layout.float_bytes {
+                    2 => f16::from_bits(at.cast::<u16>().read_unaligned()).to_f32(),
+                    _ => at.cast::<f32>().read_unaligned(),
+                }
+            };
+            let integer =
+                |i: usize, lane: usize| *self.scales.add(i * PANEL + lane).cast::<i8>() as f32;
+            std::array::from_fn(|half| {
+                std::array::from_fn(|lane| {
+                    let group = half * layout.scales / 2;
+                    let mut scale = float(0, lane);
+                    if layout.scales > 0 {
+                        scale *= integer(group, lane);
+                    }
+                    let add = match (layout.minima, layout.floats) {
+                        (true, _) => -(float(1, lane) * integer(layout.scales + group, lane)),
+                        (false, 1) => scale * -layout.offset,
+                        (false, _) => float(1, lane),
+                    };
+                    (scale, add)
+                })
+            })
+        }
+    }
+
+    /// Code `i` of a lane, as its bits stand.
+    ///
+    /// # Safety
+    /// The layout is that of the part; `i` < 32, `lane` < 16.
+    #[inline(always)]
+    unsafe fn plain_code(&self, layout: Layout, i: usize, lane: usize) -> u8 {
+        let code = |words: *const u8, bits: usize| {
+            let (word, byte, shift) = place_of(i, bits);
+            // SAFETY: the word is inside the part.
+            let byte = unsafe { *words.add((word * PANEL + lane) * 4 + byte) };
+            byte >> shift & (0xffu16 >> (8 - bits)) as u8
+        };
+        match layout.high {
+            0 => code(self.low, layout.low),
+            high => code(self.low, layout.low) | code(self.high, high) << layout.low,
+        }
+    }
+
+    /// The integers that codes stand for, `[32][16]`.
+    ///
+    /// # Safety
+    /// The layout is that of the part.
+    pub(crate) unsafe fn plain_codes(&self, layout: Layout) -> [[i16; PANEL]; PART] {
+        let table = layout.integer_table();
+        std::array::from_fn(|i| {
+            std::array::from_fn(|lane| {
+                // SAFETY: the caller's contract.
+                let code = unsafe { self.plain_code(layout, i, lane) };
+                match layout.table {
+                    Some(_) => table[code as usize] as i16,
+                    None if layout.low == 8 => code as i8 as i16,
+                    None => code as i16,
+                }
+            })
+        })
+    }
 }
 
 impl UnpackPanel {
-    /// The parts of the stretch.
+    /// The parts of the stretch, and where their `[32][16]` values go.
     ///
     /// # Safety
     /// The panel covers the stretch and `to` has room for it.
     #[inline(always)]
-    unsafe fn places(&self, layout: Layout) -> impl Iterator<Item = Places> {
+    unsafe fn places(&self, layout: Layout) -> impl Iterator<Item = (Places, *mut f32)> {
         let UnpackPanel { panel, start, len, to, .. } = *self;
-        let parts = start / PART..(start + len) / PART;
-        parts.enumerate().map(move |(i, part)| {
-            // SAFETY: the part is inside the panel, and `to` has room for it.
-            unsafe {
-                let head = panel.add(part / layout.parts * layout.block_bytes());
-                let within = part % layout.parts * layout.part_bytes();
-                let scales = head.add(layout.head_bytes() + within);
-                let low = scales.add(layout.scale_bytes());
-                let high = low.add(Layout::word_bytes(layout.low));
-                Places { head, scales, low, high, to: to.add(i * PART * PANEL) }
-            }
-        })
+        // SAFETY: the caller's contract.
+        let parts = unsafe { places(layout, panel, start / PART..(start + len) / PART) };
+        parts.enumerate().map(move |(i, places)| (places, to.wrapping_add(i * PART * PANEL)))
     }
 
     /// Unpacks by plain loops, value by value.
@@ -264,42 +467,18 @@ impl UnpackPanel {
     #[inline(never)]
     pub(crate) unsafe fn plain(self) {
         let layout = Layout::new(self.dtype);
-        // SAFETY: every offset below is inside the part or the head of its block.
+        // SAFETY: the caller's contract.
         unsafe {
-            for Places { head, scales, low, high, to } in self.places(layout) {
-                for lane in 0..PANEL {
-                    let float = |i: usize| {
-                        let at = head.add((i * PANEL + lane) * layout.float_bytes);
-                        match layout.float_bytes {
-                            2 => f16::from_bits(at.cast::<u16>().read_unaligned()).to_f32(),
-                            _ => at.cast::<f32>().read_unaligned(),
-                        }
-                    };
-                    let integer = |i: usize| *scales.add(i * PANEL + lane).cast::<i8>() as f32;
-                    for i in 0..PART {
-                        let group = i * layout.scales / PART;
-                        let mut scale = float(0);
-                        if layout.scales > 0 {
-                            scale *= integer(group);
-                        }
-                        let add = match (layout.minima, layout.floats) {
-                            (true, _) => -(float(1) * integer(layout.scales + group)),
-                            (false, 1) => scale * -layout.offset,
-                            (false, _) => float(1),
-                        };
-                        let code = |words: *const u8, bits: usize| {
-                            let (word, byte, shift) = place_of(i, bits);
-                            let byte = *words.add((word * PANEL + lane) * 4 + byte);
-                            (byte >> shift) as usize & ((1 << bits) - 1)
-                        };
-                        let mut value = code(low, layout.low);
-                        if layout.high > 0 {
-                            value |= code(high, layout.high) << layout.low;
-                        }
+            for (places, to) in self.places(layout) {
+                let scales = places.plain_scales(layout);
+                for i in 0..PART {
+                    for lane in 0..PANEL {
+                        let (scale, add) = scales[i / (PART / 2)][lane];
+                        let code = places.plain_code(layout, i, lane);
                         let value = match layout.table {
-                            Some(table) => table[value],
-                            None if layout.low == 8 => value as i8 as f32,
-                            None => value as f32,
+                            Some(table) => table[code as usize],
+                            None if layout.low == 8 => code as i8 as f32,
+                            None => code as f32,
                         };
                         *to.add(i * PANEL + lane) = scale * value + add;
                     }
@@ -340,34 +519,10 @@ impl UnpackPanel {
         let table = layout.table.map_or(std::ptr::null(), |table| table.as_ptr());
         // SAFETY: every offset below is inside the part or the head of its block.
         unsafe {
-            for Places { head, scales, low, high, to } in self.places(layout) {
+            for (places, to) in self.places(layout) {
                 for lane in (0..PANEL).step_by(S::LANES) {
-                    let float = |i: usize| {
-                        let at = head.add((i * PANEL + lane) * layout.float_bytes);
-                        match layout.float_bytes {
-                            2 => S::half(S::load_words(at)),
-                            _ => S::load(at.cast()),
-                        }
-                    };
-                    let integer =
-                        |i: usize| S::float(S::load_signed_bytes(scales.add(i * PANEL + lane)));
-                    // Per half of the part: the scale, and what is added.
-                    let d = float(0);
-                    let mut groups = [(d, S::zero()); 2];
-                    for (half, (scale, add)) in groups.iter_mut().enumerate() {
-                        let group = half * layout.scales / 2;
-                        if layout.scales > 0 {
-                            *scale = S::mul(d, integer(group));
-                        }
-                        *add = match (layout.minima, layout.floats) {
-                            (true, _) => {
-                                let minimum = S::mul(float(1), integer(layout.scales + group));
-                                S::sub(S::zero(), minimum)
-                            }
-                            (false, 1) => S::mul(*scale, S::splat(-layout.offset)),
-                            (false, _) => float(1),
-                        };
-                    }
+                    let groups = places.scales::<S>(layout, lane);
+                    let Places { low, high, .. } = places;
                     let per_word = 32 / LOW;
                     for word in 0..LOW {
                         let first = word * per_word;
