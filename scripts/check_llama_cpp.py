@@ -463,7 +463,10 @@ def main() -> int:
             f"{cpu_name()}, {args.threads} threads. {version}; llama.cpp as llama-cpp-python "
             f"{run.binding.__version__} brings it, built for this machine ({features}).\n"
         )
-        run.say("```\npython scripts/check_llama_cpp.py --metier METIER --llama-cpp BUILD --binding FOLDER\n```\n")
+        run.say(
+            "```\npython scripts/check_llama_cpp.py --metier METIER --llama-cpp BUILD --binding FOLDER "
+            f"--windows {args.windows}\n```\n"
+        )
         if args.only != "export":
             check_perplexity(run)
         if args.only != "perplexity":
