@@ -66,6 +66,18 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Write an adapter for other tools
     Export(ExportArgs),
+    /// How well a model foretells a text
+    ///
+    /// Counts as llama.cpp's llama-perplexity does. The text's tokens, with a beginning-of-sequence
+    /// token in front where the model has one there, are cut into windows of N; the rest at the end is
+    /// left out. In each window the first token is replaced by the beginning-of-sequence token, where
+    /// the model has one in front. Each window is read on its own, and of it the tokens from the
+    /// (N/2 + 2)th on count: N - 1 - N/2, each foretold from all before it in the window. Perplexity is e to
+    /// the mean of their losses; bits per byte are their losses over the bytes of text that they spell.
+    ///
+    /// Where llama-perplexity wants two windows, one is enough here. With --ids the ids are read as
+    /// they are: nothing is put in front or replaced, and no tokenizer is needed.
+    Perplexity(PerplexityArgs),
     /// Measure how fast a model runs here
     Bench(BenchArgs),
     /// This machine: instruction sets, memory, what will fit and how fast
@@ -482,6 +494,34 @@ pub(crate) struct ExportArgs {
     /// Folder to write
     #[arg(long)]
     pub(crate) out: PathBuf,
+}
+
+/// Arguments of `perplexity`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier perplexity --model nano --text letters.txt
+  metier perplexity --model ./model-q4_k.gguf --text wiki.test.raw --context 512 --json")]
+pub(crate) struct PerplexityArgs {
+    /// Model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// A file with the text, UTF-8
+    #[arg(long, value_name = "FILE", conflicts_with = "ids", required_unless_present = "ids")]
+    pub(crate) text: Option<PathBuf>,
+    /// Or a file with its token ids, a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: Option<PathBuf>,
+    /// Tokens in a window [default: 512, or the model's context where that is shorter]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of `bench`.

@@ -9,6 +9,7 @@ mod eval;
 mod export;
 mod generate;
 mod models;
+mod perplexity;
 mod pull;
 mod serve;
 mod tokenize;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
