@@ -254,17 +254,35 @@ fn added_tokens_decoder_extends_the_vocabulary() {
 }
 
 #[test]
-fn a_control_token_that_cannot_be_spelt_otherwise_is_refused() {
-    // A unigram vocabulary finds the token in its list, special or not.
+fn a_unigram_model_spells_control_pieces_out() {
+    // The library's model would find the token in its list, special or not.
+    let mut vocab = vec![json!(["<unk>", 0.0]), json!(["</s>", -1.0]), json!(["a", -2.0])];
+    vocab.extend(["<", "/", "s", ">"].map(|piece| json!([piece, -9.0])));
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [{"id": 1, "content": "</s>", "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false}],
         "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
-        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": [["<unk>", 0.0], ["</s>", -1.0], ["a", -2.0], ["<", -9.0], ["/", -9.0], ["s", -9.0], [">", -9.0]]},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": vocab},
     });
     let tokenizer = load(&file, &json!({"eos_token": "</s>"}));
     assert_eq!(tokenizer.encode("a").unwrap(), [2]);
-    assert!(matches!(tokenizer.encode("a</s>"), Err(TextError::ControlToken { .. })));
+    assert_eq!(tokenizer.encode("a</s>").unwrap(), [2, 3, 4, 5, 6]);
+    assert_eq!(tokenizer.encode_with_specials("a</s>").unwrap(), [2, 1]);
+    assert_eq!(tokenizer.decode(&[2, 3, 4, 5, 6]).unwrap().replace(' ', ""), "a</s>");
+}
+
+#[test]
+fn a_control_token_that_cannot_be_spelt_otherwise_is_refused() {
+    // Whole words have no spelling.
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{"id": 1, "content": "</s>", "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false}],
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "</s>": 1, "a": 2}},
+    });
+    let tokenizer = load(&file, &json!({"eos_token": "</s>"}));
+    assert_eq!(tokenizer.encode("a b").unwrap(), [2, 0]);
+    assert!(matches!(tokenizer.encode("a </s>"), Err(TextError::ControlToken { .. })));
 }
 
 /// Text of people, with things in it that look like control tokens.
