@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::{Model, Token};
 
