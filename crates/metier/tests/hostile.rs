@@ -265,7 +265,10 @@ fn an_index_that_lies_is_refused() {
     };
     let here = "model-00001-of-00001.safetensors";
     index(json!({"model.norm.weight": "model-00002-of-00002.safetensors"}), &["00002-of-00002"]);
-    index(json!({"model.norm.weight": here, "model.other.weight": here}), &["model.other.weight"]);
+    index(
+        json!({"model.norm.weight": here, "model.other.weight": here}),
+        &["model.other.weight: model.safetensors.index.json places it in", "does not have it"],
+    );
     index(json!({"model.norm.weight": 7}), &["index.json"]);
     index(json!([]), &["index.json"]);
 }

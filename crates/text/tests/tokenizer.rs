@@ -194,10 +194,31 @@ fn lying_files_are_refused() {
     );
     check(&|file| file["added_tokens"][1]["id"] = 900.into(), "has the id 900");
     check(&|file| file["added_tokens"][0]["content"] = "<new>".into(), "<new>");
+    // An added token in the place of another.
+    check(&|file| file["added_tokens"][0]["content"] = "he".into(), "\"he\"");
+    check(&|file| file["added_tokens"][0]["content"] = "<e>".into(), "\"<e>\"");
     check(
         &|file| file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false}),
         "does not load",
     );
+}
+
+/// The engine of expressions counts its steps back, so the time is bounded whatever the file says.
+#[test]
+fn an_expression_that_tries_everything_is_stopped() {
+    let mut file = byte_level_json(&["<b>"]);
+    for expression in ["(a+)+\\1c", "(?:a|aa)+(?!a)b", "(?=(a+)+\\1b)a"] {
+        file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]});
+        let tokenizer = load(&file, &json!({}));
+        let text = "a".repeat(60);
+        match tokenizer.encode(&text) {
+            Ok(ids) => assert_eq!(tokenizer.decode(&ids).unwrap(), text),
+            Err(error) => assert!(matches!(error, TextError::Encode { .. }), "{error}"),
+        }
+    }
 }
 
 #[test]

@@ -276,7 +276,7 @@ mod tests {
             PreTokenizer::named(file.words).unwrap();
             assert_eq!(file.all_controls().len(), file.reserved);
             let known = |token: &&str| file.controls.contains(token);
-            assert!(file.ends.iter().all(|token| known(&token)));
+            assert!(file.ends.iter().all(known));
             assert!(file.begin.iter().all(known));
         }
         let error = PreTokenizer::named("babbage").err().unwrap();
