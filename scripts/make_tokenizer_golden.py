@@ -2,7 +2,8 @@
 """Writes testdata/tokenizers: small SentencePiece models and the ids that the field's own libraries
 give with them, and with the large files of ../shared/tokenizers.
 
-Usage: python scripts/make_tokenizer_golden.py [--shared ../shared]
+Usage: python scripts/make_tokenizer_golden.py [--shared ../shared] [--keep-models]
+With --keep-models the small models stay as they are, instead of being trained anew.
 Needs: sentencepiece and tiktoken as pinned in requirements.txt.
 
 The large files stay where they are; the golden files hold texts and ids only.
@@ -50,12 +51,6 @@ FIXED = [
     "<tool>call[x]</tool>", "x<tool> y [x]z", "<s>", "</s>", "<unk>", "<0x41>", "\u2581x\u2581\u2581y", "The end.\n\nThe end.",
 ]
 
-# Texts that spell a piece which is no text. The tokenizers library's unigram model takes them for
-# that piece (Metier refuses the control tokens among them, see tests/tokenizer.rs); SentencePiece
-# spells them out. Its byte pair encoding has no such trouble.
-PIECES = ["<s>", "</s>", "<unk>", "<0x41>"]
-
-
 def texts(count):
     """Fixed texts, and random ones with many repeats, in which ties between merges show."""
     rng = random.Random(7)
@@ -74,25 +69,29 @@ def write(name, cases):
     print(f"{path}: {len(cases)} texts")
 
 
-def small_models():
+def small_models(keep):
+    for name, options in MODELS.items():
+        path = OUT / name / "tokenizer.model"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not keep:
+            train(dict(options), path)
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        # Among the texts are names of pieces that are no text, which SentencePiece spells out.
+        write(f"{name}/golden", [(text, model.encode(text)) for text in texts(200)])
+
+
+def train(options, path):
     corpus = [line.strip() for name in ("README.md", "ARCHITECTURE.md")
               for line in (HERE / name).read_text(encoding="utf-8").splitlines() if line.strip()]
-    for name, options in MODELS.items():
-        options = dict(options)
-        folder = OUT / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            if options.pop("normalization_rule_tsv", False):
-                rules = Path(scratch) / "rules.tsv"
-                rules.write_text(RULES)
-                options["normalization_rule_tsv"] = str(rules)
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(corpus), model_prefix=f"{scratch}/m", vocab_size=420, num_threads=1,
-                character_coverage=0.995, self_test_sample_size=0, minloglevel=2, **options)
-            (folder / "tokenizer.model").write_bytes(Path(f"{scratch}/m.model").read_bytes())
-        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        known = [text for text in texts(200) if options["model_type"] == "bpe" or text not in PIECES]
-        write(f"{name}/golden", [(text, model.encode(text)) for text in known])
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.pop("normalization_rule_tsv", False):
+            rules = Path(scratch) / "rules.tsv"
+            rules.write_text(RULES)
+            options["normalization_rule_tsv"] = str(rules)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus), model_prefix=f"{scratch}/m", vocab_size=420, num_threads=1,
+            character_coverage=0.995, self_test_sample_size=0, minloglevel=2, **options)
+        path.write_bytes(Path(f"{scratch}/m.model").read_bytes())
 
 
 def mistral(shared):
@@ -108,26 +107,41 @@ def mistral(shared):
     print(f"{path}: {len(lines)} texts")
 
 
-def qwen2(shared):
-    folder = shared / "tokenizers/qwen2"
+def ranks_of(shared):
     ranks = {}
-    for line in (folder / "qwen.tiktoken").read_bytes().splitlines():
+    for line in (shared / "tokenizers/qwen2/qwen.tiktoken").read_bytes().splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
+    return ranks
+
+
+def qwen2(shared):
     # The expression is that of Qwen's own tokenization_qwen.py, which composes accents first.
     pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-    model = tiktoken.Encoding("qwen", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    model = tiktoken.Encoding("qwen", pat_str=pattern, mergeable_ranks=ranks_of(shared), special_tokens={})
     write("qwen2", [(text, model.encode_ordinary(unicodedata.normalize("NFC", text))) for text in texts(200)])
+
+
+def llama3(shared):
+    """Llama 3's way to cut words, which is cl100k's, with as many ranks as it has. Its own are not here;
+    the first of Qwen's take their place."""
+    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    ranks = {token: rank for token, rank in ranks_of(shared).items() if rank < 128_000}
+    model = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    write("llama3_ranks", [(text, model.encode_ordinary(text)) for text in texts(200)])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=HERE.parent / "shared")
+    parser.add_argument("--keep-models", action="store_true")
     arguments = parser.parse_args()
-    small_models()
+    small_models(arguments.keep_models)
     mistral(arguments.shared)
     qwen2(arguments.shared)
+    llama3(arguments.shared)
 
 
 if __name__ == "__main__":

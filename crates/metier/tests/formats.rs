@@ -78,3 +78,16 @@ fn a_base_is_exported_and_read_back() {
     assert!(said.contains("none of the ways that llama.cpp knows"), "{said}");
     assert_eq!((refused.status.code(), out.exists()), (Some(1), false));
 }
+
+#[test]
+fn an_adapter_format_without_an_adapter_is_refused_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    for format in ["peft", "gguf-lora"] {
+        let out = dir.path().join("not/yet/there");
+        let refused = metier(&["export", "--format", format, "--out", out.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(format) && said.contains("--adapter"), "{said}");
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{format}");
+    }
+}

@@ -107,6 +107,47 @@ fn safetensors_that_lie() {
             "not a valid safetensors file",
         ),
         (
+            "header is no object",
+            [&8u64.to_le_bytes()[..], b"[1, 2]  "].concat(),
+            "not a valid safetensors file",
+        ),
+        (
+            "tensors overlap",
+            with_header(&|h| {
+                let other = "model.layers.0.input_layernorm.weight";
+                h[norm]["data_offsets"] = h[other]["data_offsets"].clone();
+            }),
+            "not a valid safetensors file",
+        ),
+        (
+            "a hole between tensors",
+            with_header(&|h| drop(h.remove("model.layers.0.input_layernorm.weight"))),
+            "not a valid safetensors file",
+        ),
+        (
+            "shape and bytes differ",
+            with_header(&|h| h[norm]["shape"] = json!([63])),
+            "not a valid safetensors file",
+        ),
+        (
+            "a negative size",
+            with_header(&|h| h[norm]["shape"] = json!([-64])),
+            "not a valid safetensors file",
+        ),
+        (
+            "a name twice",
+            {
+                // The second entry, in the same words, claims the place of the first.
+                let text = String::from_utf8(whole[8..8 + header_len].to_vec()).unwrap();
+                let text = text.trim_end().strip_suffix('}').unwrap();
+                let entry = r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#;
+                let text = format!("{text},\"{norm}\":{{{entry}}}}}");
+                [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &whole[8 + header_len..]]
+                    .concat()
+            },
+            "not a valid safetensors file",
+        ),
+        (
             "unknown dtype",
             with_header(&|h| h[norm]["dtype"] = json!("F33")),
             "not a valid safetensors file",
@@ -148,6 +189,13 @@ fn config_that_cannot_be() {
         ("vocab_size", json!(1_000_000_000_000u64), "vocab_size: found 1000000000000"),
         ("num_attention_heads", json!(-4), "num_attention_heads"),
         ("num_key_value_heads", json!(3), "a divisor of num_attention_heads"),
+        ("num_key_value_heads", json!(8), "a divisor of num_attention_heads"),
+        ("num_hidden_layers", json!(1_000_000_000u64), "num_hidden_layers"),
+        ("max_position_embeddings", json!(0), "max_position_embeddings"),
+        ("hidden_size", json!(64.5), "hidden_size"),
+        ("rms_norm_eps", json!(0.0), "rms_norm_eps"),
+        ("rms_norm_eps", json!(-1e-6), "rms_norm_eps"),
+        ("rms_norm_eps", json!(1e300), "rms_norm_eps"),
         ("rms_norm_eps", json!("small"), "rms_norm_eps"),
         ("model_type", json!("nonesuch"), "model_type: found \"nonesuch\""),
         ("hidden_act", json!("gelu"), "hidden_act"),
@@ -166,8 +214,10 @@ fn config_that_cannot_be() {
     }
     let dir = tempfile::tempdir().unwrap();
     model_dir(dir.path());
-    fs::write(dir.path().join("config.json"), "[1, 2").unwrap();
-    generate(dir.path(), &["config.json: not valid JSON"]);
+    for text in ["[1, 2", "{\"rms_norm_eps\": NaN}"] {
+        fs::write(dir.path().join("config.json"), text).unwrap();
+        generate(dir.path(), &["config.json: not valid JSON"]);
+    }
 }
 
 #[test]
@@ -200,6 +250,27 @@ fn a_shard_outside_the_folder_is_refused() {
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
         generate(dir.path(), &["expected a plain file name inside the folder"]);
     }
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let index = |map: Value, expected: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        model_dir(dir.path());
+        let [from, to] = ["model.safetensors", "model-00001-of-00001.safetensors"];
+        fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+        let index = json!({"weight_map": map});
+        fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        generate(dir.path(), expected);
+    };
+    let here = "model-00001-of-00001.safetensors";
+    index(json!({"model.norm.weight": "model-00002-of-00002.safetensors"}), &["00002-of-00002"]);
+    index(
+        json!({"model.norm.weight": here, "model.other.weight": here}),
+        &["model.other.weight: model.safetensors.index.json places it in", "does not have it"],
+    );
+    index(json!({"model.norm.weight": 7}), &["index.json"]);
+    index(json!([]), &["index.json"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::config::DecoderConfig;
 use crate::error::ModelError;
 use crate::families;
 use crate::gguf::GgufFile;
-use crate::weights::{parse, shard_names};
+use crate::weights::{parse, shards};
 use kernels::MappedFile;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub fn inspect(path: &Path) -> Result<ModelSummary, ModelError> {
         return Ok(summary);
     }
     let mut summary = ModelSummary::new(DecoderConfig::load(path)?, 0);
-    for name in shard_names(path)? {
+    for name in shards(path)?.names {
         let path = path.join(name);
         let map = MappedFile::open(&path).map_err(|e| ModelError::io(&path, e))?;
         summary.bytes += map.len() as u64;

@@ -17,7 +17,7 @@ const INDEX: &str = "model.safetensors.index.json";
 
 pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
     let config = DecoderConfig::load(dir)?;
-    let shards = shard_names(dir)?;
+    let Shards { names: shards, index } = shards(dir)?;
     let maps = shards
         .iter()
         .map(|name| {
@@ -36,6 +36,15 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
             if tensors.insert(name, view).is_some() {
                 problems.push(format!("{name}: stored twice, the second time in {shard}"));
             }
+        }
+    }
+    for (tensor, shard) in &index {
+        let has = |file: &SafeTensors<'_>| file.tensor(tensor).is_ok();
+        let found = files.iter().any(|(name, file)| *name == shard && has(file));
+        let tied_head = config.tie_word_embeddings && tensor == "lm_head.weight";
+        if !found && !tied_head {
+            problems
+                .push(format!("{tensor}: {INDEX} places it in {shard}, which does not have it"));
         }
     }
     let wanted = params::tensors(&config);
@@ -95,10 +104,18 @@ pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>,
     })
 }
 
-/// The weight files of `dir`, each inside it.
-pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
+/// The weight files of a folder.
+pub(crate) struct Shards {
+    /// Each inside the folder.
+    pub(crate) names: Vec<String>,
+    /// Tensor and file, as the index of several files lists them.
+    index: Vec<(String, String)>,
+}
+
+/// The weight files of `dir`.
+pub(crate) fn shards(dir: &Path) -> Result<Shards, ModelError> {
     if dir.join(SINGLE).is_file() {
-        return Ok(vec![SINGLE.to_owned()]);
+        return Ok(Shards { names: vec![SINGLE.to_owned()], index: Vec::new() });
     }
     let path = dir.join(INDEX);
     if !path.is_file() {
@@ -121,6 +138,7 @@ pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
         ModelError::weights(&path, "expected an object weight_map of tensor name to file name")
     })?;
     let mut names = BTreeSet::new();
+    let mut places = Vec::with_capacity(map.len());
     for (tensor, file) in map {
         let Some(file) = file.as_str() else {
             return Err(ModelError::weights(
@@ -138,6 +156,7 @@ pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
             ));
         }
         names.insert(file.to_owned());
+        places.push((tensor.clone(), file.to_owned()));
     }
     if names.is_empty() {
         return Err(ModelError::weights(
@@ -157,7 +176,7 @@ pub(crate) fn shard_names(dir: &Path) -> Result<Vec<String>, ModelError> {
             });
         }
     }
-    Ok(names.into_iter().collect())
+    Ok(Shards { names: names.into_iter().collect(), index: places })
 }
 
 fn mismatches(

@@ -220,3 +220,55 @@ fn array_of_strings_without_room_for_their_lengths() {
     let lie = entry("x", 9, array(8, 40, text("a")));
     refused(|g| g.entries.push(lie), &["the length of the value of \"x\" is 40"]);
 }
+
+/// What an architecture must say is asked for by name, and so is what it says too much.
+#[test]
+fn an_architecture_without_its_keys_or_with_others() {
+    let load = |lie: &dyn Fn(&mut Gguf)| {
+        let mut gguf = Gguf::honest();
+        gguf.entries = vec![entry("general.architecture", 8, text("llama"))];
+        lie(&mut gguf);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), gguf.bytes()).unwrap();
+        let loaded = model::Decoder::load(file.path(), &model::LoadOptions::default());
+        loaded.err().expect("a lie").to_string()
+    };
+    let number = |key: &str, n: u32| entry(&format!("llama.{key}"), 4, n.to_le_bytes());
+    let float = |key: &str, x: f32| entry(&format!("llama.{key}"), 6, x.to_le_bytes());
+    let mut entries = Vec::new();
+    for (key, n) in [
+        ("embedding_length", 32),
+        ("attention.head_count", 4),
+        ("token_embd.weight", 0),
+        ("feed_forward_length", 48),
+        ("block_count", 1),
+        ("context_length", 64),
+    ] {
+        let before = entries.clone();
+        let said = load(&|g| {
+            g.entries.extend(before.clone());
+            if before.len() > 2 {
+                g.tensors = vec![tensor("token_embd.weight", &[8, 1], 0, 0)];
+            }
+        });
+        assert!(said.contains(key), "expected {key} in: {said}");
+        entries.push(number(key, n));
+    }
+    entries.push(float("attention.layer_norm_rms_epsilon", 1e-5));
+    let with = |more: Vec<u8>| {
+        load(&|g| {
+            g.entries.extend(entries.iter().cloned().chain([more.clone()]));
+            g.tensors = vec![tensor("token_embd.weight", &[8, 1], 0, 0)];
+        })
+    };
+    let said = with(float("logit_scale", 2.0));
+    assert!(said.contains("llama.logit_scale (the f32 2)"), "{said}");
+    let said = with(entry("llama.attention.causal", 7, [0]));
+    assert!(said.contains("llama.attention.causal: found false"), "{said}");
+    let said = with(entry("llama.attention.head_count_kv", 8, text("two")));
+    assert!(said.contains("head_count_kv") && said.contains("the string"), "{said}");
+    let said = with(number("block_count_other", 0));
+    assert!(said.contains("blk.0.attn_norm.weight: missing"), "{said}");
+    let said = with(entry("llama.expert_count", 4, 1_000_000u32.to_le_bytes()));
+    assert!(said.contains("expert_used_count"), "{said}");
+}

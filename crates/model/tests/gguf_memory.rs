@@ -7,7 +7,7 @@ use gguf_files::{Gguf, array, entry, tensor, text};
 use model::GgufFile;
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 use std::fs;
 
 #[global_allocator]
@@ -21,6 +21,8 @@ const BASE: usize = 16 << 10;
 
 /// Opens `bytes` and reads all that it offers.
 fn check(path: &std::path::Path, bytes: &[u8]) -> Result<(), TestCaseError> {
+    // Some file systems wait for the disk when a file is overwritten, but not for a new one.
+    let _ = fs::remove_file(path);
     fs::write(path, bytes).unwrap();
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
@@ -73,7 +75,8 @@ fn no_panic_and_no_more_memory_than_the_file_is_worth() {
         0..4,
     );
     let cut = prop_oneof![9 => Just(honest.len()), 1 => 0..honest.len()];
-    let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
+    let mut runner =
+        TestRunner::new(Config { cases: 2500, rng_seed: RngSeed::Fixed(3), ..Config::default() });
     runner
         .run(&(edits, cut), |(edits, cut)| {
             let mut bytes = honest.clone();

@@ -15,6 +15,7 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod unigram;
 mod vocabulary;
 
 pub use conversation::{Conversation, Message, ROLES};

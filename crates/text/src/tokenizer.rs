@@ -15,6 +15,7 @@ use tokenizers::{
 
 use crate::error::{TextError, excerpt};
 use crate::template::ChatTemplate;
+use crate::unigram::SpeltUnigram;
 use crate::vocabulary::{GgufVocabulary, Read, Source};
 
 /// Text to token ids and back.
@@ -28,6 +29,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The added tokens of `inner`, set to read control tokens as plain text.
     plain: AddedVocabulary,
+    /// The model of `inner` where it would find pieces in text that are no text.
+    spelt: Option<SpeltUnigram>,
     /// Id and text of every control token.
     controls: HashMap<u32, String>,
     /// A control token is matched after normalisation, so text that does not contain its letters
@@ -63,8 +66,10 @@ impl Tokenizer {
     ///
     /// 1. `tokenizer.json` (Hugging Face);
     /// 2. `tokenizer.model`, or else the only file named `*.model` or `*.model.vN` (SentencePiece);
-    /// 3. the only file named `*.tiktoken` (ranks; only of models known by the file's name);
-    /// 4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe` (byte-level pairs).
+    /// 3. the only file named `*.tiktoken` (ranks; only of models known by the file's name; Llama 3
+    ///    has its ranks under the name of 2);
+    /// 4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe` (byte-level pairs);
+    /// 5. `original/tokenizer.model`, where Meta puts it.
     ///
     /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json`
     /// and a chat template add the special tokens, whether a beginning token is added, and the ids
@@ -277,9 +282,16 @@ impl Tokenizer {
             .filter(|(_, token)| inner.token_to_id(token).is_some())
             .collect();
 
+        let spelt = match inner.get_model() {
+            ModelWrapper::Unigram(model) => {
+                SpeltUnigram::new(model, &controls.keys().copied().collect())
+            }
+            _ => None,
+        };
         let mut tokenizer = Self {
             inner,
             plain,
+            spelt,
             controls,
             has_normalized_controls,
             unknown,
@@ -524,7 +536,10 @@ impl Tokenizer {
             pre_tokenizer.pre_tokenize(parts)?;
         }
         let model = self.inner.get_model();
-        parts.tokenize(|part| model.tokenize(part.get()))?;
+        parts.tokenize(|part| match &self.spelt {
+            Some(spelt) => spelt.tokenize(part.get()),
+            None => model.tokenize(part.get()),
+        })?;
         std::mem::replace(parts, PreTokenizedString::from("")).into_encoding(None, 0, offsets)
     }
 

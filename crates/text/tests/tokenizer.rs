@@ -194,10 +194,31 @@ fn lying_files_are_refused() {
     );
     check(&|file| file["added_tokens"][1]["id"] = 900.into(), "has the id 900");
     check(&|file| file["added_tokens"][0]["content"] = "<new>".into(), "<new>");
+    // An added token in the place of another.
+    check(&|file| file["added_tokens"][0]["content"] = "he".into(), "\"he\"");
+    check(&|file| file["added_tokens"][0]["content"] = "<e>".into(), "\"<e>\"");
     check(
         &|file| file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false}),
         "does not load",
     );
+}
+
+/// The engine of expressions counts its steps back, so the time is bounded whatever the file says.
+#[test]
+fn an_expression_that_tries_everything_is_stopped() {
+    let mut file = byte_level_json(&["<b>"]);
+    for expression in ["(a+)+\\1c", "(?:a|aa)+(?!a)b", "(?=(a+)+\\1b)a"] {
+        file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]});
+        let tokenizer = load(&file, &json!({}));
+        let text = "a".repeat(60);
+        match tokenizer.encode(&text) {
+            Ok(ids) => assert_eq!(tokenizer.decode(&ids).unwrap(), text),
+            Err(error) => assert!(matches!(error, TextError::Encode { .. }), "{error}"),
+        }
+    }
 }
 
 #[test]
@@ -254,17 +275,35 @@ fn added_tokens_decoder_extends_the_vocabulary() {
 }
 
 #[test]
-fn a_control_token_that_cannot_be_spelt_otherwise_is_refused() {
-    // A unigram vocabulary finds the token in its list, special or not.
+fn a_unigram_model_spells_control_pieces_out() {
+    // The library's model would find the token in its list, special or not.
+    let mut vocab = vec![json!(["<unk>", 0.0]), json!(["</s>", -1.0]), json!(["a", -2.0])];
+    vocab.extend(["<", "/", "s", ">"].map(|piece| json!([piece, -9.0])));
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [{"id": 1, "content": "</s>", "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false}],
         "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
-        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": [["<unk>", 0.0], ["</s>", -1.0], ["a", -2.0], ["<", -9.0], ["/", -9.0], ["s", -9.0], [">", -9.0]]},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": vocab},
     });
     let tokenizer = load(&file, &json!({"eos_token": "</s>"}));
     assert_eq!(tokenizer.encode("a").unwrap(), [2]);
-    assert!(matches!(tokenizer.encode("a</s>"), Err(TextError::ControlToken { .. })));
+    assert_eq!(tokenizer.encode("a</s>").unwrap(), [2, 3, 4, 5, 6]);
+    assert_eq!(tokenizer.encode_with_specials("a</s>").unwrap(), [2, 1]);
+    assert_eq!(tokenizer.decode(&[2, 3, 4, 5, 6]).unwrap().replace(' ', ""), "a</s>");
+}
+
+#[test]
+fn a_control_token_that_cannot_be_spelt_otherwise_is_refused() {
+    // Whole words have no spelling.
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{"id": 1, "content": "</s>", "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false}],
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "</s>": 1, "a": 2}},
+    });
+    let tokenizer = load(&file, &json!({"eos_token": "</s>"}));
+    assert_eq!(tokenizer.encode("a b").unwrap(), [2, 0]);
+    assert!(matches!(tokenizer.encode("a </s>"), Err(TextError::ControlToken { .. })));
 }
 
 /// Text of people, with things in it that look like control tokens.

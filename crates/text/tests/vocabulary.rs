@@ -99,6 +99,53 @@ fn qwen2_ranks_give_tiktoken_s_ids() {
     assert_eq!(tokenizer.eos_id(), Some(151_643));
 }
 
+#[test]
+fn llama_3_ranks_give_tiktoken_s_ids() {
+    // Qwen's first 128,000 ranks stand in for Llama's: both begin with cl100k's.
+    let Some(ranks) = shared("tokenizers/qwen2/qwen.tiktoken") else { return };
+    let ranks = fs::read_to_string(ranks).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("original")).unwrap();
+    let path = dir.path().join("original/tokenizer.model");
+    let first: Vec<&str> = ranks.lines().take(128_000).collect();
+    fs::write(&path, first.join("\n")).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    compare("llama 3: ranks", &tokenizer, &cases("llama3_ranks.json"));
+    for (id, token) in [
+        (128_000, "<|begin_of_text|>"),
+        (128_001, "<|end_of_text|>"),
+        (128_004, "<|finetune_right_pad_id|>"),
+        (128_005, "<|reserved_special_token_2|>"),
+        (128_006, "<|start_header_id|>"),
+        (128_009, "<|eot_id|>"),
+        (128_010, "<|python_tag|>"),
+        (128_011, "<|reserved_special_token_3|>"),
+        (128_255, "<|reserved_special_token_247|>"),
+    ] {
+        assert_eq!(tokenizer.token_id(token), Some(id), "{token}");
+        assert!(tokenizer.is_control(id));
+        assert_eq!(tokenizer.encode_with_specials(token).unwrap(), [id]);
+        assert!(tokenizer.encode(token).unwrap().len() > 1);
+    }
+    assert_eq!((tokenizer.max_id(), tokenizer.bos_id()), (128_255, Some(128_000)));
+    assert_eq!(tokenizer.stop_ids(), [128_001, 128_008, 128_009]);
+    assert_eq!(tokenizer.encode_prompt("Hello").unwrap()[0], 128_000);
+}
+
+#[test]
+fn tokens_that_join_in_too_many_ways_are_refused() {
+    // Each is a run of one letter: a token of n letters can be cut in n - 1 ways.
+    use base64::Engine;
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+    tokens.extend((2..800).map(|n| vec![b'a'; n]));
+    let lines = tokens.iter().zip(0..).map(|(token, rank)| format!("{} {rank}\n", encode(token)));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("qwen.tiktoken"), lines.collect::<String>()).unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("qwen.tiktoken") && error.contains("too many ways"), "{error}");
+}
+
 /// A byte-level vocabulary as GGUF has it: 256 letters, some merges, an end token.
 struct Small {
     tokens: Vec<String>,
@@ -242,7 +289,10 @@ fn files_of_every_form_that_lie_are_refused() {
         check(&[("tokenizer.model", bytes)], &["tokenizer.model", part])
     };
     model(b"", "no tokens");
-    model(b"IQ== 0\nIg== 1\n", "rank file of tiktoken");
+    model(
+        b"IQ== 0\nIg== 1\n",
+        "it has 2 ranks, but the one that is known under this name has 128000",
+    );
     model(b"\x0a\xff\xff\xff\xff\x0f", "not a protocol buffer");
     model(b"\x0a\x02\x18\x09\x12\x02\x18\x02", "piece 0 has the type 9");
     model(b"\x0a\x03\x0a\x01a\x12\x02\x18\x03", "its kind is 3");

@@ -22,6 +22,9 @@ const GGUF_BOUNDS: [(&str, f32); 6] =
     [("f32", 1e-5), ("f16", 2e-2), ("q8_0", 1e-1), ("q6_k", 2e-1), ("q4_k", 6e-1), ("q4_0", 6e-1)];
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {
+    if matches!(args.format.as_str(), "peft" | "gguf-lora") && args.adapter.is_none() {
+        bail!("--format {} writes an adapter\nhint: name it with --adapter", args.format);
+    }
     let base = Base::load(&args.base, WeightArgs::default())?;
     let adapter = match &args.adapter {
         Some(dir) => Some(Adapter::load("adapter", dir, &base)?),
@@ -39,9 +42,6 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {
     let lora = adapter.as_ref().map(|a| &a.lora);
     let template = adapter.as_ref().map_or(&base.template, |a| &a.template);
     let (ours, bound) = match (args.format.as_str(), lora) {
-        ("peft" | "gguf-lora", None) => {
-            bail!("--format {} writes an adapter\nhint: name it with --adapter", args.format)
-        }
         ("peft", Some(lora)) => {
             lora.save(&dir, &base.name, base.decoder.digest()?, &[])?;
             let reloaded = LoraAdapter::load(&dir, &base.decoder)?;

@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 /// How a layer's queries and keys are rotated.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rope {
+    /// Base of the frequencies before any scaling.
+    pub(crate) theta: f64,
     /// Frequencies within the context that the model was first trained on, or everywhere.
     pub(crate) short: Frequencies,
     /// Frequencies of a sequence that reaches beyond `.0` tokens, all of it.
@@ -141,7 +143,7 @@ impl Rope {
         let rope = match kind {
             "linear" => {
                 let factor = number("factor", None)? as f32;
-                Rope::one(plain.iter().map(|f| f / factor).collect(), 1.0)
+                Rope::one(theta, plain.iter().map(|f| f / factor).collect())
             }
             "llama3" => {
                 let (low, high) =
@@ -155,7 +157,7 @@ impl Rope {
                 }
                 let factor = number("factor", None)? as f32;
                 let scaled = |f: &f32| llama3(*f, factor, low as f32, high as f32, original as f32);
-                Rope::one(plain.iter().map(scaled).collect(), 1.0)
+                Rope::one(theta, plain.iter().map(scaled).collect())
             }
             "longrope" | "su" => {
                 let growth = number("factor", Some(base.context as f64 / original as f64))?;
@@ -177,9 +179,10 @@ impl Rope {
                     let inv_freq = list.iter().zip(&powers).map(|(f, p)| 1.0 / (f * p)).collect();
                     Ok::<_, ModelError>(Frequencies { inv_freq, factor })
                 };
-                Rope { short: set("short_factor")?, long: Some((original, set("long_factor")?)) }
+                let long = Some((original, set("long_factor")?));
+                Rope { theta, short: set("short_factor")?, long }
             }
-            _ => Rope::one(plain, 1.0),
+            _ => Rope::one(theta, plain),
         };
         let sets = [Some(&rope.short), rope.long.as_ref().map(|l| &l.1)];
         if sets.iter().flatten().any(|s| s.inv_freq.iter().any(|f| !f.is_finite())) {
@@ -188,8 +191,8 @@ impl Rope {
         Ok(rope)
     }
 
-    fn one(inv_freq: Vec<f32>, factor: f32) -> Rope {
-        Rope { short: Frequencies { inv_freq, factor }, long: None }
+    fn one(theta: f64, inv_freq: Vec<f32>) -> Rope {
+        Rope { theta, short: Frequencies { inv_freq, factor: 1.0 }, long: None }
     }
 }
 

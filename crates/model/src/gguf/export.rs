@@ -1,13 +1,13 @@
 //! A decoder, or an adapter, as a GGUF file for llama.cpp and what is built on it.
 
-use super::load::{module_name, name_of};
+use super::load::{module_name, tensor_name, tensor_shape};
 use super::write::{TensorOut, write};
 use super::{GgmlType, GgufFile, Value};
 use crate::adapter::LoraAdapter;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::error::ModelError;
-use crate::families::gguf::{self, Architecture};
+use crate::families::gguf::{self, Architecture, Described};
 use crate::linear::Module;
 use crate::params::{self, Slot, Tensor};
 use kernels::Dtype;
@@ -33,8 +33,8 @@ impl Decoder {
     /// larger format that fits, q8_0 or f16.
     ///
     /// # Errors
-    /// [`ModelError::Params`] when llama.cpp has no such architecture or a value is not finite,
-    /// [`ModelError::Io`] with the file.
+    /// [`ModelError::Params`] naming the family and what llama.cpp's files of it cannot say, or a
+    /// tensor with a value that is not finite; [`ModelError::Io`] with the file.
     pub fn save_gguf(
         &self,
         path: &Path,
@@ -42,7 +42,7 @@ impl Decoder {
         general: Vec<(String, Value)>,
     ) -> Result<(), ModelError> {
         let config = self.config();
-        let (architecture, keys, factors) = gguf::metadata(config)?;
+        let Described { architecture, metadata: keys, vectors } = gguf::describe(config)?;
         let kind = GGUF_DTYPES.iter().find(|(known, _)| *known == dtype).ok_or_else(|| {
             ModelError::Params(format!("GGUF files are not written in {}", dtype.name()))
         })?;
@@ -55,24 +55,31 @@ impl Decoder {
         metadata.extend(general);
         metadata.extend(keys);
         let list = params::tensors(config);
+        // All experts of a layer are one tensor, of which the first one's name and type hold.
+        let first = |tensor: &&Tensor| !matches!(tensor.parts[0].0, Slot::Expert(_, 1.., _));
         let mut tensors: Vec<TensorOut<'_>> = list
             .iter()
+            .filter(first)
             .map(|tensor| {
                 let stored = written(dtype, tensor);
+                let all = alike(&list, tensor);
                 TensorOut {
-                    name: name_of(tensor),
-                    shape: tensor.spec.shape.clone(),
+                    name: tensor_name(tensor),
+                    shape: tensor_shape(config, tensor),
                     ggml_type: GgmlType::of(stored).expect("GGUF has what is written"),
-                    bytes: Box::new(move || self.packed(architecture, tensor, stored)),
+                    bytes: Box::new(move || {
+                        let packed = |t: &&Tensor| self.packed(architecture, t, stored);
+                        all.iter().flat_map(packed).collect()
+                    }),
                 }
             })
             .collect();
-        if let Some(factors) = factors {
+        for (name, values) in vectors {
             tensors.push(TensorOut {
-                name: "rope_freqs.weight".into(),
-                shape: vec![factors.len()],
+                name: name.into(),
+                shape: vec![values.len()],
                 ggml_type: GgmlType::F32,
-                bytes: Box::new(move || bytemuck::cast_slice(&factors).to_vec()),
+                bytes: Box::new(move || bytemuck::cast_slice(&values).to_vec()),
             });
         }
         if let Some(tensor) = list.iter().find(|t| !self.is_finite(t)) {
@@ -84,22 +91,14 @@ impl Decoder {
 
     /// The tensor's rows as the file has them.
     fn packed(&self, architecture: &Architecture, tensor: &Tensor, dtype: Dtype) -> Vec<u8> {
-        let k = tensor.spec.shape.get(1).copied().unwrap_or(1);
-        // A vector is one row.
-        let (rows, width) = match tensor.spec.shape[..] {
-            [n, k] => (n, k),
-            _ => (1, tensor.spec.shape[0]),
-        };
-        let row_bytes = dtype.row_bytes(width).expect("a format was chosen that fits");
-        let mut bytes = vec![0; rows * row_bytes];
-        if rows == 1 && k == 1 {
-            let mut values = self.vector(architecture, tensor);
-            if architecture.norms_plus_one {
-                values.iter_mut().for_each(|w| *w += 1.0);
-            }
+        let [rows, k] = tensor.spec.shape[..] else {
+            let values = self.vector(architecture, tensor);
+            let mut bytes = vec![0; dtype.row_bytes(values.len()).expect("f32 always fits")];
             dtype.pack(&values, &mut bytes);
             return bytes;
-        }
+        };
+        let row_bytes = dtype.row_bytes(k).expect("a format was chosen that fits");
+        let mut bytes = vec![0; rows * row_bytes];
         bytes.par_chunks_mut(row_bytes).enumerate().for_each_init(
             || vec![0.0; k],
             |values, (row, bytes)| {
@@ -115,7 +114,11 @@ impl Decoder {
     fn vector(&self, architecture: &Architecture, tensor: &Tensor) -> Vec<f32> {
         let value = |row: usize| {
             let (slot, within) = part_of(tensor, row);
-            self.vector_of(slot)[own_row(architecture, self.config(), slot, within)]
+            let value = self.vector_of(slot)[own_row(architecture, self.config(), slot, within)];
+            match slot {
+                Slot::Norm(..) | Slot::FinalNorm if architecture.norms_plus_one => value + 1.0,
+                _ => value,
+            }
         };
         (0..tensor.spec.shape[0]).map(value).collect()
     }
@@ -137,15 +140,15 @@ impl LoraAdapter {
     /// [out, r] in f32.
     ///
     /// # Errors
-    /// [`ModelError::Params`] when llama.cpp has no such architecture, [`ModelError::Io`] with the
-    /// file.
+    /// [`ModelError::Params`] naming the family and what llama.cpp's files of it cannot say,
+    /// [`ModelError::Io`] with the file.
     pub fn save_gguf(
         &self,
         path: &Path,
         base: &DecoderConfig,
         general: Vec<(String, Value)>,
     ) -> Result<(), ModelError> {
-        let (architecture, ..) = gguf::metadata(base)?;
+        let architecture = gguf::describe(base)?.architecture;
         let mut metadata = vec![
             ("general.architecture".to_owned(), Value::String(architecture.name.into())),
             ("general.type".to_owned(), Value::String("adapter".into())),
@@ -190,7 +193,7 @@ impl LoraAdapter {
         like: &LoraAdapter,
         base: &DecoderConfig,
     ) -> Result<LoraAdapter, ModelError> {
-        let (architecture, ..) = gguf::metadata(base)?;
+        let architecture = gguf::describe(base)?.architecture;
         let file = GgufFile::open(path)?;
         let mut adapter = like.clone();
         adapter.config.lora_alpha = file.require("adapter.lora.alpha")?;
@@ -223,6 +226,15 @@ impl LoraAdapter {
         }
         Ok(adapter)
     }
+}
+
+/// The tensors that are written as one with `tensor`: the same matrix of every expert of its layer,
+/// or itself.
+fn alike<'a>(list: &'a [Tensor], tensor: &'a Tensor) -> Vec<&'a Tensor> {
+    let Slot::Expert(layer, _, module) = tensor.parts[0].0 else { return vec![tensor] };
+    let same =
+        |t: &&Tensor| matches!(t.parts[0].0, Slot::Expert(l, _, m) if (l, m) == (layer, module));
+    list.iter().filter(same).collect()
 }
 
 /// The format that a tensor is written in when matrices are to be in `dtype`.

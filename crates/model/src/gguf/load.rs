@@ -42,7 +42,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Decoder, ModelE
 }
 
 /// llama.cpp's name of the tensor.
-pub(super) fn name_of(tensor: &Tensor) -> String {
+pub(crate) fn tensor_name(tensor: &Tensor) -> String {
     let fused = tensor.parts.len() > 1;
     match tensor.parts[0].0 {
         Slot::Embed => "token_embd.weight".into(),
@@ -82,7 +82,7 @@ pub(super) fn module_name(module: Module, fused: bool) -> &'static str {
 }
 
 /// The shape of the tensor in the file, outermost first: all experts of a layer are one tensor.
-fn shape_of(config: &DecoderConfig, tensor: &Tensor) -> Vec<usize> {
+pub(crate) fn tensor_shape(config: &DecoderConfig, tensor: &Tensor) -> Vec<usize> {
     let mut shape = tensor.spec.shape.clone();
     if let (Slot::Expert(..), Some(experts)) = (tensor.parts[0].0, config.experts) {
         shape.insert(0, experts.num_experts);
@@ -94,7 +94,7 @@ fn mismatches(file: &GgufFile, config: &DecoderConfig, wanted: &[Tensor]) -> Vec
     let mut problems = Vec::new();
     let mut known: BTreeSet<String> = OF_THE_CONFIG.iter().map(|&n| n.to_owned()).collect();
     for tensor in wanted {
-        let (name, expected) = (name_of(tensor), shape_of(config, tensor));
+        let (name, expected) = (tensor_name(tensor), tensor_shape(config, tensor));
         match file.tensor(&name) {
             // The experts of a layer share a tensor; once is enough.
             _ if known.contains(&name) => {}
@@ -121,7 +121,7 @@ fn convert(
     tensor: &Tensor,
     options: &LoadOptions,
 ) -> Result<Vec<(Slot, Loaded)>, String> {
-    let name = name_of(tensor);
+    let name = tensor_name(tensor);
     let found = file.tensor(&name).expect("every tensor was looked for");
     let mut bytes = found.bytes;
     if let Slot::Expert(_, e, _) = tensor.parts[0].0 {

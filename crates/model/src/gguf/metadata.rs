@@ -1,5 +1,7 @@
 //! Metadata values and how they are asked for: by key and the type that the asker needs.
 
+use super::GgufProblem;
+
 /// A metadata value as the file has it.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // The names are the whole content.
@@ -79,6 +81,25 @@ impl Array {
             Array::I64(x) => ("i64", x.len()),
             Array::F64(x) => ("f64", x.len()),
         }
+    }
+}
+
+/// The value of `key` as the type needed, `None` when there is none.
+///
+/// # Errors
+/// [`GgufProblem::KeyType`] naming the key, what it is and what was expected.
+pub(crate) fn typed<'a, T: FromValue<'a>>(
+    key: &str,
+    value: Option<&'a Value>,
+) -> Result<Option<T>, GgufProblem> {
+    let Some(value) = value else { return Ok(None) };
+    match T::from_value(value) {
+        Some(typed) => Ok(Some(typed)),
+        None => Err(GgufProblem::KeyType {
+            key: key.to_owned(),
+            found: value.describe(),
+            expected: T::EXPECTED,
+        }),
     }
 }
 
@@ -175,6 +196,16 @@ impl<'a> FromValue<'a> for &'a [i32] {
     fn from_value(value: &'a Value) -> Option<Self> {
         match value {
             Value::Array(Array::I32(x)) => Some(x),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> FromValue<'a> for &'a [bool] {
+    const EXPECTED: &'static str = "an array of booleans";
+    fn from_value(value: &'a Value) -> Option<Self> {
+        match value {
+            Value::Array(Array::Bool(x)) => Some(x),
             _ => None,
         }
     }

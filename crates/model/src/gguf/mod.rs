@@ -20,7 +20,8 @@ mod write;
 pub use error::{GgufError, GgufProblem};
 pub use export::GGUF_DTYPES;
 pub use ggml_type::GgmlType;
-pub(crate) use load::load;
+pub(crate) use load::{load, tensor_name, tensor_shape};
+pub(crate) use metadata::typed;
 pub use metadata::{Array, FromValue, Value};
 
 use indexmap::IndexMap;
@@ -110,15 +111,7 @@ impl GgufFile {
     /// # Errors
     /// [`GgufProblem::KeyType`] naming the key, what it is and what was expected.
     pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>, GgufError> {
-        let Some(value) = self.metadata(key) else { return Ok(None) };
-        match T::from_value(value) {
-            Some(typed) => Ok(Some(typed)),
-            None => Err(self.error(GgufProblem::KeyType {
-                key: key.to_owned(),
-                found: value.describe(),
-                expected: T::EXPECTED,
-            })),
-        }
+        metadata::typed(key, self.metadata(key)).map_err(|problem| self.error(problem))
     }
 
     /// The value of a key that must be there.

@@ -105,7 +105,7 @@ impl Vocabulary {
         }
         let mut tokenizer = match algorithm {
             Algorithm::ScoredPairs { scores, spelling } => {
-                let merges = merges_by_score(&tokens, &types, &scores, &ids);
+                let merges = merges_by_score(&tokens, &types, &scores, &ids)?;
                 let mut builder = BPE::builder()
                     .vocab_and_merges(owned(&ids), merges)
                     .fuse_unk(true)
@@ -245,14 +245,16 @@ fn merges_by_score(
     types: &[TokenType],
     scores: &[f32],
     ids: &HashMap<&str, u32>,
-) -> Vec<(String, String)> {
+) -> Result<Vec<(String, String)>, String> {
     let spells = |id: u32| matches!(types[id as usize], TokenType::Normal | TokenType::UserDefined);
     let mut merges = Vec::new();
+    let mut room = MergeRoom::of(tokens.iter().map(String::len).sum());
     for (id, token) in (0..).zip(tokens).filter(|(id, _)| spells(*id)) {
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);
             let known = |part: &str| ids.get(part).is_some_and(|id| spells(*id));
             if known(left) && known(right) {
+                room.take(token.len())?;
                 merges.push((id, left.to_owned(), right.to_owned()));
             }
         }
@@ -261,7 +263,31 @@ fn merges_by_score(
     merges.sort_by(|(left, ..), (right, ..)| {
         scores[*right as usize].total_cmp(&scores[*left as usize])
     });
-    merges.into_iter().map(|(_, left, right)| (left, right)).collect()
+    Ok(merges.into_iter().map(|(_, left, right)| (left, right)).collect())
+}
+
+/// How much text the merges that are found for a vocabulary may take. A token can be cut in as many
+/// ways as it has characters, so a file with `a`, `aa`, `aaa` and so on asks for far more memory than
+/// it has bytes; in vocabularies in use the merges are a few times the tokens.
+struct MergeRoom(usize);
+
+impl MergeRoom {
+    /// For tokens of `bytes` bytes together.
+    fn of(bytes: usize) -> MergeRoom {
+        MergeRoom(32 * bytes + (1 << 20))
+    }
+
+    /// Takes `bytes` away.
+    ///
+    /// # Errors
+    /// When nothing is left.
+    fn take(&mut self, bytes: usize) -> Result<(), String> {
+        match self.0.checked_sub(bytes) {
+            Some(left) => self.0 = left,
+            None => return Err("its tokens can be joined in too many ways".into()),
+        }
+        Ok(())
+    }
 }
 
 fn ids(tokens: &[String]) -> Result<HashMap<&str, u32>, String> {

@@ -123,10 +123,68 @@ const CLASSES: &[(&str, &str)] = &[
     ("Qwen2TokenizerFast", "qwen2"),
 ];
 
-/// Rank files that are known by their name: the pre-tokenizer, and the control tokens that follow
-/// the ranks where `tokenizer_config.json` lists none.
-pub(super) const RANK_FILES: &[(&str, &str, &[&str])] =
-    &[("qwen.tiktoken", "qwen2", &["<|endoftext|>", "<|im_start|>", "<|im_end|>"])];
+/// What a rank file does not say itself; it is known by its name.
+pub(super) struct RankFile {
+    pub(super) name: &'static str,
+    /// Name of its row in [`PRE_TOKENIZERS`].
+    pub(super) words: &'static str,
+    /// How many ranks it has, where others that differ have the same name.
+    pub(super) ranks: Option<usize>,
+    /// Control tokens that follow the ranks where `tokenizer_config.json` lists none.
+    pub(super) controls: &'static [&'static str],
+    /// Further tokens up to this many, which are reserved, as the reference numbers them.
+    pub(super) reserved: usize,
+    /// Named by the same rule: the token that begins a text, and those that end an answer.
+    pub(super) begin: Option<&'static str>,
+    pub(super) ends: &'static [&'static str],
+}
+
+pub(super) const RANK_FILES: &[RankFile] = &[
+    RankFile {
+        name: "qwen.tiktoken",
+        words: "qwen2",
+        ranks: None,
+        controls: &["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        reserved: 3,
+        begin: None,
+        ends: &["<|endoftext|>"],
+    },
+    // The names are those of Llama 3.1 and later; the first release had reserved ones at the places
+    // of <|finetune_right_pad_id|>, <|eom_id|> and <|python_tag|>.
+    RankFile {
+        name: "tokenizer.model",
+        words: "llama-bpe",
+        ranks: Some(128_000),
+        controls: &[
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|reserved_special_token_0|>",
+            "<|reserved_special_token_1|>",
+            "<|finetune_right_pad_id|>",
+            "<|reserved_special_token_2|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eom_id|>",
+            "<|eot_id|>",
+            "<|python_tag|>",
+        ],
+        reserved: 256,
+        begin: Some("<|begin_of_text|>"),
+        ends: &["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+    },
+];
+
+impl RankFile {
+    /// Control tokens in the order of their ids.
+    pub(super) fn all_controls(&self) -> Vec<String> {
+        let named = self.controls.iter().map(|token| (*token).to_owned());
+        let reserved = |token: &&&str| token.starts_with("<|reserved_special_token_");
+        let first = self.controls.iter().filter(reserved).count();
+        let more = self.reserved - self.controls.len();
+        let reserved = (first..first + more).map(|n| format!("<|reserved_special_token_{n}|>"));
+        named.chain(reserved).collect()
+    }
+}
 
 impl PreTokenizer {
     /// The one with this name.
@@ -214,8 +272,12 @@ mod tests {
                 PreTokenizer::named(name).unwrap()
             ));
         }
-        for (_, name, _) in RANK_FILES {
-            PreTokenizer::named(name).unwrap();
+        for file in RANK_FILES {
+            PreTokenizer::named(file.words).unwrap();
+            assert_eq!(file.all_controls().len(), file.reserved);
+            let known = |token: &&str| file.controls.contains(token);
+            assert!(file.ends.iter().all(known));
+            assert!(file.begin.iter().all(known));
         }
         let error = PreTokenizer::named("babbage").err().unwrap();
         assert!(error.contains("\"babbage\"") && error.contains("llama-bpe"), "{error}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::{Algorithm, Read, Spelling, TokenType, Vocabulary, read_file};
+use super::{Algorithm, Read, Spelling, TokenType, Vocabulary, ranks, read_file};
 use crate::error::TextError;
 use crate::tokenizer::{Settings, hex_sha256};
 
@@ -69,9 +69,7 @@ pub(super) fn read(path: &Path, mut settings: Settings) -> Result<Read, TextErro
     let bytes = read_file(path, EXPECTED)?;
     // A protocol buffer begins with a small number; Llama 3 ships ranks under this name.
     if bytes.first().is_some_and(u8::is_ascii_graphic) {
-        return Err(invalid(
-            "text, probably a rank file of tiktoken; hint: take the model's tokenizer.json".into(),
-        ));
+        return ranks::read(path, settings);
     }
     let model = Model::decode(bytes.as_slice())
         .map_err(|error| invalid(format!("not a protocol buffer ({error})")))?;

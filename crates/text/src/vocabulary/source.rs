@@ -41,7 +41,11 @@ impl Source {
         }
         let pairs = PAIRS.iter().map(|(vocab, merges)| (dir.join(vocab), dir.join(merges)));
         let mut complete = pairs.filter(|(vocab, merges)| vocab.is_file() && merges.is_file());
-        Ok(complete.next().map(|(vocab, merges)| Source::BytePairs(vocab, merges)))
+        if let Some((vocab, merges)) = complete.next() {
+            return Ok(Some(Source::BytePairs(vocab, merges)));
+        }
+        let original = dir.join("original/tokenizer.model");
+        Ok(original.is_file().then_some(Source::SentencePiece(original)))
     }
 
     /// The files that the vocabulary is in.
