@@ -63,6 +63,25 @@ impl Quantised {
     }
 }
 
+/// `n` zero values in fresh memory, in huge pages where the system gives any: gigabytes of weights are
+/// half a million small ones, each of which costs a fault at load and its share of misses later.
+fn zeroed<T: bytemuck::Zeroable>(n: usize) -> Vec<T> {
+    let values = bytemuck::zeroed_vec::<T>(n);
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let bytes = values.as_ptr() as usize..values.as_ptr() as usize + size_of_val(&values[..]);
+        // Only whole huge pages, so that no more memory is taken than was asked for.
+        let (start, end) = (bytes.start.next_multiple_of(HUGE), bytes.end / HUGE * HUGE);
+        if start < end {
+            // SAFETY: the pages lie inside memory that this function owns, and the advice changes
+            // nothing in it. Where the system declines, all stays as it was.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    values
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
     F32(Vec<LanesF32>),
@@ -86,7 +105,7 @@ impl PackedMatrix {
     /// When `src.len() != n * k`.
     pub fn from_f32(src: &[f32], n: usize, k: usize) -> Self {
         check_shape(src.len(), n, k);
-        let mut lanes: Vec<LanesF32> = bytemuck::zeroed_vec(n.div_ceil(PANEL) * k);
+        let mut lanes: Vec<LanesF32> = zeroed(n.div_ceil(PANEL) * k);
         pack(&mut lanes, src, n, k, |lanes, i, value| lanes.0[i] = value);
         PackedMatrix { n, k, storage: Storage::F32(lanes) }
     }
@@ -98,7 +117,7 @@ impl PackedMatrix {
     /// When `src.len() != n * k`.
     pub fn from_bf16(src: &[bf16], n: usize, k: usize) -> Self {
         check_shape(src.len(), n, k);
-        let mut lanes: Vec<LanesBf16> = bytemuck::zeroed_vec(n.div_ceil(PANEL) * k);
+        let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
         pack(&mut lanes, src, n, k, |lanes, i, value| lanes.0[i] = value);
         PackedMatrix { n, k, storage: Storage::Bf16(lanes) }
     }
@@ -135,7 +154,7 @@ impl PackedMatrix {
     fn from_bf16_rows<'a>(n: usize, k: usize, row: impl Fn(usize) -> &'a [u8] + Sync) -> Self {
         /// Inputs at a time: their lanes, 4 KiB, stay in the first-level cache for sixteen rows.
         const STRETCH: usize = 128;
-        let mut lanes: Vec<LanesBf16> = bytemuck::zeroed_vec(n.div_ceil(PANEL) * k);
+        let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
         if k > 0 {
             lanes.par_chunks_mut(k).enumerate().for_each(|(p, panel)| {
                 let outputs = p * PANEL..n.min((p + 1) * PANEL);
@@ -177,12 +196,12 @@ impl PackedMatrix {
         let count = n.div_ceil(PANEL) * k;
         let storage = match dtype {
             Dtype::F32 => {
-                let mut lanes: Vec<LanesF32> = bytemuck::zeroed_vec(count);
+                let mut lanes: Vec<LanesF32> = zeroed(count);
                 fill_panels(&mut lanes, n, k, fill, |lanes, i, value| lanes.0[i] = value);
                 Storage::F32(lanes)
             }
             Dtype::Bf16 => {
-                let mut lanes: Vec<LanesBf16> = bytemuck::zeroed_vec(count);
+                let mut lanes: Vec<LanesBf16> = zeroed(count);
                 let set = |lanes: &mut LanesBf16, i, value| lanes.0[i] = bf16::from_f32(value);
                 fill_panels(&mut lanes, n, k, fill, set);
                 Storage::Bf16(lanes)
@@ -202,7 +221,7 @@ impl PackedMatrix {
     ) -> Self {
         let panel_bytes = lanes::panel_bytes(dtype, k);
         let size = n.div_ceil(PANEL) * panel_bytes;
-        let mut lines: Vec<Line> = bytemuck::zeroed_vec(size.div_ceil(64));
+        let mut lines: Vec<Line> = zeroed(size.div_ceil(64));
         if size > 0 {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
             let panels = bytes[..size].par_chunks_mut(panel_bytes).enumerate();

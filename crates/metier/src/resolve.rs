@@ -32,8 +32,14 @@ impl Base {
     /// says.
     pub(crate) fn load(name: &str, weights: WeightArgs) -> Result<Base> {
         let dir = model_path(name)?;
-        let decoder = load_decoder(&dir, weights.dtype.unwrap_or_default())?;
-        let (tokenizer, template) = load_text(&dir, decoder.config())?;
+        // Side by side: a vocabulary of 128,000 pieces takes about as long as a gigabyte of weights.
+        let (decoder, text) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| text_source::load(&dir));
+            let decoder = load_decoder(&dir, weights.dtype.unwrap_or_default());
+            (decoder, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let decoder = decoder?;
+        let (tokenizer, template) = fit_text(text?, decoder.config())?;
         Ok(Base { name: name.to_owned(), dir, decoder: Arc::new(decoder), tokenizer, template })
     }
 
@@ -91,7 +97,13 @@ pub(crate) fn load_text(
     model: &Path,
     config: &DecoderConfig,
 ) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
-    let (mut tokenizer, template) = text_source::load(model)?;
+    fit_text(text_source::load(model)?, config)
+}
+
+fn fit_text(
+    (mut tokenizer, template): (Tokenizer, Option<ChatTemplate>),
+    config: &DecoderConfig,
+) -> Result<(Arc<Tokenizer>, ChatTemplate)> {
     tokenizer.check_vocab(config.vocab_size)?;
     let template = template.unwrap_or_else(ChatTemplate::plain);
     if let Some(id) = template.turn_end(&tokenizer) {
