@@ -22,7 +22,7 @@
 
 use crate::formats::PART;
 use crate::formats::lanes::{Layout, Places, QUADS, places};
-use crate::matmul::{PANEL_STEP, SERIAL_WORK, part, split};
+use crate::matmul::{SERIAL_WORK, in_tasks};
 use crate::packed::{PANEL, Quantised};
 use crate::simd::{
     Dots, DotsKernel, Kernel, Level, Simd, dispatch_at, dispatch_dots, signed_offset,
@@ -35,9 +35,9 @@ use std::ops::Range;
 /// the first-level cache.
 const BLOCK_ROWS: usize = 128;
 
-/// Rows up to which weights pass by faster than memory brings them: then they are asked for ahead,
-/// in bytes.
+/// Rows up to which weights pass by faster than memory brings them, so that they are asked for ahead.
 const FEW_ROWS: usize = 4;
+/// How far ahead, in bytes.
 const AHEAD: usize = 4096;
 
 /// x `[T, K]` in 8 bits.
@@ -55,17 +55,10 @@ struct Activations {
 
 thread_local! {
     /// Kept, because fresh memory would cost page faults.
-    static ACTIVATIONS: Cell<Activations> = const {
-        Cell::new(Activations {
-            codes: Vec::new(),
-            scales: Vec::new(),
-            corrections: Vec::new(),
-            weighted: Vec::new(),
-        })
-    };
+    static ACTIVATIONS: Cell<Activations> = Cell::default();
 }
 
-/// y `[T, N]` = x `[T, K]` · Wᵀ, or y += when `accumulate`, with x in 8 bits.
+/// y `[T, N]` = x `[T, K]` · Wᵀ, or y += when `accumulate`, with x in 8 bits. None of T, N and K is 0.
 pub(crate) fn matmul_at(
     level: Level,
     y: &mut [f32],
@@ -74,15 +67,6 @@ pub(crate) fn matmul_at(
     (t, n, k): (usize, usize, usize),
     accumulate: bool,
 ) {
-    if y.is_empty() {
-        return;
-    }
-    if k == 0 {
-        if !accumulate {
-            y.fill(0.0);
-        }
-        return;
-    }
     let layout = Layout::new(w.dtype);
     let mut activations = ACTIVATIONS.take();
     activations.fill(level, x, t, k, &layout);
@@ -96,18 +80,7 @@ pub(crate) fn matmul_at(
         parts: k / PART,
         accumulate,
     };
-    let panels = n.div_ceil(PANEL);
-    let threads = rayon::current_num_threads();
-    if threads == 1 || t * n * k < SERIAL_WORK {
-        product.run(level, 0..t, 0..panels);
-    } else {
-        let (row_parts, panel_parts) = split(t, panels, threads);
-        (0..row_parts * panel_parts).into_par_iter().with_max_len(1).for_each(|i| {
-            let rows = part(t, row_parts, i / panel_parts, 1);
-            let panels = part(panels, panel_parts, i % panel_parts, PANEL_STEP);
-            product.run(level, rows, panels);
-        });
-    }
+    in_tasks(t, n, k, |rows, panels| product.run(level, rows, panels));
     ACTIVATIONS.set(activations);
 }
 

@@ -62,6 +62,8 @@ pub(crate) fn matmul_at(
     check("x", x, t, w.k);
     if let Storage::Quantised(q) = &w.storage
         && q.has_integers()
+        && !x.is_empty()
+        && !y.is_empty()
     {
         return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate);
     }
@@ -214,12 +216,24 @@ fn product(
         return;
     }
     let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate };
+    in_tasks(rows, columns, depth, |rows, panels| {
+        dispatch_at(level, Task { product, rows, panels });
+    });
+}
+
+/// Runs `task` over the rows and the panels of a product on all threads, at most BLOCK_ROWS rows at a
+/// time.
+pub(crate) fn in_tasks(
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    task: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
     let panels = columns.div_ceil(PANEL);
     let threads = rayon::current_num_threads();
     if threads == 1 || rows * columns * depth < SERIAL_WORK {
         for start in (0..rows).step_by(BLOCK_ROWS) {
-            let rows = start..rows.min(start + BLOCK_ROWS);
-            dispatch_at(level, Task { product, rows, panels: 0..panels });
+            task(start..rows.min(start + BLOCK_ROWS), 0..panels);
         }
         return;
     }
@@ -227,18 +241,18 @@ fn product(
     (0..row_parts * panel_parts).into_par_iter().with_max_len(1).for_each(|i| {
         let rows = part(rows, row_parts, i / panel_parts, 1);
         let panels = part(panels, panel_parts, i % panel_parts, PANEL_STEP);
-        dispatch_at(level, Task { product, rows, panels });
+        task(rows, panels);
     });
 }
 
 /// Panels that a task takes at a time at best (one row of AVX2 vectors needs four for its eight
 /// independent sums); the split respects it where it can.
-pub(crate) const PANEL_STEP: usize = 4;
+const PANEL_STEP: usize = 4;
 
 /// Into how many parts rows and panels are cut: about two tasks per thread at least, so that a
 /// thread that was late costs less; by rows as long as they are many, then by panels, then by rows
 /// again. More parts would repeat the packing of A and of B.
-pub(crate) fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
+fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize) {
     let wanted = 2 * threads;
     let row_parts = rows.div_ceil(BLOCK_ROWS);
     if row_parts >= wanted {
@@ -253,7 +267,7 @@ pub(crate) fn split(rows: usize, panels: usize, threads: usize) -> (usize, usize
 
 /// Part `i` of `total` things cut into `parts` nearly equal ranges, which start at multiples of
 /// `step` when there are at least `step` things per part.
-pub(crate) fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
+fn part(total: usize, parts: usize, i: usize, step: usize) -> Range<usize> {
     let step = if total >= parts * step { step } else { 1 };
     let edge = |i: usize| {
         if i == parts { total } else { i * total / parts / step * step }

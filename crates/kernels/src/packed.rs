@@ -106,7 +106,7 @@ impl PackedMatrix {
     pub fn from_f32(src: &[f32], n: usize, k: usize) -> Self {
         check_shape(src.len(), n, k);
         let mut lanes: Vec<LanesF32> = zeroed(n.div_ceil(PANEL) * k);
-        pack(&mut lanes, src, n, k, |lanes, i, value| lanes.0[i] = value);
+        pack(&mut lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
         PackedMatrix { n, k, storage: Storage::F32(lanes) }
     }
 
@@ -118,7 +118,7 @@ impl PackedMatrix {
     pub fn from_bf16(src: &[bf16], n: usize, k: usize) -> Self {
         check_shape(src.len(), n, k);
         let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
-        pack(&mut lanes, src, n, k, |lanes, i, value| lanes.0[i] = value);
+        pack(&mut lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
         PackedMatrix { n, k, storage: Storage::Bf16(lanes) }
     }
 
@@ -144,31 +144,21 @@ impl PackedMatrix {
             return Self::quantised(dtype, n, k, |i, _, place| place(row(i)));
         }
         if dtype == Dtype::Bf16 {
-            return Self::from_bf16_rows(n, k, row);
+            // Most published models are bf16, and a person waits for this: no way through f32.
+            let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
+            pack(
+                &mut lanes,
+                n,
+                k,
+                |i| row(i).as_chunks::<2>().0,
+                |lanes, i, value| {
+                    lanes.0[i] = bf16::from_le_bytes(value);
+                },
+            );
+            return PackedMatrix { n, k, storage: Storage::Bf16(lanes) };
         }
         let kept = if dtype == Dtype::F16 { Dtype::F32 } else { dtype };
         Self::from_rows(kept, n, k, |i, values| dtype.unpack(row(i), values))
-    }
-
-    /// Packs rows of bf16 as they are. Most published models are bf16, and a person waits for this.
-    fn from_bf16_rows<'a>(n: usize, k: usize, row: impl Fn(usize) -> &'a [u8] + Sync) -> Self {
-        /// Inputs at a time: their lanes, 4 KiB, stay in the first-level cache for sixteen rows.
-        const STRETCH: usize = 128;
-        let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
-        if k > 0 {
-            lanes.par_chunks_mut(k).enumerate().for_each(|(p, panel)| {
-                let outputs = p * PANEL..n.min((p + 1) * PANEL);
-                for (s, lanes) in panel.chunks_mut(STRETCH).enumerate() {
-                    for (lane, output) in outputs.clone().enumerate() {
-                        let bytes = row(output)[s * STRETCH * 2..].as_chunks::<2>().0;
-                        for (lanes, &value) in lanes.iter_mut().zip(bytes) {
-                            lanes.0[lane] = bf16::from_le_bytes(value);
-                        }
-                    }
-                }
-            });
-        }
-        PackedMatrix { n, k, storage: Storage::Bf16(lanes) }
     }
 
     /// Packs rows of f32 values, converted to `dtype` row by row: `fill(i, values)` writes the `k`
@@ -243,7 +233,8 @@ impl PackedMatrix {
         check_shape(src.len(), self.n, self.k);
         match &mut self.storage {
             Storage::F32(lanes) => {
-                pack(lanes, src, self.n, self.k, |lanes, i, value| lanes.0[i] = value);
+                let (n, k) = (self.n, self.k);
+                pack(lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
             }
             _ => *self = Self::from_f32(src, self.n, self.k),
         }
@@ -358,21 +349,25 @@ fn check_shape(len: usize, n: usize, k: usize) {
     assert_eq!(len, n * k, "a [{n}, {k}] weight needs {} values, found {len}", n * k);
 }
 
-/// Spreads the rows of `src` over lanes; padding lanes are left as they are.
-fn pack<L: Send, V: Copy + Sync>(
+/// Spreads rows over lanes; padding lanes are left as they are.
+fn pack<'a, L: Send, V: Copy + 'a>(
     lanes: &mut [L],
-    src: &[V],
     n: usize,
     k: usize,
+    row: impl Fn(usize) -> &'a [V] + Sync,
     set: impl Fn(&mut L, usize, V) + Sync,
 ) {
+    /// Inputs at a time: their lanes, 8 KiB at most, stay in the first-level cache for sixteen rows.
+    const STRETCH: usize = 128;
     if k == 0 {
         return;
     }
     lanes.par_chunks_mut(k).enumerate().for_each(|(p, panel)| {
-        for (lane, row) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
-            for (lanes, &value) in panel.iter_mut().zip(&src[row * k..(row + 1) * k]) {
-                set(lanes, lane, value);
+        for (s, lanes) in panel.chunks_mut(STRETCH).enumerate() {
+            for (lane, i) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
+                for (lanes, &value) in lanes.iter_mut().zip(&row(i)[s * STRETCH..]) {
+                    set(lanes, lane, value);
+                }
             }
         }
     });

@@ -348,17 +348,15 @@ impl Decoder {
     }
 
     fn head_logits(&self, logits: &mut [f32], hidden: &[f32], rows: usize) {
-        kernels::in_pool(|| self.head_logits_in_pool(logits, hidden, rows));
-    }
-
-    fn head_logits_in_pool(&self, logits: &mut [f32], hidden: &[f32], rows: usize) {
-        kernels::matmul(logits, hidden, self.head(), rows, false);
-        if self.config.logits_scale != 1.0 {
-            kernels::scale_inplace(logits, self.config.logits_scale);
-        }
-        if let Some(cap) = self.config.final_softcap {
-            kernels::soft_cap(logits, cap);
-        }
+        kernels::in_pool(|| {
+            kernels::matmul(logits, hidden, self.head(), rows, false);
+            if self.config.logits_scale != 1.0 {
+                kernels::scale_inplace(logits, self.config.logits_scale);
+            }
+            if let Some(cap) = self.config.final_softcap {
+                kernels::soft_cap(logits, cap);
+            }
+        });
     }
 
     /// Logits of `hidden` [rows, H] in chunks of `chunk` rows, handed to `f` with their rows: for
