@@ -142,6 +142,7 @@ impl Step {
             pages: sequence.pages.clone(),
             adapter: sequence.adapter,
             reach: sequence.tokens.len(),
+            dropout: None,
         });
         let row = (len == sequence.pending()).then(|| {
             self.batch.logit_rows.push(self.batch.tokens.len() - 1);

@@ -44,7 +44,7 @@ fn decoders() -> [Arc<Decoder>; 2] {
 
 fn adapter(decoder: &Decoder, seed: u64) -> LoraAdapter {
     let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&config, decoder.config(), seed).unwrap();
+    let mut adapter = LoraAdapter::init(&config, decoder, seed).unwrap();
     let mut rng = Pcg64::seed_from_u64(seed);
     for value in &mut adapter.params {
         *value = rng.random_range(-0.3..0.3);
@@ -57,7 +57,7 @@ fn engine(decoder: &Arc<Decoder>, num_blocks: usize, max_batch_tokens: usize) ->
     let mut engine = Engine::new(Arc::clone(decoder), options).unwrap();
     for seed in 0..3 {
         let adapter = adapter(decoder, seed);
-        let slot = engine.adapters_mut().insert(&format!("a{seed}"), &adapter, decoder.config());
+        let slot = engine.adapters_mut().insert(&format!("a{seed}"), &adapter, decoder);
         assert_eq!(slot.unwrap(), seed as usize);
     }
     engine
@@ -139,7 +139,7 @@ fn the_adapters_differ() {
 fn generation_equals_repeated_full_forwards() {
     for decoder in decoders() {
         let mut adapters = AdapterSet::new();
-        adapters.insert("a0", &adapter(&decoder, 0), decoder.config()).unwrap();
+        adapters.insert("a0", &adapter(&decoder, 0), &decoder).unwrap();
         for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
             let mut sampler = Sampler::new(&request.params);
             let mut tokens = request.prompt.clone();
@@ -175,7 +175,7 @@ fn broken_adapters_fail_alone_and_leave_clean_pages() {
     let mut engine = engine(&decoder, 20, 64);
     let mut broken = adapter(&decoder, 9);
     broken.params.fill(f32::NAN);
-    let slot = engine.adapters_mut().insert("broken", &broken, decoder.config()).unwrap();
+    let slot = engine.adapters_mut().insert("broken", &broken, &decoder).unwrap();
     let mut with_broken = requests.clone();
     for i in [0, 3, 6] {
         let bad =

@@ -12,6 +12,7 @@
 
 mod attention;
 mod cross_entropy;
+mod dropout;
 mod elementwise;
 mod embedding;
 mod formats;
@@ -37,6 +38,7 @@ pub use cross_entropy::{
     IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, reference_cross_entropy,
     reference_cross_entropy_backward_inplace,
 };
+pub use dropout::dropout;
 pub use elementwise::{
     add_row, add_scaled, reference_soft_cap, reference_soft_cap_backward, scale_inplace, soft_cap,
     soft_cap_backward, sum_rows,

@@ -154,6 +154,12 @@ const BLOCK_DEPTH: usize = 256;
 /// Rows of C per task: 192 · 256 · 4 bytes of A = 192 KiB, which stays in the second-level cache
 /// while the task's panels pass by, and repays a panel that must first be widened or turned.
 const BLOCK_ROWS: usize = 192;
+/// Depth to which A is brought into the order of tiles at once: at most 192 · 4096 · 4 bytes = 3 MiB
+/// per thread, whatever the product (an output layer's gradient is as deep as its vocabulary).
+const SLAB_DEPTH: usize = 16 * BLOCK_DEPTH;
+/// Panels whose sums a task keeps side by side between blocks of depth: 192 · 16 · 64 bytes =
+/// 192 KiB, which fit a second-level cache of 512 KiB beside the block of A.
+const GROUP: usize = 16;
 /// Multiply-adds below which waking other threads costs more than it gains (some microseconds).
 pub(crate) const SERIAL_WORK: usize = 1 << 16;
 
@@ -294,131 +300,303 @@ impl Kernel for Task<'_> {
         let Task { product, rows, panels } = self;
         let mut scratch = Scratch([MaybeUninit::uninit(); 2 * BLOCK_DEPTH * PANEL]);
         let scratch = scratch.0.as_mut_ptr().cast::<f32>();
+        // SAFETY: the caller's contract: the processor supports S; rows and panels are inside the
+        // product, and scratch is as large as both ask for.
+        unsafe {
+            if rows.len() > 2 * TILE_ROWS && panels.len() >= 4 {
+                product.by_blocks::<S>(rows, panels, scratch);
+            } else {
+                product.by_panels::<S>(rows, panels, scratch);
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// A's rows of a task in the order of its tiles, and the sums of a group of panels; kept,
+    /// because fresh ones would cost page faults.
+    static BLOCKS: Cell<(Vec<f32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+impl Product<'_> {
+    /// Many rows that meet many panels. A is first brought into the order in which tiles read it:
+    /// that leaves the inner loop with constant distances, and no rows of A that fall on the same
+    /// cache sets. Between blocks of depth the sums of a group of panels rest side by side, for
+    /// the same reason: rows of C lie a power of two apart all too often, and would be fetched from
+    /// beyond the second cache each time.
+    ///
+    /// # Safety
+    /// The rows, more than twelve, and the panels lie inside the product; scratch holds two panels
+    /// of BLOCK_DEPTH; the processor supports `S`.
+    #[inline(always)]
+    unsafe fn by_blocks<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        scratch: *mut f32,
+    ) {
+        let full = self.columns / PANEL;
+        let (mut a, mut sums) = BLOCKS.take();
+        let reserve = |values: &mut Vec<f32>, len| {
+            if values.len() < len {
+                values.resize(len, 0.0);
+            }
+        };
+        reserve(&mut a, rows.len() * self.depth.min(SLAB_DEPTH));
+        reserve(&mut sums, rows.len() * GROUP * PANEL);
+        for slab in stretches(0..self.depth, SLAB_DEPTH) {
+            let blocks = slab.len().div_ceil(BLOCK_DEPTH);
+            let block_depth = slab.len().div_ceil(blocks).next_multiple_of(PART);
+            for depth in stretches(slab.clone(), block_depth) {
+                let to = &mut a[rows.len() * (depth.start - slab.start)..];
+                // SAFETY: rows and depth are inside the product.
+                unsafe { self.pack_a(to, rows.clone(), depth) };
+            }
+            for group in stretches(panels.clone(), GROUP) {
+                for depth in stretches(slab.clone(), block_depth) {
+                    let mut panel = group.start;
+                    while panel < group.end {
+                        let pair = S::LANES == 16 && panel + 2 <= group.end.min(full);
+                        let count = if pair { 2 } else { 1 };
+                        // SAFETY: panel and depth are inside the product, and depth is no longer
+                        // than BLOCK_DEPTH and starts at a multiple of a part; a and sums are as
+                        // large as all tiles of a slab and of a group need.
+                        unsafe {
+                            let at = (panel - group.start) * PANEL * rows.len();
+                            let stretch = Stretch {
+                                rows: rows.clone(),
+                                panel,
+                                depth: depth.clone(),
+                                packed_a: a.as_ptr().add(rows.len() * (depth.start - slab.start)),
+                                sums: sums.as_mut_ptr().add(at),
+                                from_sums: depth.start > slab.start,
+                                to_sums: depth.end < slab.end,
+                                ahead: self.ahead(panel + count, count, depth.clone()),
+                            };
+                            let depth = depth.clone();
+                            let b = self.block_of_b::<S>(panel, count, depth, scratch, BLOCK_DEPTH);
+                            self.tiles::<S, f32>(stretch, count, b);
+                        }
+                        panel += count;
+                    }
+                }
+            }
+        }
+        BLOCKS.set((a, sums));
+    }
+
+    /// Few rows, or few panels. Few rows: B is read once, straight from where it lies, several
+    /// panels at a time so that enough independent sums are under way; quantised panels are
+    /// unpacked into as little scratch as stays in the first cache, so that their bytes, too, are
+    /// read once.
+    ///
+    /// # Safety
+    /// As for [`Product::by_blocks`], for any rows and panels.
+    #[inline(always)]
+    unsafe fn by_panels<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        scratch: *mut f32,
+    ) {
         let few = rows.len() <= 2 * TILE_ROWS;
-        // Few rows: B is read once, straight from where it lies, several panels at a time so that
-        // enough independent sums are under way. Many rows: one block of B at a time. Quantised
-        // panels are always unpacked, for few rows into as little scratch as stays in the first
-        // cache, so that their bytes, too, are read once.
-        let direct = match product.b {
+        let quantised = matches!(self.b, Panels::Quantised(_));
+        let direct = match self.b {
             Panels::F32(_) => true,
             Panels::Bf16(_) => few,
             Panels::Quantised(_) | Panels::Turned(_) | Panels::Rows(_) => false,
         };
-        let quantised = matches!(product.b, Panels::Quantised(_));
         let vectors = S::LANES / 8;
         let group = match rows.len() {
             1 if direct || quantised => 4 * vectors,
             2 if direct || quantised => 2 * vectors,
             _ => vectors,
         };
-        // Many rows that meet many panels: A is first brought into the order in which tiles read
-        // it. That leaves the inner loop with constant distances, and no rows of A that fall on
-        // the same cache sets.
-        let dense = !few && panels.len() >= 4;
-        let mut a = if dense { PACKED_A.take() } else { Vec::new() };
-        if dense && a.len() < rows.len() * BLOCK_DEPTH {
-            a.resize(rows.len() * BLOCK_DEPTH, 0.0);
-        }
-        let full = product.columns / PANEL;
+        let full = self.columns / PANEL;
         let block_depth = match (direct, quantised) {
             (true, _) if few => 4 * BLOCK_DEPTH,
             (_, true) if few => BLOCK_DEPTH / group,
             _ => BLOCK_DEPTH,
         };
-        for depth_start in (0..product.depth).step_by(block_depth) {
-            let depth = depth_start..product.depth.min(depth_start + block_depth);
-            if dense {
-                // SAFETY: rows and depth are inside the product; dense means more than twelve rows.
-                unsafe { product.pack_a(&mut a, rows.clone(), depth.clone()) };
-            }
+        for depth_start in (0..self.depth).step_by(block_depth) {
+            let depth = depth_start..self.depth.min(depth_start + block_depth);
             let mut panel = panels.start;
             while panel < panels.end {
                 let mut count = group;
                 while count > (panels.end.min(full) - panel.min(full)).max(1) {
                     count /= 2;
                 }
-                let at = panel * product.depth * PANEL + depth.start * PANEL;
-                let len = depth.len();
-                // Where the block of B lies: its start, the way from row to row and from panel to
-                // panel. Unless it can be used in place, it is first brought into scratch.
-                let in_scratch = (scratch.cast_const(), PANEL, BLOCK_DEPTH * PANEL);
                 let stretch = Stretch {
                     rows: rows.clone(),
                     panel,
                     depth: depth.clone(),
-                    packed_a: if dense { a.as_ptr() } else { std::ptr::null() },
+                    packed_a: std::ptr::null(),
+                    sums: std::ptr::null_mut(),
+                    from_sums: false,
+                    to_sums: false,
+                    ahead: Ahead::NOTHING,
                 };
                 // SAFETY: the panels and the depth are inside the product; scratch holds two
                 // panels of BLOCK_DEPTH, and where it is used there are no more and blocks are no
                 // deeper.
                 unsafe {
-                    let (b, b_row, b_panel) = match product.b {
+                    match self.b {
                         Panels::Bf16(b) if few => {
-                            let b = b.add(at);
-                            product.tiles::<S, bf16>(
-                                stretch,
-                                count,
-                                b,
-                                PANEL,
-                                product.depth * PANEL,
-                            );
-                            panel += count;
-                            continue;
-                        }
-                        Panels::F32(b) => (b.add(at), PANEL, product.depth * PANEL),
-                        Panels::Bf16(b) => {
-                            for i in 0..count {
-                                let from = b.add(at + i * product.depth * PANEL);
-                                widen::<S>(scratch.add(i * BLOCK_DEPTH * PANEL), from, len * PANEL);
-                            }
-                            in_scratch
-                        }
-                        Panels::Quantised(q) => {
-                            for i in 0..count {
-                                let to = scratch.add(i * block_depth * PANEL);
-                                S::call(q.unpack_panel(panel + i, depth.start, len, to));
-                            }
-                            (scratch.cast_const(), PANEL, block_depth * PANEL)
-                        }
-                        Panels::Turned(w) => {
-                            for i in 0..count {
-                                let to = scratch.add(i * BLOCK_DEPTH * PANEL);
-                                turn::<S>(to, w, panel + i, depth.clone());
-                            }
-                            in_scratch
+                            let b = b.add((panel * self.depth + depth.start) * PANEL);
+                            let b = BlockOfB { b, row: PANEL, panel: self.depth * PANEL };
+                            self.tiles::<S, bf16>(stretch, count, b);
                         }
                         // Copying pays when many rows pass by: the rows of B lie far apart and may
                         // fall on the same cache sets.
                         Panels::Rows(b) if few && panel < full => {
-                            let stride = product.columns;
-                            (b.add(depth.start * stride + panel * PANEL), stride, PANEL)
+                            let b = b.add(depth.start * self.columns + panel * PANEL);
+                            let b = BlockOfB { b, row: self.columns, panel: PANEL };
+                            self.tiles::<S, f32>(stretch, count, b);
                         }
-                        Panels::Rows(b) => {
-                            let stride = product.columns;
-                            for i in 0..count {
-                                let column = (panel + i) * PANEL;
-                                let from = b.add(depth.start * stride + column);
-                                let width = (stride - column).min(PANEL);
-                                let to = scratch.add(i * BLOCK_DEPTH * PANEL);
-                                gather::<S>(to, from, width, stride, len);
-                            }
-                            in_scratch
+                        _ => {
+                            let apart = if quantised { block_depth } else { BLOCK_DEPTH };
+                            let b =
+                                self.block_of_b::<S>(panel, count, depth.clone(), scratch, apart);
+                            self.tiles::<S, f32>(stretch, count, b);
                         }
-                    };
-                    product.tiles::<S, f32>(stretch, count, b, b_row, b_panel);
+                    }
                 }
                 panel += count;
             }
         }
-        if dense {
-            PACKED_A.set(a);
+    }
+
+    /// What [`Product::block_of_b`] will read for these panels. Quantised panels take so long to
+    /// unpack that the processor has fetched them by itself; rows are too many pieces to gain.
+    fn ahead(&self, panel: usize, count: usize, depth: Range<usize>) -> Ahead {
+        let start = (panel * self.depth + depth.start) * PANEL;
+        let packed = |at: *const u8, row: usize| Ahead {
+            start: at,
+            len: depth.len() * row,
+            apart: self.depth * row,
+            pieces: count,
+            done: 0,
+        };
+        // Turned, sixteen rows of depth are one piece of a panel.
+        let turned = |at: *const u8, row: usize| Ahead {
+            start: at
+                .wrapping_add((depth.start * self.columns + panel * PANEL * PANEL) * row / PANEL),
+            len: count * PANEL * row,
+            apart: self.columns * row,
+            pieces: depth.len().div_ceil(PANEL),
+            done: 0,
+        };
+        const F32: usize = size_of::<[f32; PANEL]>();
+        const BF16: usize = size_of::<[bf16; PANEL]>();
+        match self.b {
+            Panels::F32(b) => packed(b.wrapping_add(start).cast(), F32),
+            Panels::Bf16(b) => packed(b.wrapping_add(start).cast(), BF16),
+            Panels::Turned(w) => match &w.storage {
+                Storage::F32(lanes) => turned(lanes.as_ptr().cast(), F32),
+                Storage::Bf16(lanes) => turned(lanes.as_ptr().cast(), BF16),
+                Storage::Quantised(_) => Ahead::NOTHING,
+            },
+            Panels::Rows(_) | Panels::Quantised(_) => Ahead::NOTHING,
+        }
+    }
+
+    /// The block of B of `count` panels as f32, `[depth][16]` each: where it lies if it can be used
+    /// in place, else in scratch, the panels `apart` rows of sixteen from each other.
+    ///
+    /// # Safety
+    /// The panels and the depth, which starts at a multiple of [`PART`], lie inside the product;
+    /// unless B is f32 panels, scratch holds `count` panels of `apart` rows and depth is no longer;
+    /// the processor supports `S`.
+    #[inline(always)]
+    unsafe fn block_of_b<S: Simd>(
+        &self,
+        panel: usize,
+        count: usize,
+        depth: Range<usize>,
+        scratch: *mut f32,
+        apart: usize,
+    ) -> BlockOfB<f32> {
+        let len = depth.len();
+        let whole = self.depth * PANEL;
+        let at = panel * whole + depth.start * PANEL;
+        for i in 0..count {
+            let to = scratch.wrapping_add(i * apart * PANEL);
+            // SAFETY: the caller's contract.
+            unsafe {
+                match self.b {
+                    Panels::F32(b) => return BlockOfB { b: b.add(at), row: PANEL, panel: whole },
+                    Panels::Bf16(b) => widen::<S>(to, b.add(at + i * whole), len * PANEL),
+                    Panels::Quantised(q) => {
+                        S::call(q.unpack_panel(panel + i, depth.start, len, to));
+                    }
+                    Panels::Turned(w) => turn::<S>(to, w, panel + i, depth.clone()),
+                    Panels::Rows(b) => {
+                        let column = (panel + i) * PANEL;
+                        let from = b.add(depth.start * self.columns + column);
+                        let width = (self.columns - column).min(PANEL);
+                        gather::<S>(to, from, width, self.columns, len);
+                    }
+                }
+            }
+        }
+        BlockOfB { b: scratch.cast_const(), row: PANEL, panel: apart * PANEL }
+    }
+}
+
+/// Memory that is needed soon: `pieces` of `len` bytes, `apart` bytes from each other. Only asked
+/// for, so it may reach past what there is.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: *const u8,
+    len: usize,
+    apart: usize,
+    pieces: usize,
+    /// Bytes of the first piece that were asked for.
+    done: usize,
+}
+
+impl Ahead {
+    const NOTHING: Ahead = Ahead { start: std::ptr::null(), len: 0, apart: 0, pieces: 0, done: 0 };
+
+    /// Cache lines in all.
+    fn lines(&self) -> usize {
+        self.len.div_ceil(LINE) * self.pieces
+    }
+
+    /// Asks for the next cache line, if one is left.
+    ///
+    /// # Safety
+    /// The processor supports `S`.
+    #[inline(always)]
+    unsafe fn fetch_line<S: Simd>(&mut self) {
+        if self.pieces == 0 {
+            return;
+        }
+        // SAFETY: the caller's contract; any address may be asked for.
+        unsafe { S::prefetch(self.start.wrapping_add(self.done)) };
+        self.done += LINE;
+        if self.done >= self.len {
+            (self.start, self.done) = (self.start.wrapping_add(self.apart), 0);
+            self.pieces -= 1;
         }
     }
 }
 
-thread_local! {
-    /// A block of A in the order of its tiles; kept, because a fresh one would cost page faults.
-    static PACKED_A: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Where a block of B lies: its first value, and how far rows and panels are apart.
+#[derive(Clone, Copy)]
+struct BlockOfB<E> {
+    b: *const E,
+    row: usize,
+    panel: usize,
+}
+
+/// A range in pieces of `len`; the last may be shorter.
+fn stretches(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(len).map(move |start| start..end.min(start + len))
 }
 
 /// Cuts rows into tiles of nearly equal height (seven rows are 4 + 3, as a single row would be
@@ -573,6 +751,13 @@ struct Stretch {
     depth: Range<usize>,
     /// The rows and depth of A as [`Product::pack_a`] lays them out, or null.
     packed_a: *const f32,
+    /// The block of B that is needed next.
+    ahead: Ahead,
+    /// Where sums rest that are not in C yet, `[row][16 · panels]`; whether they start from there
+    /// and whether they go there.
+    sums: *mut f32,
+    from_sums: bool,
+    to_sums: bool,
 }
 
 impl Product<'_> {
@@ -600,60 +785,70 @@ impl Product<'_> {
         }
     }
 
-    /// Runs tiles over all rows of a stretch of `count` panels. `b` is the first value of its
-    /// block of B; rows are `b_row` apart, panels `b_panel`.
+    /// Runs tiles over all rows of a stretch of `count` panels that meet the block `b`.
     ///
     /// # Safety
-    /// The stretch lies inside the product, `b` covers it; the processor supports `S`.
+    /// The stretch lies inside the product, `b` and what the stretch points to cover it; the
+    /// processor supports `S`.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, E: Element>(
-        &self,
-        stretch: Stretch,
-        count: usize,
-        b: *const E,
-        b_row: usize,
-        b_panel: usize,
-    ) {
-        let Stretch { rows, panel, depth, packed_a } = stretch;
+    unsafe fn tiles<S: Simd, E: Element>(&self, stretch: Stretch, count: usize, b: BlockOfB<E>) {
+        let Stretch { rows, panel, depth, packed_a, sums, from_sums, to_sums, mut ahead } = stretch;
+        let ahead_per_tile = ahead.lines().div_ceil(rows.len().div_ceil(TILE_ROWS));
         let column = panel * PANEL;
         // Groups end before a panel that is not full, so this is a group of one.
         let ragged = self.columns - column < PANEL;
         let first = rows.start;
+        let dense = !packed_a.is_null();
         for (row, height) in tiles_of(rows) {
             // SAFETY: row, column and depth are inside the product.
             unsafe {
+                let c = self.c.add(row * self.columns + column);
                 let mut tile = Tile {
-                    c: self.c.add(row * self.columns + column),
+                    from: c.cast_const(),
+                    from_row: self.columns,
+                    from_zero: depth.start == 0 && !self.accumulate,
+                    c,
                     c_row: self.columns,
                     a: self.a.start.as_ptr().add(row * self.a.row + depth.start * self.a.depth),
                     a_row: self.a.row,
                     a_depth: self.a.depth,
-                    b,
-                    b_row,
-                    b_panel,
+                    b: b.b,
+                    b_row: b.row,
+                    b_panel: b.panel,
                     depth: depth.len(),
-                    from_zero: depth.start == 0 && !self.accumulate,
                 };
-                let dense = !packed_a.is_null();
                 if dense {
                     tile.a = packed_a.add((row - first) * depth.len());
                 }
                 // The last panel reaches past C's columns: let the tile work on a copy.
                 let mut copy = [0.0f32; TILE_ROWS * PANEL];
-                let (target, width) = (tile.c, self.columns - column);
-                if ragged {
+                let width = self.columns - column;
+                if ragged && !from_sums {
                     for r in 0..height {
                         for j in 0..width {
-                            copy[r * PANEL + j] = *target.add(r * self.columns + j);
+                            copy[r * PANEL + j] = *c.add(r * self.columns + j);
                         }
                     }
+                    (tile.from, tile.from_row) = (copy.as_ptr(), PANEL);
+                }
+                if ragged && !to_sums {
                     (tile.c, tile.c_row) = (copy.as_mut_ptr(), PANEL);
                 }
+                let resting = sums.wrapping_add((row - first) * count * PANEL);
+                if from_sums {
+                    (tile.from, tile.from_row) = (resting.cast_const(), count * PANEL);
+                }
+                if to_sums {
+                    (tile.c, tile.c_row) = (resting, count * PANEL);
+                }
+                for _ in 0..ahead_per_tile {
+                    ahead.fetch_line::<S>();
+                }
                 S::call(Shaped { tile, height, panels: count, dense });
-                if ragged {
+                if ragged && !to_sums {
                     for r in 0..height {
                         for j in 0..width {
-                            *target.add(r * self.columns + j) = copy[r * PANEL + j];
+                            *c.add(r * self.columns + j) = copy[r * PANEL + j];
                         }
                     }
                 }
@@ -686,6 +881,10 @@ impl Element for bf16 {
 /// A piece of C that fits the registers: up to six rows of one panel, or fewer rows of more.
 #[derive(Clone, Copy)]
 struct Tile<E> {
+    /// Where the sums start, unless at zero.
+    from: *const f32,
+    from_row: usize,
+    from_zero: bool,
     c: *mut f32,
     c_row: usize,
     a: *const f32,
@@ -695,7 +894,6 @@ struct Tile<E> {
     b_row: usize,
     b_panel: usize,
     depth: usize,
-    from_zero: bool,
 }
 
 /// A tile and its shape. `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever
@@ -764,9 +962,10 @@ impl<E: Element> Tile<E> {
             for p in 0..panels {
                 // SAFETY: row r and panel p are inside what the caller covers.
                 unsafe {
+                    let from = self.from.add(r * self.from_row + p * PANEL);
                     let c = self.c.add(r * self.c_row + p * PANEL);
                     let (a, b) = (self.a.add(r * a_row), self.b.add(p * self.b_panel));
-                    Tile { c, a, b, a_depth, b_row, ..self }.compute::<S, 1, 1, false>();
+                    Tile { from, c, a, b, a_depth, b_row, ..self }.compute::<S, 1, 1, false>();
                 }
             }
         }
@@ -787,8 +986,8 @@ impl<E: Element> Tile<E> {
                 for r in 0..ROWS {
                     for p in 0..PANELS {
                         for v in 0..vectors {
-                            let at = r * self.c_row + p * PANEL + v * S::LANES;
-                            sums[r][p][v] = S::load(self.c.add(at));
+                            let at = r * self.from_row + p * PANEL + v * S::LANES;
+                            sums[r][p][v] = S::load(self.from.add(at));
                         }
                     }
                 }
@@ -1004,6 +1203,33 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn many_rows_have_the_bits_of_each_alone_beyond_a_slab_of_depth() {
+        let (t, long, short) = (29, SLAB_DEPTH + BLOCK_DEPTH + 40, 300);
+        for level in Level::available() {
+            for (n, k) in [(short, long), (long, short)] {
+                let (x, dy) = (values(t * k, 2), values(t * n, 3));
+                for w in packed(&values(n * k, 1), n, k) {
+                    for accumulate in [false, true] {
+                        let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
+                        let (mut each_y, mut each_dx) = (y.clone(), dx.clone());
+                        matmul_at(level, &mut y, &x, &w, t, accumulate);
+                        matmul_dx_at(level, &mut dx, &dy, &w, t, accumulate);
+                        for row in 0..t {
+                            let (x, dy) = (&x[row * k..][..k], &dy[row * n..][..n]);
+                            matmul_at(level, &mut each_y[row * n..][..n], x, &w, 1, accumulate);
+                            let dx = &mut each_dx[row * k..][..k];
+                            matmul_dx_at(level, dx, dy, &w, 1, accumulate);
+                        }
+                        let what = format!("{level:?} {:?} [{n}, {k}] {accumulate}", w.dtype());
+                        assert!(bits(&y) == bits(&each_y), "y, {what}");
+                        assert!(bits(&dx) == bits(&each_dx), "dx, {what}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn dw_over_many_rows_matches_its_reference() {
         // More rows than one block of depth, few and many outputs.
         for level in Level::available() {
@@ -1134,6 +1360,7 @@ pub(crate) mod tests {
         // It stands for AVX-512, so it takes AVX-512's tiles.
         const REGISTERS: bool = true;
         type F = [f32; 16];
+        unsafe fn prefetch(_: *const u8) {}
         unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: plain Rust needs no processor feature.
             unsafe { kernel.run::<Sixteen>() }

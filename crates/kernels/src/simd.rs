@@ -185,6 +185,8 @@ pub(crate) trait Simd: Copy {
     /// Runs `kernel` at this level in a function of its own: one copy of its code per level,
     /// however many places call it. For what is called from many places and is long once unrolled.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
+    /// Asks for the cache line at `p`, which may lie anywhere.
+    unsafe fn prefetch(p: *const u8);
     /// All lanes zero.
     unsafe fn zero() -> Self::F;
     /// All lanes `x`.
@@ -300,8 +302,6 @@ pub(crate) trait Dots: Integers {
     const SIGNED_OFFSET: i32;
     /// All lanes `x`.
     unsafe fn splat_int(x: i32) -> Self::I;
-    /// Asks for the cache line at `p`, which may lie anywhere.
-    unsafe fn prefetch(p: *const u8);
     /// `table[code]` of sixteen bytes, for bytes from 0 to 15.
     unsafe fn lookup_bytes(table: *const i8, codes: Self::I) -> Self::I;
     /// Signed codes as [`Dots::dot_signed`] takes them.
@@ -332,6 +332,8 @@ impl Simd for Portable {
     const LANES: usize = 8;
     const REGISTERS: bool = false;
     type F = [f32; 8];
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the caller's promise.
@@ -462,6 +464,11 @@ mod x86 {
         const LANES: usize = 8;
         const REGISTERS: bool = true;
         type F = __m256;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: see the impl; no memory is touched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: the caller's promise.
@@ -626,11 +633,6 @@ mod x86 {
     impl Dots for Avx2 {
         const SIGNED_OFFSET: i32 = 0;
         #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            // SAFETY: see the impl; no memory is touched.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        }
-        #[inline(always)]
         unsafe fn splat_int(x: i32) -> __m256i {
             // SAFETY: see the impl.
             unsafe { _mm256_set1_epi32(x) }
@@ -694,6 +696,11 @@ mod x86 {
         const LANES: usize = 16;
         const REGISTERS: bool = true;
         type F = __m512;
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: see the impl above; no memory is touched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
         #[inline(always)]
         unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: the caller's promise.
@@ -845,11 +852,6 @@ mod x86 {
     // Only within `dots_avx512`: VNNI is a feature of its own.
     impl Dots for Avx512 {
         const SIGNED_OFFSET: i32 = 128;
-        #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            // SAFETY: see the impl above; no memory is touched.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        }
         #[inline(always)]
         unsafe fn splat_int(x: i32) -> __m512i {
             // SAFETY: see the impl above.

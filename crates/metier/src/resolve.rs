@@ -189,7 +189,7 @@ pub(crate) fn engine(
         slots.push(
             engine
                 .adapters_mut()
-                .insert(&adapter.name, &adapter.lora, config)
+                .insert(&adapter.name, &adapter.lora, &base.decoder)
                 .with_context(|| format!("loading the adapter \"{}\"", adapter.name))?,
         );
     }

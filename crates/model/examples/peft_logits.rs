@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     loaded.save(&out.join("adapter"), &base.to_string_lossy(), decoder.digest()?, &[])?;
     let exported = LoraAdapter::load(&out.join("adapter"), &decoder)?;
     let mut adapters = AdapterSet::new();
-    let slot = adapters.insert("adapter", &exported, decoder.config())?;
+    let slot = adapters.insert("adapter", &exported, &decoder)?;
     let vocab = decoder.config().vocab_size;
     let mut tape = Tape::new(decoder.config(), TapeMode::Recompute);
     let (mut ids, mut logits) = (Vec::new(), Vec::new());

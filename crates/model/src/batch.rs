@@ -18,6 +18,9 @@ pub struct Segment {
     pub pages: Vec<u32>,
     /// Slot in the [`crate::AdapterSet`]; None is the base alone.
     pub adapter: Option<usize>,
+    /// Training with dropout: what decides the draws of this sequence, another number for each step
+    /// and row. None drops nothing.
+    pub dropout: Option<u64>,
     /// Tokens that the sequence is known to have when it is not cut into steps: a prompt that goes
     /// in piece by piece. At least `past + len` counts. Matters only where positions are rotated
     /// otherwise in long sequences (see [`DecoderConfig::rope_switch`]).
@@ -44,6 +47,8 @@ pub(crate) struct Layout {
     pub(crate) pages: Vec<Vec<u32>>,
     /// Adjacent segments of one adapter, merged: (rows, slot).
     pub(crate) adapter_rows: Vec<(Range<usize>, usize)>,
+    /// Segments with dropout: (rows, key).
+    pub(crate) dropout: Vec<(Range<usize>, u64)>,
     pub(crate) num_pages: usize,
     /// cos and sin of every row, for each rotation of the model.
     pub(crate) ropes: Vec<RopeTable>,
@@ -81,6 +86,7 @@ impl Layout {
             past: Vec::new(),
             pages: Vec::new(),
             adapter_rows: Vec::new(),
+            dropout: Vec::new(),
             num_pages: 0,
             ropes: Vec::new(),
         };
@@ -133,6 +139,7 @@ impl Layout {
                 }
             }
             start = rows.end;
+            layout.dropout.extend(segment.dropout.map(|key| (rows.clone(), key)));
             layout.rows.push(rows);
             layout.past.push(segment.past);
         }

@@ -21,7 +21,7 @@ use crate::config::{DecoderConfig, NormWeightForm};
 use crate::error::ModelError;
 use crate::experts::{ExpertMatrix, Experts};
 use crate::kv::KvCache;
-use crate::linear::{self, Module, lora_groups};
+use crate::linear::{self, Module};
 use crate::params::{self, NormPlace, ParamLayout, Slot};
 use crate::tape::{Activations, Tape};
 use crate::weights;
@@ -490,9 +490,10 @@ impl Decoder {
         let segments = layout.attn_segments();
         acts.resize(c, l, t);
         let project = |module: Module, y: &mut [f32], x: &[f32], accumulate: bool| {
-            let groups = lora_groups(adapters, &layout.adapter_rows, l, module);
+            let groups = linear::groups(adapters, &layout.adapter_rows, l, module);
             let bias = layer.biases[module as usize].as_deref();
-            linear::forward(y, x, layer.matrix(module), bias, t, accumulate, &groups);
+            let weight = layer.matrix(module);
+            linear::forward(y, x, weight, bias, t, accumulate, &groups, &layout.dropout);
         };
         // Attention block.
         let attn_in = self.normed(l, NormPlace::AttnIn, x, &mut acts.attn_in);
@@ -657,14 +658,13 @@ impl Decoder {
                 c.head_dim,
             ),
         }
-        let rows = &layout.adapter_rows;
         let project = |module: Module,
                        dx: &mut Vec<f32>,
                        dy: &[f32],
                        x: &[f32],
                        add: bool,
                        grads: &mut Grads| {
-            self.project_backward(l, module, rows, dx, dy, x, add, adapters, grads);
+            self.project_backward(l, module, layout, dx, dy, x, add, adapters, grads);
         };
         // Feed-forward block.
         let mlp_in = if layer.norm(NormPlace::MlpIn).is_some() { &acts.mlp_in } else { &acts.mid };
@@ -745,7 +745,7 @@ impl Decoder {
         &self,
         l: usize,
         module: Module,
-        adapter_rows: &[(Range<usize>, usize)],
+        layout: &Layout,
         dx: &mut Vec<f32>,
         dy: &[f32],
         x: &[f32],
@@ -756,16 +756,19 @@ impl Decoder {
         let weight = self.layers[l].matrix(module);
         let t = dy.len() / weight.n();
         dx.resize(x.len(), 0.0);
-        kernels::matmul_dx(dx, dy, weight, t, accumulate);
+        let groups = linear::groups(adapters, &layout.adapter_rows, l, module);
+        let (rows, place) = (&layout.dropout, (l, module));
+        let inner = linear::backward(
+            dx, dy, x, weight, t, accumulate, &groups, rows, adapters, place, grads,
+        );
         if let Some(dw) = grads.of_slot(&self.layout, Slot::Matrix(l, module)) {
-            kernels::matmul_dw(dw, dy, x, t, weight.n(), weight.k());
+            kernels::matmul_dw(dw, &inner, x, t, weight.n(), weight.k());
         }
         if self.layers[l].biases[module as usize].is_some()
             && let Some(db) = grads.of_slot(&self.layout, Slot::Bias(l, module))
         {
             kernels::sum_rows(db, dy);
         }
-        adapters.backward(adapter_rows, l, module, dx, dy, x, grads);
     }
 
     fn pages<'a>(&self, k: &'a [f32], v: &'a [f32]) -> KvPages<'a> {

@@ -24,7 +24,10 @@ mod params;
 mod tape;
 mod weights;
 
-pub use adapter::{ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraModule};
+pub use adapter::{
+    ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraConfigError, LoraModule, PORTABLE_RANKS,
+    Targets,
+};
 pub use batch::{Batch, Segment};
 pub use config::{
     Biases, DecoderConfig, ExpertsConfig, FeedForward, LayerConfig, NormPlacement, NormWeightForm,

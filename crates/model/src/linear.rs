@@ -1,9 +1,11 @@
 //! The matrices of a layer: as the decoder multiplies by them, as Hugging Face names and fuses
 //! them, and with the adapters on top.
 
-use crate::adapter::AdapterSet;
+use crate::adapter::{AdapterSet, Dora};
 use crate::config::{DecoderConfig, FeedForward};
+use crate::decoder::Grads;
 use kernels::{LoraRef, PackedMatrix};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// The seven matrices of a layer, in the order used everywhere.
@@ -132,7 +134,23 @@ impl DecoderConfig {
     }
 }
 
-/// y[T, out] = x[T, in] W^T + bias, or y += when `accumulate`, plus each row group's adapter.
+/// Some rows of a batch and their adapter on one matrix.
+pub(crate) struct Group<'a> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) slot: usize,
+    pub(crate) lora: LoraRef<'a>,
+    /// Where the adapter brings base and delta together to a length of its own.
+    pub(crate) dora: Option<&'a Dora>,
+    /// Probability with which an input of A is dropped, in rows that have a key for it.
+    pub(crate) dropout: f32,
+    /// Tells the draws of one linear layer from those of another.
+    pub(crate) stream: u64,
+}
+
+/// Rows of a batch whose inputs of A may be dropped: those of one sequence, and its key.
+pub(crate) type DropoutRows = [(Range<usize>, u64)];
+
+/// y [T, out] = x [T, in] Wᵀ + bias, or y += when `accumulate`, through each row group's adapter.
 pub(crate) fn forward(
     y: &mut [f32],
     x: &[f32],
@@ -140,25 +158,150 @@ pub(crate) fn forward(
     bias: Option<&[f32]>,
     t: usize,
     accumulate: bool,
-    groups: &[(Range<usize>, LoraRef<'_>)],
+    groups: &[Group<'_>],
+    dropout: &DropoutRows,
 ) {
+    let (n, k) = (weight.n(), weight.k());
+    let (dora, plain): (Vec<&Group<'_>>, Vec<&Group<'_>>) =
+        groups.iter().partition(|g| g.dora.is_some());
+    // What base and adapter yield is scaled before it is added to what was there.
+    let kept = |g: &&Group<'_>| y[g.rows.start * n..g.rows.end * n].to_vec();
+    let kept: Vec<Vec<f32>> = if accumulate { dora.iter().map(kept).collect() } else { Vec::new() };
     kernels::matmul(y, x, weight, t, accumulate);
+    for (i, group) in dora.iter().enumerate() {
+        let y = &mut y[group.rows.start * n..group.rows.end * n];
+        let x = &x[group.rows.start * k..group.rows.end * k];
+        if accumulate {
+            kernels::matmul(y, x, weight, group.rows.len(), false);
+        }
+        kernels::lora(y, x, &[(0..group.rows.len(), group.lora)], n, k);
+        multiply_rows(y, group.dora.map_or(&[], |d| &d.gain));
+        if let Some(kept) = kept.get(i) {
+            kernels::add_scaled(y, kept, 1.0);
+        }
+    }
     if let Some(bias) = bias {
         kernels::add_row(y, bias);
     }
-    if !groups.is_empty() {
-        kernels::lora(y, x, groups, weight.n(), weight.k());
+    if !plain.is_empty() {
+        let dropped = dropped(x, k, &plain, dropout);
+        let groups: Vec<_> = plain.iter().map(|g| (g.rows.clone(), g.lora)).collect();
+        kernels::lora(y, dropped.as_deref().unwrap_or(x), &groups, n, k);
+    }
+}
+
+/// Backward of [`forward`]: dx [T, in] (+)= the gradient of x from dy [T, out]; adds to those of the
+/// adapters of layer `layer` that are trained. Returns the gradient of x·Wᵀ, for that of W.
+pub(crate) fn backward<'d>(
+    dx: &mut [f32],
+    dy: &'d [f32],
+    x: &[f32],
+    weight: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    groups: &[Group<'_>],
+    dropout: &DropoutRows,
+    adapters: &AdapterSet,
+    (layer, module): (usize, Module),
+    grads: &mut Grads,
+) -> Cow<'d, [f32]> {
+    let (n, k) = (weight.n(), weight.k());
+    let mut dy = Cow::Borrowed(dy);
+    for group in groups {
+        let Some(dora) = group.dora else { continue };
+        let (ins, outs) = group.spans(n, k);
+        // The forward does not keep what is brought to its length: x·Wᵀ and the adapter's part.
+        let mut z = vec![0.0; outs.len()];
+        kernels::matmul(&mut z, &x[ins.clone()], weight, group.rows.len(), false);
+        kernels::lora(&mut z, &x[ins], &[(0..group.rows.len(), group.lora)], n, k);
+        let dy = &mut dy.to_mut()[outs];
+        if let Some(own) = adapters.grads(group.slot, layer, module, grads) {
+            for (z, dy) in z.chunks_exact(n).zip(dy.chunks_exact(n)) {
+                let each = own.magnitude.iter_mut().zip(z).zip(dy).zip(&dora.lengths);
+                each.for_each(|(((dm, z), dy), length)| *dm += dy * z / length);
+            }
+        }
+        multiply_rows(dy, &dora.gain);
+    }
+    kernels::matmul_dx(dx, &dy, weight, t, accumulate);
+    let all: Vec<&Group<'_>> = groups.iter().collect();
+    let dropped = dropped(x, k, &all, dropout);
+    let x = dropped.as_deref().unwrap_or(x);
+    for group in groups {
+        let (ins, outs) = group.spans(n, k);
+        let (x, dy, dx) = (&x[ins.clone()], &dy[outs], &mut dx[ins]);
+        let (t, r) = (group.rows.len(), group.lora.a.n());
+        // An adapter that is not trained still passes the gradient on to `dx`.
+        let mut unused;
+        let (da, db) = match adapters.grads(group.slot, layer, module, grads) {
+            Some(own) => (own.a, own.b),
+            None => {
+                unused = (vec![0.0; r * k], vec![0.0; n * r]);
+                (&mut unused.0[..], &mut unused.1[..])
+            }
+        };
+        if group.drops(dropout) {
+            let mut part = vec![0.0; dx.len()];
+            kernels::lora_backward(&mut part, da, db, dy, x, t, group.lora);
+            group.drop(&mut part, k, dropout);
+            kernels::add_scaled(dx, &part, 1.0);
+        } else {
+            kernels::lora_backward(dx, da, db, dy, x, t, group.lora);
+        }
+    }
+    dy
+}
+
+impl Group<'_> {
+    /// Its values in x and in y.
+    fn spans(&self, n: usize, k: usize) -> (Range<usize>, Range<usize>) {
+        (self.rows.start * k..self.rows.end * k, self.rows.start * n..self.rows.end * n)
+    }
+
+    fn drops(&self, rows: &DropoutRows) -> bool {
+        self.dropout > 0.0
+            && rows.iter().any(|(r, _)| r.start < self.rows.end && self.rows.start < r.end)
+    }
+
+    /// Drops values of `x` [rows, K], this group's own rows.
+    fn drop(&self, x: &mut [f32], k: usize, rows: &DropoutRows) {
+        for (range, key) in rows {
+            let own = range.start.max(self.rows.start)..range.end.min(self.rows.end);
+            if own.is_empty() {
+                continue;
+            }
+            let x = &mut x[(own.start - self.rows.start) * k..(own.end - self.rows.start) * k];
+            let first = (own.start - range.start) as u64;
+            kernels::dropout(x, k, self.dropout, *key, self.stream, first);
+        }
+    }
+}
+
+/// x with values dropped in the rows of groups that drop any; None where none does.
+fn dropped(x: &[f32], k: usize, groups: &[&Group<'_>], rows: &DropoutRows) -> Option<Vec<f32>> {
+    let mut copy: Option<Vec<f32>> = None;
+    for group in groups.iter().filter(|g| g.drops(rows)) {
+        let x = copy.get_or_insert_with(|| x.to_vec());
+        group.drop(&mut x[group.rows.start * k..group.rows.end * k], k, rows);
+    }
+    copy
+}
+
+/// Each row of `y` times `factors`, value by value.
+fn multiply_rows(y: &mut [f32], factors: &[f32]) {
+    for row in y.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
     }
 }
 
 /// The row groups that have an adapter on this matrix.
-pub(crate) fn lora_groups<'a>(
+pub(crate) fn groups<'a>(
     adapters: &'a AdapterSet,
     rows: &[(Range<usize>, usize)],
     layer: usize,
     module: Module,
-) -> Vec<(Range<usize>, LoraRef<'a>)> {
+) -> Vec<Group<'a>> {
     rows.iter()
-        .filter_map(|(range, slot)| Some((range.clone(), adapters.lora(*slot, layer, module)?)))
+        .filter_map(|(range, slot)| adapters.group(range.clone(), *slot, layer, module))
         .collect()
 }

@@ -12,6 +12,7 @@ use half::bf16;
 use kernels::PackedMatrix;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -328,13 +329,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// A copy of this model with `adapter` added into its matrices (f32): W + scale B A.
+    /// A copy of this model with `adapter` in its matrices (f32): W + scale B A, each row brought to
+    /// its magnitude for DoRA.
     ///
     /// # Errors
     /// [`ModelError::Params`] when the adapter was made for another shape.
     pub fn merge(&self, adapter: &LoraAdapter) -> Result<Decoder, ModelError> {
         let mut flat = self.params();
-        let scale = adapter.config.lora_alpha / adapter.config.r as f32;
         for m in adapter.modules() {
             let name = format!("{}.weight", m.name);
             let spec = self
@@ -347,11 +348,18 @@ impl Decoder {
                 })?;
             let (a, b) = (&adapter.params[m.a.clone()], &adapter.params[m.b.clone()]);
             let weight = &mut flat[spec.range.clone()];
-            for (row, b_row) in weight.chunks_exact_mut(m.in_features).zip(b.chunks_exact(m.r)) {
+            let magnitude = &adapter.params[m.magnitude.clone()];
+            let rows = weight.par_chunks_exact_mut(m.in_features).zip(b.par_chunks_exact(m.r));
+            rows.enumerate().for_each(|(i, (row, b_row))| {
                 for (a_row, b) in a.chunks_exact(m.in_features).zip(b_row) {
-                    row.iter_mut().zip(a_row).for_each(|(w, a)| *w += scale * b * a);
+                    row.iter_mut().zip(a_row).for_each(|(w, a)| *w += m.scale * b * a);
                 }
-            }
+                if let Some(magnitude) = magnitude.get(i) {
+                    let length = row.iter().map(|&w| w as f64 * w as f64).sum::<f64>().sqrt();
+                    let gain = magnitude / length as f32;
+                    row.iter_mut().for_each(|w| *w *= gain);
+                }
+            });
         }
         let tensors = tensors(&self.config)
             .iter()

@@ -31,9 +31,9 @@ fn decoder(tied: bool) -> Decoder {
     decoder
 }
 
-fn adapter(config: &DecoderConfig, seed: u64, r: usize) -> LoraAdapter {
+fn adapter(decoder: &Decoder, seed: u64, r: usize) -> LoraAdapter {
     let lora = LoraConfig { r, lora_alpha: 2.0 * r as f32, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&lora, config, seed).unwrap();
+    let mut adapter = LoraAdapter::init(&lora, decoder, seed).unwrap();
     let mut rng = Pcg64::seed_from_u64(seed + 1);
     for m in adapter.modules().to_vec() {
         adapter.params[m.b].iter_mut().for_each(|x| *x = rng.random_range(-0.1..0.1));
@@ -83,8 +83,8 @@ proptest! {
         let slots: Vec<Option<usize>> = [Some(1), Some(2), None]
             .into_iter()
             .map(|s| s.map(|s: u64| {
-                let a = adapter(decoder.config(), s, 3 + s as usize);
-                adapters.insert(&format!("a{s}"), &a, decoder.config()).unwrap()
+                let a = adapter(&decoder, s, 3 + s as usize);
+                adapters.insert(&format!("a{s}"), &a, &decoder).unwrap()
             }))
             .collect();
         let seqs: Vec<_> = lens.iter().enumerate()
@@ -100,8 +100,8 @@ proptest! {
     fn prefill_and_decode_at_every_split_equal_the_full_forward(len in 2usize..45, seed in 0u64..1000, with_adapter: bool) {
         let decoder = decoder(true);
         let mut adapters = AdapterSet::new();
-        let a = adapter(decoder.config(), 5, 4);
-        let slot = adapters.insert("a", &a, decoder.config()).unwrap();
+        let a = adapter(&decoder, 5, 4);
+        let slot = adapters.insert("a", &a, &decoder).unwrap();
         let slot = with_adapter.then_some(slot);
         let ids = tokens(seed, len);
         let full = packed(&decoder, &adapters, &[(ids.clone(), slot)]).remove(0);
@@ -116,7 +116,7 @@ proptest! {
             for step in std::iter::once(split).chain(std::iter::repeat_n(1, len - split)) {
                 let batch = Batch {
                     tokens: ids[past..past + step].to_vec(),
-                    segments: vec![Segment { len: step, past, pages: pages.clone(), adapter: slot, reach: len }],
+                    segments: vec![Segment { len: step, past, pages: pages.clone(), adapter: slot, reach: len, ..Segment::default() }],
                     logit_rows: (0..step).collect(),
                 };
                 got.extend(decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap());
@@ -130,9 +130,9 @@ proptest! {
     #[test]
     fn merged_equals_unmerged(len in 1usize..30, seed in 0u64..1000) {
         let decoder = decoder(false);
-        let a = adapter(decoder.config(), 9, 4);
+        let a = adapter(&decoder, 9, 4);
         let mut adapters = AdapterSet::new();
-        let slot = adapters.insert("a", &a, decoder.config()).unwrap();
+        let slot = adapters.insert("a", &a, &decoder).unwrap();
         let merged = decoder.merge(&a).unwrap();
         let ids = tokens(seed, len);
         let with = packed(&decoder, &adapters, &[(ids.clone(), Some(slot))]).remove(0);

@@ -23,7 +23,7 @@ impl Case {
     fn adapter(&self) -> (AdapterSet, usize, LoraAdapter) {
         let adapter = LoraAdapter::load(&self.dir.join("adapter"), &self.decoder).unwrap();
         let mut adapters = AdapterSet::new();
-        let slot = adapters.insert("golden", &adapter, self.decoder.config()).unwrap();
+        let slot = adapters.insert("golden", &adapter, &self.decoder).unwrap();
         (adapters, slot, adapter)
     }
 }
@@ -102,8 +102,14 @@ fn in_steps(
     let mut rows = Vec::new();
     let mut past = 0;
     for &len in steps {
-        let segment =
-            Segment { len, past, pages: pages.clone(), adapter: Some(slot), reach: ids.len() };
+        let segment = Segment {
+            len,
+            past,
+            pages: pages.clone(),
+            adapter: Some(slot),
+            reach: ids.len(),
+            ..Segment::default()
+        };
         let batch = Batch {
             tokens: ids[past..past + len].to_vec(),
             segments: vec![segment],
@@ -221,7 +227,7 @@ fn saved_models_and_adapters_come_back_the_same() {
 fn all_linear_layers_are_those_that_peft_finds() {
     for case in cases() {
         let config = LoraConfig { r: 2, lora_alpha: 8.0, ..LoraConfig::default() };
-        let ours = LoraAdapter::init(&config, case.decoder.config(), 0).unwrap();
+        let ours = LoraAdapter::init(&config, &case.decoder, 0).unwrap();
         let names = |a: &LoraAdapter| -> Vec<String> {
             a.modules().iter().map(|m| m.name.clone()).collect()
         };

@@ -159,7 +159,7 @@ fn what_a_file_cannot_say_is_refused_by_name() {
         let refused = model.save_gguf(&path, Dtype::F16, Vec::new()).unwrap_err().to_string();
         let said = refused.contains(&format!("family {family} is not possible"));
         assert!(said && refused.contains(what), "{name}: {refused}");
-        let adapter = LoraAdapter::init(&LoraConfig::default(), model.config(), 1).unwrap();
+        let adapter = LoraAdapter::init(&LoraConfig::default(), &model, 1).unwrap();
         adapter.save_gguf(&path, model.config(), Vec::new()).unwrap_err();
         assert!(!path.exists());
     }

@@ -109,9 +109,9 @@ fn an_adapter_on_a_quantised_base_has_nearly_the_gradients_of_the_dequantised_on
     // in an nf4 model is the head alone; the weights here are large, and let such errors grow.
     let gradients = |decoder: &Decoder| {
         let config = LoraConfig::default();
-        let adapter = LoraAdapter::init(&config, decoder.config(), 3).unwrap();
+        let adapter = LoraAdapter::init(&config, &decoder, 3).unwrap();
         let mut adapters = AdapterSet::new();
-        let slot = adapters.insert("a", &adapter, decoder.config()).unwrap();
+        let slot = adapters.insert("a", &adapter, &decoder).unwrap();
         let batch = Batch {
             tokens: (0..30).collect(),
             segments: vec![Segment { len: 30, adapter: Some(slot), ..Segment::default() }],
@@ -231,7 +231,7 @@ fn wide_models_are_written_in_blocks_of_256() {
 fn a_written_adapter_has_its_rows_where_the_base_has_them() {
     let model = load("llama_tiny", WeightDtype::F32);
     let config = LoraConfig { r: 4, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&config, model.config(), 3).unwrap();
+    let mut adapter = LoraAdapter::init(&config, &model, 3).unwrap();
     adapter.params.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 97) as f32);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("adapter.gguf");

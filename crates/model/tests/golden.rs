@@ -86,7 +86,7 @@ fn adapter_logits_and_gradients_match_peft() {
     let (decoder, golden) = (load("llama_tiny"), Golden::read(&testdata("llama_tiny")));
     let adapter = LoraAdapter::load(&testdata("llama_tiny_adapter"), &decoder).unwrap();
     let mut adapters = AdapterSet::new();
-    let slot = adapters.insert("golden", &adapter, decoder.config()).unwrap();
+    let slot = adapters.insert("golden", &adapter, &decoder).unwrap();
     let mut grads = Grads::for_adapter(slot, adapter.param_count());
     let (logits, loss) = step(&decoder, &adapters, &golden.batch(Some(slot)), &mut grads);
     let difference = relative(&logits, &golden.logits("adapter_logits"));
@@ -108,7 +108,7 @@ fn adapter_logits_and_gradients_match_peft() {
 fn ten_lora_steps_lose_like_peft() {
     let (decoder, golden) = (load("llama_tiny"), Golden::read(&testdata("llama_tiny")));
     let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&lora, decoder.config(), 0).unwrap();
+    let mut adapter = LoraAdapter::init(&lora, &decoder, 0).unwrap();
     let bytes =
         std::fs::read(testdata("llama_tiny_adapter_init/adapter_model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -121,7 +121,7 @@ fn ten_lora_steps_lose_like_peft() {
         }
     }
     let mut adapters = AdapterSet::new();
-    let slot = adapters.insert("a", &adapter, decoder.config()).unwrap();
+    let slot = adapters.insert("a", &adapter, &decoder).unwrap();
     let mut optimizer = AdamW::new(adapter.param_count());
     let lr = golden.json["lora_adamw"]["lr"].as_f64().unwrap();
     let batch = golden.batch(Some(slot));
@@ -131,7 +131,7 @@ fn ten_lora_steps_lose_like_peft() {
             let mut grads = Grads::for_adapter(slot, adapter.param_count());
             let (_, loss) = step(&decoder, &adapters, &batch, &mut grads);
             optimizer.update(&mut adapter.params, grads.adapters[slot].as_ref().unwrap(), lr);
-            adapters.refresh(slot, &adapter);
+            adapters.refresh(slot, &adapter, &decoder);
             loss
         })
         .collect();

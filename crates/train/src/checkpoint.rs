@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 const PREFIX: &str = "checkpoint-";
 const STATE_FILE: &str = "state.json";
 const TENSORS_FILE: &str = "tensors.safetensors";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Names in the tensor file; `best` only when the best weights are kept.
 const NAMES: [&str; 4] = ["params", "exp_avg", "exp_avg_sq", "best"];
 
@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) held_out_before: Option<HeldOut>,
     pub(crate) held_out: Option<HeldOut>,
     pub(crate) best: Option<HeldOut>,
+    /// Measurements since the best one.
+    pub(crate) stale: u64,
 }
 
 /// What a checkpoint must share with the run that continues it.

@@ -8,12 +8,28 @@ use std::path::PathBuf;
 pub struct HeldOut {
     /// Optimizer steps done.
     pub step: u64,
-    /// Mean loss per target, nats.
+    /// Mean loss: per target in nats, or per example where answers are judged.
     pub loss: f64,
     /// Targets measured.
     pub tokens: u64,
     /// Summed loss in bits over the bytes of the held-out text; None for conversations.
     pub bits_per_byte: Option<f64>,
+    /// How answers are rewarded; None where none are judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
+}
+
+/// What a preference objective makes of answers, means in TRL's names.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Of chosen (wanted) answers; None where there was none.
+    pub chosen: Option<f64>,
+    /// Of rejected (unwanted) answers.
+    pub rejected: Option<f64>,
+    /// Chosen less rejected.
+    pub margins: Option<f64>,
+    /// Share of pairs whose chosen answer has the larger reward; None for single answers.
+    pub accuracies: Option<f64>,
 }
 
 /// One line of the log.
@@ -45,7 +61,7 @@ pub enum Event {
         total_steps: u64,
         /// Passes over the data done.
         epoch: f64,
-        /// Mean loss per target of this step, nats.
+        /// Mean loss of this step: per target in nats, or per example where answers are judged.
         loss: f64,
         /// Learning rate of this step.
         learning_rate: f64,
@@ -61,6 +77,9 @@ pub enum Event {
         seconds: f64,
         /// Seconds to the last step at the present pace.
         eta_seconds: f64,
+        /// How the answers of this step were rewarded; None where none are judged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rewards: Option<Rewards>,
     },
     /// The held-out loss was measured.
     Evaluation {

@@ -17,21 +17,22 @@ mod optimizer;
 mod output;
 mod pack;
 mod plan;
+mod reference;
 mod rows;
 mod run;
 mod schedule;
 mod trainable;
 
 pub use error::TrainError;
-pub use events::{Event, HeldOut, Observer};
+pub use events::{Event, HeldOut, Observer, Rewards};
 pub use manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
-pub use objective::Objective;
+pub use objective::{LossType, Objective};
 pub use optimizer::AdamW;
 pub use output::{LOG_FILE, tokenizer_files};
 pub use plan::{
-    DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PRETRAINING_LEARNING_RATE,
-    Method, SaveDtype, StepSize, TrainPlan,
+    DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PREFERENCE_LEARNING_RATE,
+    DEFAULT_PRETRAINING_LEARNING_RATE, Method, SaveDtype, StepSize, TrainPlan,
 };
 pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
-pub use run::{TrainOutcome, TrainStatus, run};
+pub use run::{Job, TrainOutcome, TrainStatus, run, run_together};
 pub use schedule::{Schedule, SchedulerType};

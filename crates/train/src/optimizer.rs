@@ -19,10 +19,21 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the root of the corrected second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay where `decayed` says so.
+    /// Decoupled weight decay where a group says so.
     pub weight_decay: f64,
-    /// Ranges of the parameters that decay.
-    pub decayed: Vec<Range<usize>>,
+    /// How which parameters are treated; what no group names stays as it is.
+    pub groups: Vec<ParamGroup>,
+}
+
+/// Some parameters that an optimizer treats alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroup {
+    /// Which.
+    pub range: Range<usize>,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// Their learning rate as a multiple of the step's.
+    pub lr_ratio: f64,
 }
 
 impl AdamW {
@@ -32,7 +43,7 @@ impl AdamW {
         betas: (f64, f64),
         epsilon: f64,
         weight_decay: f64,
-        decayed: Vec<Range<usize>>,
+        groups: Vec<ParamGroup>,
     ) -> AdamW {
         AdamW {
             exp_avg: vec![0.0; count],
@@ -41,7 +52,7 @@ impl AdamW {
             beta2: betas.1,
             epsilon,
             weight_decay,
-            decayed,
+            groups,
         }
     }
 
@@ -55,36 +66,36 @@ impl AdamW {
         learning_rate: f64,
         step: u64,
     ) {
-        if self.weight_decay != 0.0 {
-            let keep = (1.0 - learning_rate * self.weight_decay) as f32;
-            for range in &self.decayed {
-                params[range.clone()].par_chunks_mut(CHUNK).for_each(|p| {
-                    p.iter_mut().for_each(|x| *x *= keep);
-                });
-            }
-        }
         let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
-        let update = Update {
-            beta1: self.beta1 as f32,
-            rest1: (1.0 - self.beta1) as f32,
-            beta2: self.beta2 as f32,
-            rest2: (1.0 - self.beta2) as f32,
-            step_size: (learning_rate / correction(self.beta1)) as f32,
-            root_correction: (1.0 / correction(self.beta2).sqrt()) as f32,
-            epsilon: self.epsilon as f32,
-            grad_scale: grad_scale as f32,
-        };
-        params
-            .par_chunks_mut(CHUNK)
-            .zip(self.exp_avg.par_chunks_mut(CHUNK))
-            .zip(self.exp_avg_sq.par_chunks_mut(CHUNK))
-            .zip(grads.par_chunks(CHUNK))
-            .for_each(|(((p, m), v), g)| update.apply(p, m, v, g));
+        for group in &self.groups {
+            let rate = learning_rate * group.lr_ratio;
+            let decay = if group.decay { self.weight_decay } else { 0.0 };
+            let update = Update {
+                keep: (1.0 - rate * decay) as f32,
+                beta1: self.beta1 as f32,
+                rest1: (1.0 - self.beta1) as f32,
+                beta2: self.beta2 as f32,
+                rest2: (1.0 - self.beta2) as f32,
+                step_size: (rate / correction(self.beta1)) as f32,
+                root_correction: (1.0 / correction(self.beta2).sqrt()) as f32,
+                epsilon: self.epsilon as f32,
+                grad_scale: grad_scale as f32,
+            };
+            let range = || group.range.clone();
+            params[range()]
+                .par_chunks_mut(CHUNK)
+                .zip(self.exp_avg[range()].par_chunks_mut(CHUNK))
+                .zip(self.exp_avg_sq[range()].par_chunks_mut(CHUNK))
+                .zip(grads[range()].par_chunks(CHUNK))
+                .for_each(|(((p, m), v), g)| update.apply(p, m, v, g));
+        }
     }
 }
 
 /// Constants of one step.
 struct Update {
+    /// What decay leaves of a parameter.
+    keep: f32,
     beta1: f32,
     rest1: f32,
     beta2: f32,
@@ -102,7 +113,8 @@ impl Update {
             let g = g * self.grad_scale;
             *m = self.beta1 * *m + self.rest1 * g;
             *v = self.beta2 * *v + self.rest2 * g * g;
-            *p -= self.step_size * *m / (v.sqrt() * self.root_correction + self.epsilon);
+            *p = *p * self.keep
+                - self.step_size * *m / (v.sqrt() * self.root_correction + self.epsilon);
         }
     }
 }
@@ -175,7 +187,9 @@ mod tests {
             beta2 in 0.9f64..0.9999,
         ) {
             let decayed = vec![0..10, 25..40];
-            let mut adam = AdamW::new(40, (0.9, beta2), 1e-8, decay, decayed.clone());
+            let group = |range, decay| ParamGroup { range, decay, lr_ratio: 1.0 };
+            let groups = vec![group(0..10, true), group(10..25, false), group(25..40, true)];
+            let mut adam = AdamW::new(40, (0.9, beta2), 1e-8, decay, groups.clone());
             let mut found = params.clone();
             for (t, g) in grads.iter().enumerate() {
                 adam.step(&mut found, g, 1.0, rate, t as u64 + 1);
@@ -201,7 +215,9 @@ mod tests {
                     (0.9, 0.999),
                     1e-8,
                     0.1,
-                    vec![5..count / 2, count / 2..count - 5],
+                    [0..5, 5..count / 2, count / 2..count]
+                        .map(|range| ParamGroup { decay: range.start > 0, range, lr_ratio: 1.0 })
+                        .to_vec(),
                 );
                 let mut params = vec![0.5; count];
                 for t in 1..4 {
@@ -213,6 +229,21 @@ mod tests {
         assert_eq!(run(1), run(3));
         let exact = grads.iter().map(|&g| g as f64 * g as f64).sum::<f64>().sqrt();
         assert!((global_norm(&grads) - exact).abs() < 1e-9 * exact);
+    }
+
+    #[test]
+    fn a_group_learns_at_its_own_rate_and_nothing_else_moves() {
+        let step = |groups: Vec<ParamGroup>, rate: f64| {
+            let mut adam = AdamW::new(6, (0.9, 0.999), 1e-8, 0.1, groups);
+            let mut params = vec![1.0f32; 6];
+            adam.step(&mut params, &[0.5, -1.0, 2.0, 0.1, 3.0, 1.0], 1.0, rate, 1);
+            params
+        };
+        let group = |range, lr_ratio| ParamGroup { range, decay: true, lr_ratio };
+        let both = step(vec![group(0..2, 1.0), group(2..5, 16.0)], 1e-2);
+        assert_eq!(both[..2], step(vec![group(0..6, 1.0)], 1e-2)[..2]);
+        assert_eq!(both[2..5], step(vec![group(0..6, 1.0)], 16e-2)[2..5]);
+        assert_eq!(both[5], 1.0);
     }
 
     #[test]

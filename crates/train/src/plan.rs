@@ -1,12 +1,16 @@
 //! The resolved plan of a training: every choice made, none left open.
 
 use crate::error::TrainError;
-use crate::objective::Objective;
+use crate::objective::{LossType, Objective};
 use crate::schedule::SchedulerType;
-use model::{DecoderConfig, LoraConfig, TapeMode};
+use indexmap::IndexMap;
+use model::{DecoderConfig, LoraConfig, LoraConfigError, TapeMode, Targets};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Learning rate of preference objectives with LoRA; a tenth of it in full fine-tuning (facts: Tinker's
+/// hyperparameter rules for DPO with beta 0.1 and r 32).
+pub const DEFAULT_PREFERENCE_LEARNING_RATE: f64 = 1e-5;
 /// LoRA learning rate where the rule of `Family::lora_learning_rate` covers no family.
 pub const DEFAULT_LORA_LEARNING_RATE: f64 = 2e-4;
 /// Learning rate of full fine-tuning.
@@ -64,10 +68,40 @@ pub struct TrainPlan {
     pub r: usize,
     /// LoRA scale is lora_alpha / r.
     pub lora_alpha: f32,
-    /// Only 0 is supported.
+    /// Probability with which an input of lora_A is zero in training.
     pub lora_dropout: f32,
-    /// Short names of the matrices that get LoRA.
-    pub target_modules: Vec<String>,
+    /// Which linear layers get LoRA: names, a pattern for full names, or "all-linear".
+    pub target_modules: Targets,
+    /// Linear layers that get none all the same.
+    pub exclude_modules: Targets,
+    /// Only these layers, counted from 0; all when empty.
+    pub layers_to_transform: Vec<usize>,
+    /// Another rank for some modules, by the end of their names or an expression for it.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Another alpha for some modules, in the same way.
+    pub alpha_pattern: IndexMap<String, f32>,
+    /// Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).
+    pub use_rslora: bool,
+    /// Learn the lengths of rows apart from their directions (arXiv 2402.09353).
+    pub use_dora: bool,
+    /// LoRA+ (arXiv 2402.12354): learning rate of lora_B as a multiple of lora_A's. 1 is plain LoRA.
+    pub loraplus_lr_ratio: f64,
+
+    /// How strongly answers are held near the reference (DPO, KTO), or how much they count (ORPO,
+    /// SimPO).
+    pub beta: f64,
+    /// Losses of DPO or KTO; several are added with their `loss_weights`.
+    pub loss_type: Vec<LossType>,
+    /// Weight of each loss type; all 1 when empty.
+    pub loss_weights: Vec<f64>,
+    /// Share of labels taken to be wrong (loss types robust and exo_pair, SimPO).
+    pub label_smoothing: f64,
+    /// SimPO's margin between chosen and rejected answers.
+    pub simpo_gamma: f64,
+    /// KTO's weight of wanted answers.
+    pub desirable_weight: f64,
+    /// KTO's weight of unwanted answers.
+    pub undesirable_weight: f64,
 
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -127,6 +161,8 @@ pub struct TrainPlan {
     pub save_total_limit: usize,
     /// Save the weights of the lowest held-out loss instead of the last ones.
     pub load_best_model_at_end: bool,
+    /// Stop after so many measurements of the held-out loss without a new lowest one; 0 never does.
+    pub early_stopping_patience: u64,
     /// Type of saved weights in full fine-tuning.
     pub save_dtype: SaveDtype,
 }
@@ -146,8 +182,27 @@ impl TrainPlan {
             r: lora.r,
             lora_alpha: lora.lora_alpha,
             lora_dropout: 0.0,
-            target_modules: config.target_modules().into_iter().map(str::to_owned).collect(),
+            target_modules: Targets::all_linear(),
+            exclude_modules: lora.exclude_modules,
+            layers_to_transform: Vec::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            use_rslora: false,
+            use_dora: false,
+            loraplus_lr_ratio: 1.0,
+            // SimPO's answers count per token, which takes a larger one (its paper, section 4).
+            beta: if objective == Objective::Simpo { 2.0 } else { 0.1 },
+            loss_type: objective.loss_types().first().copied().into_iter().collect(),
+            loss_weights: Vec::new(),
+            label_smoothing: 0.0,
+            simpo_gamma: 0.5,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
             learning_rate: match (method, text) {
+                _ if objective.is_preference() => match method {
+                    Method::Lora => DEFAULT_PREFERENCE_LEARNING_RATE,
+                    Method::Full => DEFAULT_PREFERENCE_LEARNING_RATE / 10.0,
+                },
                 (Method::Lora, _) => config
                     .family
                     .lora_learning_rate(config.hidden_size)
@@ -164,7 +219,7 @@ impl TrainPlan {
             adam_beta1: 0.9,
             adam_beta2: if text { 0.95 } else { 0.999 },
             adam_epsilon: 1e-8,
-            num_train_epochs: if text { 1.0 } else { 3.0 },
+            num_train_epochs: if text || objective.is_preference() { 1.0 } else { 3.0 },
             max_steps: 0,
             max_seconds: 0,
             max_length: config.max_position_embeddings.min(1024),
@@ -178,7 +233,8 @@ impl TrainPlan {
             eval_steps: 100,
             save_steps: 100,
             save_total_limit: 2,
-            load_best_model_at_end: false,
+            load_best_model_at_end: true,
+            early_stopping_patience: 0,
             save_dtype: SaveDtype::Float32,
         }
     }
@@ -191,33 +247,21 @@ impl TrainPlan {
         let bad = |field, found: &dyn ToString, expected: &str| {
             Err(TrainError::plan(field, found.to_string(), expected))
         };
-        if self.lora_dropout != 0.0 {
-            return bad(
-                "lora_dropout",
-                &self.lora_dropout,
-                "0: dropout is not supported; fewer epochs or a smaller r also hold back overfitting",
-            );
-        }
         if self.method == Method::Lora {
-            if !(1..=4096).contains(&self.r) {
-                return bad("r", &self.r, "1 to 4096");
-            }
-            if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            let positive = self.lora_alpha > 0.0 && self.alpha_pattern.values().all(|a| *a > 0.0);
+            if !positive {
                 return bad("lora_alpha", &self.lora_alpha, "a positive number");
             }
-            let known = config.target_modules();
-            let unknown = self.target_modules.iter().find(|t| !known.contains(&t.as_str()));
-            if let Some(unknown) = unknown {
-                let known = format!("some of {}", known.join(", "));
-                return bad("target_modules", unknown, &known);
-            }
-            if self.target_modules.is_empty() {
-                return bad("target_modules", &"an empty list", "at least one matrix");
-            }
+            let refused = |e: LoraConfigError| TrainError::plan(e.field, e.found, &e.expected);
+            self.lora_config().validate(config).map_err(refused)?;
         }
-        for (field, value) in
-            [("learning_rate", self.learning_rate), ("adam_epsilon", self.adam_epsilon)]
-        {
+        self.validate_objective()?;
+        for (field, value) in [
+            ("learning_rate", self.learning_rate),
+            ("adam_epsilon", self.adam_epsilon),
+            ("loraplus_lr_ratio", self.loraplus_lr_ratio),
+            ("beta", self.beta),
+        ] {
             if !(value.is_finite() && value > 0.0) {
                 return bad(field, &value, "a positive number");
             }
@@ -276,7 +320,67 @@ impl TrainPlan {
             r: self.r,
             lora_alpha: self.lora_alpha,
             target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: Vec::new(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            lora_dropout: self.lora_dropout,
         }
+    }
+
+    /// The losses of a preference objective that has several, with their weights.
+    pub(crate) fn losses(&self) -> impl Iterator<Item = (LossType, f64)> {
+        let weights = self.loss_weights.iter().copied().chain(std::iter::repeat(1.0));
+        self.loss_type.iter().copied().zip(weights)
+    }
+
+    fn validate_objective(&self) -> Result<(), TrainError> {
+        let bad =
+            |field, found: String, expected: &str| Err(TrainError::plan(field, found, expected));
+        let known = self.objective.loss_types();
+        let shown = |types: &[LossType]| serde_json::to_string(types).expect("plain names");
+        let fits = self.loss_type.iter().all(|t| known.contains(t));
+        if !fits || self.loss_type.is_empty() != known.is_empty() {
+            let expected = match known {
+                [] => "an empty list: this objective has one loss only".to_owned(),
+                known => format!("some of {}", shown(known)),
+            };
+            return bad("loss_type", shown(&self.loss_type), &expected);
+        }
+        let weights = &self.loss_weights;
+        if !(weights.is_empty() || weights.len() == self.loss_type.len())
+            || weights.iter().any(|w| !(w.is_finite() && *w >= 0.0))
+        {
+            let expected = "one number from 0 on for each loss_type, or none";
+            return bad("loss_weights", format!("{weights:?}"), expected);
+        }
+        let smoothing = self.label_smoothing;
+        let needed = self.loss_type.contains(&LossType::ExoPair);
+        if !(0.0..0.5).contains(&smoothing) || (needed && smoothing == 0.0) {
+            let expected = if needed {
+                "above 0 (1e-3 is usual with exo_pair) and below 0.5"
+            } else {
+                "from 0 to below 0.5"
+            };
+            return bad("label_smoothing", smoothing.to_string(), expected);
+        }
+        for (field, value) in [
+            ("simpo_gamma", self.simpo_gamma),
+            ("desirable_weight", self.desirable_weight),
+            ("undesirable_weight", self.undesirable_weight),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return bad(field, value.to_string(), "0 or a positive number");
+            }
+        }
+        if self.objective == Objective::Kto && matches!(self.step_size, StepSize::Rows(0 | 1)) {
+            let expected = "at least 2 rows: KTO compares answers across the examples of a step";
+            return bad("step_size", "1 row".into(), expected);
+        }
+        Ok(())
     }
 
     /// SHA-256 of what decides the weights. Where the run writes, how often it logs and saves,
@@ -349,7 +453,7 @@ pub(crate) mod tests {
         let plan = plan();
         plan.validate(&config()).unwrap();
         assert_eq!((plan.r, plan.lora_alpha, plan.weight_decay), (32, 64.0, 0.0));
-        assert_eq!(plan.target_modules.len(), 7);
+        assert_eq!(plan.target_modules, Targets::all_linear());
         // 5e-5 * 10 * (2000 / 32) ^ 0.781
         assert!((plan.learning_rate - 0.012_632).abs() < 1e-5, "{}", plan.learning_rate);
         let full = TrainPlan::new(Method::Full, Objective::Sft, &config());
@@ -359,12 +463,36 @@ pub(crate) mod tests {
     #[test]
     fn refuses_what_it_cannot_honour() {
         type Change = fn(&mut TrainPlan);
-        let cases: [(&str, Change); 14] = [
-            ("lora_dropout", |p| p.lora_dropout = 0.1),
+        let cases: &[(&str, Change)] = &[
+            ("lora_dropout", |p| p.lora_dropout = 1.0),
             ("r", |p| p.r = 0),
             ("lora_alpha", |p| p.lora_alpha = f32::NAN),
-            ("target_modules", |p| p.target_modules = vec!["lm_head".into()]),
-            ("target_modules", |p| p.target_modules.clear()),
+            ("target_modules", |p| p.target_modules = ["lm_head"].into_iter().collect()),
+            ("target_modules", |p| p.target_modules = Targets::Names(vec![])),
+            ("target_modules", |p| p.target_modules = Targets::Pattern("(".into())),
+            ("exclude_modules", |p| p.exclude_modules = Targets::Pattern("[".into())),
+            ("layers_to_transform", |p| {
+                p.layers_to_transform = vec![0];
+                p.target_modules = Targets::Pattern(".*q_proj".into());
+            }),
+            ("rank_pattern", |p| p.rank_pattern = [("nothing".into(), 4)].into()),
+            ("rank_pattern", |p| p.rank_pattern = [("q_proj".into(), 0)].into()),
+            ("alpha_pattern", |p| p.alpha_pattern = [("(".into(), 4.0)].into()),
+            ("lora_dropout", |p| (p.lora_dropout, p.use_dora) = (0.1, true)),
+            ("loraplus_lr_ratio", |p| p.loraplus_lr_ratio = 0.0),
+            ("loss_type", |p| p.loss_type = vec![LossType::Hinge]),
+            ("loss_type", |p| (p.objective, p.loss_type) = (Objective::Kto, vec![LossType::Ipo])),
+            ("loss_type", |p| p.objective = Objective::Dpo),
+            ("loss_weights", |p| p.loss_weights = vec![1.0]),
+            ("label_smoothing", |p| p.label_smoothing = 0.5),
+            ("label_smoothing", |p| {
+                (p.objective, p.loss_type) = (Objective::Dpo, vec![LossType::ExoPair]);
+            }),
+            ("beta", |p| p.beta = 0.0),
+            ("step_size", |p| {
+                (p.objective, p.loss_type) = (Objective::Kto, vec![LossType::Kto]);
+                p.step_size = StepSize::Rows(1);
+            }),
             ("learning_rate", |p| p.learning_rate = 0.0),
             ("max_grad_norm", |p| p.max_grad_norm = -1.0),
             ("adam_beta2", |p| p.adam_beta2 = 1.0),
@@ -375,7 +503,7 @@ pub(crate) mod tests {
             ("micro_batch_tokens", |p| p.micro_batch_tokens = 0),
             ("logging_steps", |p| p.logging_steps = 0),
         ];
-        for (field, change) in cases {
+        for &(field, change) in cases {
             let mut plan = plan();
             change(&mut plan);
             let error = plan.validate(&config()).unwrap_err().to_string();

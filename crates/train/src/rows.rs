@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use text::{ChatTemplate, Tokenizer};
 
-/// One conversation or one window of text.
+/// One conversation or one window of text; of a pair, the prompt with one of its answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// Which example it came from, for messages.
@@ -16,13 +16,31 @@ pub struct Row {
     pub ids: Vec<u32>,
     /// For each id, whether predicting it is learnt; the first one cannot be predicted.
     pub mask: Vec<bool>,
+    /// Whether the answer is wanted; false only for rejected answers.
+    pub wanted: bool,
 }
 
 impl Row {
+    /// A row that is to be learnt.
+    pub fn new(id: impl Into<String>, ids: Vec<u32>, mask: Vec<bool>) -> Row {
+        Row { id: id.into(), ids, mask, wanted: true }
+    }
+
     /// Tokens that go through the model: those up to the last learnt one, which is predicted but
     /// not read (nothing after it can change the loss). 0 when nothing is learnt.
     pub fn input_len(&self) -> usize {
         self.mask.iter().rposition(|&m| m).unwrap_or(0)
+    }
+
+    /// This row's prompt with the answer of `other`, at most `most` tokens.
+    pub(crate) fn with_answer_of(&self, other: &Row, most: usize) -> Row {
+        let start = |row: &Row| row.mask.iter().position(|&m| m).unwrap_or(row.ids.len());
+        let (own, from) = (start(self), start(other));
+        let mut ids = [&self.ids[..own], &other.ids[from..]].concat();
+        let mut mask = [&self.mask[..own], &other.mask[from..]].concat();
+        ids.truncate(most);
+        mask.truncate(most);
+        Row { id: self.id.clone(), ids, mask, wanted: self.wanted }
     }
 
     /// Targets of this row.
@@ -48,7 +66,8 @@ pub struct RowReport {
     pub longest: usize,
 }
 
-/// The rows of a training, checked.
+/// The rows of a training, checked: one for each example, or two that follow one another where a
+/// chosen answer comes with a rejected one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainData {
     /// Trained on.
@@ -91,7 +110,7 @@ impl TrainData {
                     let rendered = template
                         .render(tokenizer, &example.conversation, false)
                         .map_err(|source| TrainError::Text { id: example.id.clone(), source })?;
-                    Ok(Row { id: example.id.clone(), ids: rendered.ids, mask: rendered.mask })
+                    Ok(Row::new(&example.id, rendered.ids, rendered.mask))
                 })
                 .collect()
         };
@@ -100,9 +119,9 @@ impl TrainData {
         TrainData::from_rows(train, held_out, &stop_ids, tokenizer.bos_id(), plan)
     }
 
-    /// Takes rendered rows and applies the guards of supervised fine-tuning. Rows that are too
-    /// long or have nothing to learn are left out and counted; a conversation is never cut,
-    /// because the cut would take the answer.
+    /// Takes rendered rows and applies the guards of supervised fine-tuning. Examples with a row that
+    /// is too long or has nothing to learn are left out and counted; a conversation is never cut,
+    /// because the cut would take the answer. Pairs are two rows, the chosen answer first.
     ///
     /// # Errors
     /// [`TrainError::Row`] when a learnt part does not end in one of `stop_ids` (the model would
@@ -189,6 +208,10 @@ impl TrainData {
                 }
                 let mask: Vec<u8> = row.mask.iter().map(|&m| m as u8).collect();
                 hasher.update(mask);
+                // Only where it differs from what it was before there were judged answers.
+                if !row.wanted {
+                    hasher.update(b"unwanted");
+                }
             }
         }
         hex(&hasher.finalize())
@@ -229,18 +252,20 @@ fn check_row(row: &Row, stop_ids: &[u32], bos_id: Option<u32>) -> Result<(), Tra
 }
 
 fn keep_usable(rows: Vec<Row>, plan: &TrainPlan) -> Result<(Vec<Row>, RowReport), TrainError> {
-    let total = rows.len();
+    let per_example = plan.objective.rows_per_example();
+    assert!(rows.len().is_multiple_of(per_example), "{} rows of pairs", rows.len());
+    let total = rows.len() / per_example;
     let (mut too_long, mut unsupervised, mut dropped) = (0, 0, Vec::new());
-    let mut kept = Vec::with_capacity(total);
-    for row in rows {
-        if row.ids.len() > plan.max_length {
+    let mut kept = Vec::with_capacity(rows.len());
+    for example in rows.chunks_exact(per_example) {
+        if example.iter().any(|row| row.ids.len() > plan.max_length) {
             too_long += 1;
-            dropped.push(row.id);
-        } else if row.supervised() == 0 {
+            dropped.push(example[0].id.clone());
+        } else if example.iter().any(|row| row.supervised() == 0) {
             unsupervised += 1;
-            dropped.push(row.id);
+            dropped.push(example[0].id.clone());
         } else {
-            kept.push(row);
+            kept.extend_from_slice(example);
         }
     }
     let share = dropped.len() as f64 / total.max(1) as f64;
@@ -341,7 +366,8 @@ fn cut_windows(id: &str, stream: &[u32], max_length: usize) -> Vec<Row> {
     (0..stream.len().saturating_sub(1).div_ceil(stride))
         .map(|w| {
             let ids = stream[w * stride..(w * stride + max_length).min(stream.len())].to_vec();
-            Row { id: format!("{id}+{}", w * stride), mask: vec![true; ids.len()], ids }
+            let mask = vec![true; ids.len()];
+            Row::new(format!("{id}+{}", w * stride), ids, mask)
         })
         .collect()
 }

@@ -1,20 +1,26 @@
-//! The training loop.
+//! The training loop: one run, or several adapters side by side on one base.
+//!
+//! Each run is a lane with its own plan, data, optimizer, schedule, log and folder. A step of the
+//! loop is one optimizer step of every lane that is not done; their rows share the micro-batches,
+//! and each lane comes out as if it had been alone, to the bit.
 
 use crate::checkpoint::{self, Identity, State, Tensors};
-use crate::error::TrainError;
-use crate::events::{Event, HeldOut, Observer};
+use crate::error::{TrainError, name_some};
+use crate::events::{Event, HeldOut, Observer, Rewards};
 use crate::guard;
 use crate::manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
-use crate::objective::Learner;
+use crate::objective::{Answer, Learner};
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::output::Output;
-use crate::pack::{MicroBatch, Sampler, micro_batches};
+use crate::pack::{MicroBatch, Packed, Sampler, Share, dropout_key, micro_batches};
 use crate::plan::{Method, TrainPlan};
-use crate::rows::TrainData;
+use crate::reference::{References, log_probabilities};
+use crate::rows::{Row, TrainData};
 use crate::schedule::Schedule;
 use crate::trainable::Trainable;
-use model::{Decoder, Tape};
+use model::{AdapterSet, Decoder, Grads, Tape};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +32,9 @@ use std::time::Instant;
 pub enum TrainStatus {
     /// All steps were done.
     Completed,
+    /// The held-out loss did not fall for `early_stopping_patience` measurements; the result is on
+    /// disk.
+    EarlyStopped,
     /// `max_seconds` passed; the result is on disk.
     TimeLimit,
     /// The cancel flag was raised; a checkpoint is on disk, the result is not.
@@ -59,12 +68,24 @@ pub struct TrainOutcome {
     pub seconds: f64,
 }
 
+/// One of the runs that share a base.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// What it does.
+    pub plan: &'a TrainPlan,
+    /// Its rows.
+    pub data: &'a TrainData,
+    /// Where base and data come from.
+    pub provenance: &'a Provenance,
+}
+
 /// Trains as `plan` says and writes the result into its `output_dir`: a PEFT adapter or a Hugging
 /// Face model, with chat template, manifest and log.
 ///
-/// The same plan, data and base give the same weights, bit by bit, on any number of threads, and
-/// also when the run is killed and continued with `resume` (which starts anew when there is no
-/// checkpoint yet). After full fine-tuning `decoder` holds the trained weights.
+/// The same plan, data and base give the same weights, bit by bit, on any number of threads, with any
+/// `micro_batch_tokens` in LoRA, and also when the run is killed and continued with `resume` (which
+/// starts anew when there is no checkpoint yet). After full fine-tuning `decoder` holds the trained
+/// weights.
 ///
 /// # Errors
 /// [`TrainError`]; what was trained up to the newest checkpoint stays.
@@ -77,35 +98,67 @@ pub fn run(
     observer: &mut dyn Observer,
     cancel: &AtomicBool,
 ) -> Result<TrainOutcome, TrainError> {
-    plan.validate(decoder.config())?;
-    let mut run = Run::open(plan, decoder, data, provenance, resume, observer)?;
-    run.start(resume)?;
-    let status = loop {
-        if run.evaluation_is_due() && !run.evaluate(cancel)? {
-            break TrainStatus::Interrupted;
-        }
-        let step = run.state.step;
-        // After the evaluation, so that a resumed run does not do it again.
-        if step > 0 && due(step, plan.save_steps) {
-            run.save_checkpoint()?;
-        }
-        if step == run.total_steps {
-            break TrainStatus::Completed;
-        }
-        if plan.max_seconds > 0 && run.state.seconds >= plan.max_seconds as f64 {
-            break TrainStatus::TimeLimit;
-        }
-        if !run.step(cancel)? {
-            break TrainStatus::Interrupted;
-        }
-    };
-    run.finish(status, cancel)
+    let job = Job { plan, data, provenance };
+    let mut observe = |_: usize, event: &Event| observer.event(event);
+    let outcomes = run_together(&[job], decoder, resume, &mut observe, cancel)?;
+    Ok(outcomes.into_iter().next().expect("one job gives one outcome"))
 }
 
-/// Everything a run holds.
-struct Run<'a> {
-    plan: &'a TrainPlan,
+/// Trains several adapters on one base at a time, each as [`run`] would alone: every result has the
+/// bits that it has alone. Rows of all share the micro-batches, of the smallest `micro_batch_tokens`
+/// among the plans, so that many short rows of several tenants fill what one tenant's would not.
+/// `observer` is told with each event which job it belongs to.
+///
+/// # Errors
+/// [`TrainError`] of the first job in trouble, which stops all; what was trained up to their newest
+/// checkpoints stays. [`TrainError::Plan`] when several jobs are not all LoRA.
+pub fn run_together(
+    jobs: &[Job<'_>],
+    decoder: &mut Decoder,
+    resume: bool,
+    observer: &mut dyn FnMut(usize, &Event),
+    cancel: &AtomicBool,
+) -> Result<Vec<TrainOutcome>, TrainError> {
+    for job in jobs {
+        job.plan.validate(decoder.config())?;
+        if jobs.len() > 1 && job.plan.method != Method::Lora {
+            let expected = "lora, where several trainings share a base";
+            return Err(TrainError::plan("method", "full", expected));
+        }
+    }
+    let observer = RefCell::new(observer);
+    let mut tell: Vec<_> = (0..jobs.len())
+        .map(|lane| {
+            let observer = &observer;
+            move |event: &Event| (observer.borrow_mut())(lane, event)
+        })
+        .collect();
+    let mut adapters = AdapterSet::new();
+    let mut grads = Grads::default();
+    let mut lanes = Vec::new();
+    for (index, (job, tell)) in jobs.iter().zip(&mut tell).enumerate() {
+        lanes.push(Lane::open(index, *job, decoder, resume, tell, &mut adapters, &mut grads)?);
+    }
+    let mode = jobs.first().map_or(model::TapeMode::Recompute, |job| job.plan.tape_mode());
+    let tape = Tape::new(decoder.config(), mode);
+    let mut group = Group { decoder, adapters, tape, grads, lanes };
+    group.start(resume, cancel)?;
+    group.go(cancel)?;
+    group.finish(cancel)
+}
+
+/// The runs that share a base.
+struct Group<'a> {
     decoder: &'a mut Decoder,
+    adapters: AdapterSet,
+    tape: Tape,
+    grads: Grads,
+    lanes: Vec<Lane<'a>>,
+}
+
+/// Everything that one run holds for itself.
+struct Lane<'a> {
+    plan: &'a TrainPlan,
     data: &'a TrainData,
     provenance: &'a Provenance,
     identity: Identity,
@@ -113,10 +166,10 @@ struct Run<'a> {
     trainable: Trainable,
     optimizer: AdamW,
     schedule: Schedule,
-    sampler: Sampler<'a>,
+    sampler: Sampler,
+    /// Of the training and of the held-out rows.
+    references: [References; 2],
     held_out: Vec<MicroBatch>,
-    grads: model::Grads,
-    tape: Tape,
     total_steps: u64,
     state: State,
     /// Weights of the lowest held-out loss; empty unless the plan wants them.
@@ -124,6 +177,8 @@ struct Run<'a> {
     /// Step of the newest checkpoint on disk.
     saved_step: Option<u64>,
     pace: Pace,
+    /// How it ended, once it has.
+    ended: Option<TrainStatus>,
 }
 
 /// What this process has done, for the speed.
@@ -134,17 +189,147 @@ struct Pace {
     steps: u64,
 }
 
-impl<'a> Run<'a> {
+/// What a set of examples adds up to: the loss, and how answers were rewarded.
+#[derive(Default)]
+struct Sums {
+    examples: f64,
+    nll_targets: f64,
+    targets: u64,
+    tokens: u64,
+    /// Of the judged part, by example.
+    judged: f64,
+    /// Of the next-token part, by target.
+    nll: f64,
+    /// Summed rewards of chosen and rejected answers, and how many there are of each.
+    rewards: [f64; 2],
+    answers: [u64; 2],
+    /// Pairs whose chosen answer has the larger reward.
+    right: u64,
+}
+
+/// How the gradient and the loss of one lane's examples come out of their cross-entropies.
+struct Terms<'a> {
+    plan: &'a TrainPlan,
+    rows: &'a [Row],
+    references: &'a References,
+    /// Examples and next-token targets of the whole step: what the means are over.
+    examples: f64,
+    nll_targets: f64,
+    /// KTO's reference point.
+    z: f64,
+}
+
+impl Terms<'_> {
+    /// Adds one example, whose targets have the cross-entropies `losses`, to `sums`, and sets the
+    /// weights of its targets.
+    fn example(
+        &self,
+        example: &Packed,
+        micro: &MicroBatch,
+        losses: &[f32],
+        sums: &mut Sums,
+        weights: Option<&mut [f32]>,
+    ) {
+        let (plan, objective) = (self.plan, self.plan.objective);
+        let per_example = example.rows.len();
+        let mut answers = [Answer { logp: 0.0, reference: 0.0, tokens: 0.0 }; 2];
+        if objective.is_preference() {
+            for (n, (answer, targets)) in answers.iter_mut().zip(&example.rows).enumerate() {
+                for t in targets.clone().filter(|&t| micro.in_answer[t]) {
+                    answer.logp -= losses[t] as f64;
+                    answer.tokens += 1.0;
+                }
+                answer.reference = self.references.of(example.index * per_example + n);
+            }
+        }
+        let wanted = self.rows[example.index * per_example].wanted;
+        let judged = objective.judge(plan, &answers[..per_example], wanted, self.z);
+        let nll = objective.nll(plan);
+        sums.examples += 1.0;
+        if let Some(judged) = judged {
+            sums.judged += judged.loss;
+            match (per_example, wanted) {
+                (2, _) => {
+                    (0..2).for_each(|n| sums.rewards[n] += judged.rewards[n]);
+                    sums.answers.iter_mut().for_each(|n| *n += 1);
+                    sums.right += u64::from(judged.rewards[0] > judged.rewards[1]);
+                }
+                (_, wanted) => {
+                    let n = usize::from(!wanted);
+                    sums.rewards[n] += judged.rewards[0];
+                    sums.answers[n] += 1;
+                }
+            }
+        }
+        if nll.weight != 0.0 && !losses.is_empty() {
+            let first = &losses[example.rows[0].clone()];
+            sums.nll += first.iter().map(|&l| l as f64).sum::<f64>();
+        }
+        let Some(weights) = weights else { return };
+        for (n, targets) in example.rows.iter().enumerate() {
+            let slope = judged.map_or(0.0, |j| j.slopes[n]);
+            for t in targets.clone() {
+                let mut weight = 0.0;
+                if micro.in_answer[t] && slope != 0.0 {
+                    weight -= slope / self.examples;
+                }
+                if n == 0 && nll.weight != 0.0 {
+                    weight += nll.weight / self.nll_targets;
+                }
+                weights[t] = weight as f32;
+            }
+        }
+    }
+}
+
+impl Sums {
+    /// Counts what goes into the means.
+    fn count(&mut self, example: &Packed, plan: &TrainPlan) {
+        self.examples += 1.0;
+        let targets = |rows: &[std::ops::Range<usize>]| rows.iter().map(|r| r.len()).sum::<usize>();
+        self.targets += targets(&example.rows) as u64;
+        if plan.objective.nll(plan).weight != 0.0 {
+            self.nll_targets += targets(&example.rows[..1]) as f64;
+        }
+    }
+
+    fn loss(&self, plan: &TrainPlan) -> f64 {
+        let nll = plan.objective.nll(plan).weight;
+        let mean = |sum: f64, count: f64| if count > 0.0 { sum / count } else { 0.0 };
+        mean(self.judged, self.examples) + nll * mean(self.nll, self.nll_targets)
+    }
+
+    fn rewards(&self, plan: &TrainPlan) -> Option<Rewards> {
+        let mean =
+            |n: usize| (self.answers[n] > 0).then(|| self.rewards[n] / self.answers[n] as f64);
+        let (chosen, rejected) = (mean(0), mean(1));
+        let pairs = plan.objective.rows_per_example() == 2;
+        plan.objective.is_preference().then(|| Rewards {
+            chosen,
+            rejected,
+            margins: chosen.zip(rejected).map(|(c, r)| c - r),
+            accuracies: pairs.then(|| self.right as f64 / self.examples.max(1.0)),
+        })
+    }
+}
+
+impl<'a> Lane<'a> {
     fn open(
-        plan: &'a TrainPlan,
-        decoder: &'a mut Decoder,
-        data: &'a TrainData,
-        provenance: &'a Provenance,
+        index: usize,
+        job: Job<'a>,
+        decoder: &Decoder,
         resume: bool,
         observer: &'a mut dyn Observer,
-    ) -> Result<Run<'a>, TrainError> {
+        adapters: &mut AdapterSet,
+        grads: &mut Grads,
+    ) -> Result<Lane<'a>, TrainError> {
+        let Job { plan, data, provenance } = job;
         if data.train.iter().all(|row| row.input_len() == 0) {
             return Err(TrainError::NoData("no row has a token to learn".into()));
+        }
+        let per_example = plan.objective.rows_per_example();
+        for rows in [&data.train, &data.held_out] {
+            assert!(rows.len().is_multiple_of(per_example), "rows that are no whole examples");
         }
         let output = Output::open(&plan.output_dir, resume, observer)?;
         let identity = Identity {
@@ -152,13 +337,14 @@ impl<'a> Run<'a> {
             data_sha256: data.digest(),
             base_sha256: decoder.digest()?.to_owned(),
         };
-        let trainable = Trainable::new(plan, decoder)?;
+        let trainable = Trainable::new(plan, decoder, adapters, &format!("training {index}"))?;
+        trainable.add_zero_grads(grads);
         let optimizer = AdamW::new(
             trainable.params().len(),
             (plan.adam_beta1, plan.adam_beta2),
             plan.adam_epsilon,
             plan.weight_decay,
-            trainable.decayed(decoder),
+            trainable.groups(plan, decoder),
         );
         let sampler = Sampler::new(&data.train, plan);
         let total_steps = sampler.total_steps(plan);
@@ -173,18 +359,20 @@ impl<'a> Run<'a> {
             warmup_steps: warmup_steps.min(total_steps),
             total_steps,
         };
-        let all: Vec<usize> = (0..data.held_out.len()).collect();
-        Ok(Run {
-            held_out: micro_batches(
-                &data.held_out,
-                &all,
-                plan.micro_batch_tokens,
-                trainable.slot(),
-            ),
-            grads: trainable.zero_grads(),
-            tape: Tape::new(decoder.config(), plan.tape_mode()),
+        let all: Vec<usize> = (0..data.held_out.len() / per_example).collect();
+        let held_out = Share {
+            lane: index,
+            rows: &data.held_out,
+            per_example,
+            chosen: &all,
+            adapter: trainable.slot(),
+            dropout: None,
+            whole: plan.objective.nll(plan).whole,
+        };
+        Ok(Lane {
+            held_out: micro_batches(&[held_out], plan.micro_batch_tokens),
+            references: [References::new(data.train.len()), References::new(data.held_out.len())],
             plan,
-            decoder,
             data,
             provenance,
             identity,
@@ -198,24 +386,31 @@ impl<'a> Run<'a> {
             best: Vec::new(),
             saved_step: None,
             pace: Pace::default(),
+            ended: None,
         })
     }
 
-    /// Restores the newest checkpoint, if any.
-    fn start(&mut self, resume: bool) -> Result<(), TrainError> {
+    /// Restores the newest checkpoint, if any, and says that the run begins.
+    fn start(
+        &mut self,
+        decoder: &mut Decoder,
+        adapters: &mut AdapterSet,
+        resume: bool,
+    ) -> Result<(), TrainError> {
         if resume {
             self.restore()?;
         }
         // Also without a checkpoint: from here on a fully trained base is f32, as after a resume.
-        self.trainable.publish(self.decoder)?;
+        self.trainable.publish(decoder, adapters)?;
+        let per_example = self.plan.objective.rows_per_example();
         let report = &self.data.train_report;
         self.output.event(&Event::Start {
             step: self.state.step,
             total_steps: self.total_steps,
             steps_per_epoch: self.sampler.steps_per_epoch(),
-            rows: self.data.train.len(),
+            rows: self.data.train.len() / per_example,
             tokens: report.tokens,
-            held_out_rows: self.data.held_out.len(),
+            held_out_rows: self.data.held_out.len() / per_example,
             trainable_parameters: self.trainable.params().len(),
         })?;
         let dropped = report.too_long + report.unsupervised;
@@ -250,110 +445,131 @@ impl<'a> Run<'a> {
         self.output.event(&Event::Resumed { step: self.state.step, path: found.path })
     }
 
-    /// One optimizer step: forward and backward of each micro-batch, clipping, AdamW. False when
-    /// cancelled before its end; nothing has changed then.
-    fn step(&mut self, cancel: &AtomicBool) -> Result<bool, TrainError> {
-        let started = Instant::now();
-        let (rows, step) = (&self.data.train, self.state.step + 1);
-        let chosen = self.sampler.step(self.state.step);
-        let slot = self.trainable.slot();
-        let micros = micro_batches(rows, chosen, self.plan.micro_batch_tokens, slot);
-        let tokens: usize = micros.iter().map(|m| m.batch.tokens.len()).sum();
-        let targets: usize = micros.iter().map(|m| m.targets.len()).sum();
-        // The mean over all targets of the step, however they are cut into micro-batches.
-        let weight = 1.0 / targets as f32;
-        let mut loss = 0.0;
-        self.grads.zero();
-        for micro in &micros {
-            if cancel.load(Ordering::Relaxed) {
-                return Ok(false);
-            }
-            let adapters = self.trainable.adapters();
-            let learner = Learner { decoder: self.decoder, adapters, tape: &mut self.tape };
-            let losses = self.plan.objective.backward(learner, micro, weight, &mut self.grads)?;
-            loss += guard::finite_sum(&losses, micro, rows, step, "loss")?;
-        }
-        let grads = self.trainable.grad_slice(&self.grads);
-        let grad_norm = global_norm(grads);
-        guard::finite_norm(grad_norm, chosen, rows, step)?;
-        let scale = clip_factor(grad_norm, self.plan.max_grad_norm);
-        let learning_rate = self.schedule.learning_rate(self.state.step);
-        self.optimizer.step(self.trainable.params_mut(), grads, scale, learning_rate, step);
-        self.trainable.publish(self.decoder)?;
-        self.trainable.check_moved(step, self.decoder)?;
-
-        let seconds = started.elapsed().as_secs_f64();
-        self.pace.seconds += seconds;
-        self.pace.tokens += tokens as u64;
-        self.pace.steps += 1;
-        self.state.step = step;
-        self.state.epoch = step as f64 / self.sampler.steps_per_epoch() as f64;
-        self.state.seconds += seconds;
-        self.state.tokens += tokens as u64;
-        self.state.supervised_tokens += targets as u64;
-        self.state.train_loss = loss / targets as f64;
-        let event = Event::Step {
-            step,
-            total_steps: self.total_steps,
-            epoch: self.state.epoch,
-            loss: self.state.train_loss,
-            learning_rate,
-            grad_norm,
-            tokens: tokens as u64,
-            supervised_tokens: targets as u64,
-            tokens_per_second: self.pace.tokens as f64 / self.pace.seconds.max(1e-9),
-            seconds: self.state.seconds,
-            eta_seconds: (self.total_steps - step) as f64 * self.pace.seconds
-                / self.pace.steps as f64,
-        };
-        if step == 1 || step == self.total_steps || due(step, self.plan.logging_steps) {
-            self.output.event(&event)?;
-        } else {
-            self.output.event_unlogged(&event);
-        }
-        Ok(true)
-    }
-
     /// Whether this step's held-out loss is wanted and not there yet: before the first step, and
     /// every `eval_steps`. Asked again after a resume, so that an interruption loses none.
     fn evaluation_is_due(&self) -> bool {
         let step = self.state.step;
         let wanted = step == 0 || due(step, self.plan.eval_steps);
-        wanted && self.state.held_out.is_none_or(|h| h.step != step)
+        wanted && !self.is_measured()
+    }
+
+    fn is_measured(&self) -> bool {
+        self.state.held_out.is_some_and(|h| h.step == self.state.step)
+    }
+
+    /// How it ends before its next step, if it does.
+    fn end(&self) -> Option<TrainStatus> {
+        let (plan, state) = (self.plan, &self.state);
+        if state.step == self.total_steps {
+            return Some(TrainStatus::Completed);
+        }
+        if plan.early_stopping_patience > 0 && state.stale >= plan.early_stopping_patience {
+            return Some(TrainStatus::EarlyStopped);
+        }
+        let late = plan.max_seconds > 0 && state.seconds >= plan.max_seconds as f64;
+        late.then_some(TrainStatus::TimeLimit)
+    }
+
+    fn learner<'l>(
+        decoder: &'l Decoder,
+        adapters: &'l AdapterSet,
+        tape: &'l mut Tape,
+    ) -> Learner<'l> {
+        Learner { decoder, adapters, tape }
+    }
+
+    /// KTO's reference point: the mean of how much likelier the policy makes the answers of these
+    /// examples, each put behind the prompt of another one, at least 0. None when cancelled.
+    fn kl(
+        &self,
+        learner: &mut Learner<'_>,
+        rows: &[Row],
+        chosen: &[usize],
+        cancel: &AtomicBool,
+    ) -> Result<Option<f64>, TrainError> {
+        if !self.plan.objective.needs_kl(self.plan) {
+            return Ok(Some(0.0));
+        }
+        let most = self.plan.max_length;
+        let crossed: Vec<Row> = (0..chosen.len())
+            .map(|i| {
+                let other = &rows[chosen[(i + chosen.len() - 1) % chosen.len()]];
+                rows[chosen[i]].with_answer_of(other, most)
+            })
+            .collect();
+        let all: Vec<usize> = (0..crossed.len()).collect();
+        let mut sums = [0.0; 2];
+        for (sum, adapter) in sums.iter_mut().zip([self.trainable.slot(), None]) {
+            let budget = self.plan.micro_batch_tokens;
+            let logps = log_probabilities(learner, &crossed, 1, &all, adapter, budget, cancel)?;
+            let Some(logps) = logps else { return Ok(None) };
+            *sum = logps.iter().map(|(_, logp)| logp).sum();
+        }
+        Ok(Some(((sums[0] - sums[1]) / crossed.len() as f64).max(0.0)))
     }
 
     /// Measures the held-out loss, if there are held-out rows. False when cancelled before its
     /// end; nothing has changed then.
-    fn evaluate(&mut self, cancel: &AtomicBool) -> Result<bool, TrainError> {
+    fn evaluate(
+        &mut self,
+        decoder: &Decoder,
+        adapters: &AdapterSet,
+        tape: &mut Tape,
+        cancel: &AtomicBool,
+    ) -> Result<bool, TrainError> {
         if self.held_out.is_empty() {
             return Ok(true);
         }
-        let step = self.state.step;
-        let (mut sum, mut tokens) = (0.0, 0);
+        let (step, rows, plan) = (self.state.step, &self.data.held_out, self.plan);
+        let mut learner = Lane::learner(decoder, adapters, tape);
+        let per_example = plan.objective.rows_per_example();
+        let all: Vec<usize> = (0..rows.len() / per_example).collect();
+        if plan.objective.needs_reference() {
+            let budget = plan.micro_batch_tokens;
+            let references = &mut self.references[1];
+            if !references.complete(&mut learner, rows, per_example, &all, budget, cancel)? {
+                return Ok(false);
+            }
+        }
+        let Some(z) = self.kl(&mut learner, rows, &all, cancel)? else { return Ok(false) };
+        let mut sums = Sums::default();
+        for micro in &self.held_out {
+            micro.examples.iter().for_each(|e| sums.count(e, plan));
+        }
+        let (examples, nll_targets) = (sums.examples, sums.nll_targets);
+        let references = &self.references[1];
+        let terms = Terms { plan, rows, references, examples, nll_targets, z };
+        sums.examples = 0.0;
         for micro in &self.held_out {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(false);
             }
-            let adapters = self.trainable.adapters();
-            let learner = Learner { decoder: self.decoder, adapters, tape: &mut self.tape };
-            let losses = self.plan.objective.loss(learner, micro)?;
-            sum += guard::finite_sum(&losses, micro, &self.data.held_out, step, "held-out loss")?;
-            tokens += losses.len() as u64;
+            let losses = learner.losses(micro)?;
+            for example in &micro.examples {
+                terms.example(example, micro, &losses, &mut sums, None);
+            }
+            let whole = sums.judged + sums.nll;
+            check_finite(whole, &losses, micro, |_| rows, plan, step, "held-out loss")?;
         }
         let bytes = self.data.held_out_bytes;
         let held_out = HeldOut {
             step,
-            loss: sum / tokens as f64,
-            tokens,
-            bits_per_byte: (bytes > 0).then(|| sum / std::f64::consts::LN_2 / bytes as f64),
+            loss: sums.loss(plan),
+            tokens: sums.targets,
+            bits_per_byte: (bytes > 0).then(|| sums.nll / std::f64::consts::LN_2 / bytes as f64),
+            rewards: sums.rewards(plan),
         };
         // The untrained base is no candidate.
-        let best = step > 0 && self.state.best.is_none_or(|b| held_out.loss < b.loss);
+        let better = self.state.best.is_none_or(|b| held_out.loss < b.loss);
+        let best = step > 0 && better;
         if best {
             self.state.best = Some(held_out);
-            if self.plan.load_best_model_at_end {
+            if plan.load_best_model_at_end {
                 self.best = self.trainable.params().to_vec();
             }
+        }
+        if step > 0 {
+            self.state.stale = if best { 0 } else { self.state.stale + 1 };
         }
         if step == 0 {
             self.state.held_out_before = Some(held_out);
@@ -380,46 +596,16 @@ impl<'a> Run<'a> {
         self.output.event(&Event::Checkpoint { step, path })
     }
 
-    /// Writes the result, or after an interruption a checkpoint.
-    fn finish(
-        mut self,
-        mut status: TrainStatus,
-        cancel: &AtomicBool,
-    ) -> Result<TrainOutcome, TrainError> {
-        let step = self.state.step;
-        let measured = self.state.held_out.is_some_and(|h| h.step == step);
-        if status != TrainStatus::Interrupted && !measured && !self.evaluate(cancel)? {
-            status = TrainStatus::Interrupted;
-        }
-        if status == TrainStatus::Interrupted {
-            self.save_checkpoint()?;
-        } else {
-            if self.plan.save_steps > 0 {
-                self.save_checkpoint()?;
-            }
-            self.save_result(status)?;
-        }
-        self.output.event(&Event::End { step, status, seconds: self.state.seconds })?;
-        Ok(TrainOutcome {
-            status,
-            output_dir: self.plan.output_dir.clone(),
-            step,
-            total_steps: self.total_steps,
-            train_loss: self.state.train_loss,
-            held_out_before: self.state.held_out_before,
-            held_out: self.state.held_out,
-            best: self.state.best,
-            tokens: self.state.tokens,
-            supervised_tokens: self.state.supervised_tokens,
-            seconds: self.state.seconds,
-        })
-    }
-
-    fn save_result(&mut self, status: TrainStatus) -> Result<(), TrainError> {
+    fn save_result(
+        &mut self,
+        decoder: &mut Decoder,
+        adapters: &mut AdapterSet,
+        status: TrainStatus,
+    ) -> Result<(), TrainError> {
         let mut saved_step = self.state.step;
         if let (Some(best), false) = (self.state.best, self.best.is_empty()) {
             self.trainable.params_mut().copy_from_slice(&self.best);
-            self.trainable.publish(self.decoder)?;
+            self.trainable.publish(decoder, adapters)?;
             saved_step = best.step;
         }
         let (dir, provenance) = (&self.output.dir, self.provenance);
@@ -463,7 +649,7 @@ impl<'a> Run<'a> {
         .to_vec();
         self.trainable.save(
             dir,
-            self.decoder,
+            decoder,
             &provenance.base_name,
             &self.identity.base_sha256,
             self.plan.save_dtype,
@@ -484,6 +670,268 @@ impl<'a> Run<'a> {
         model::write_atomic(&dir.join(MANIFEST_FILE), &json)?;
         Ok(())
     }
+}
+
+impl Group<'_> {
+    fn start(&mut self, resume: bool, cancel: &AtomicBool) -> Result<(), TrainError> {
+        for lane in &mut self.lanes {
+            // A base that is trained itself is the reference only now.
+            if lane.plan.method == Method::Full && lane.plan.objective.needs_reference() {
+                let per_example = lane.plan.objective.rows_per_example();
+                let budget = lane.plan.micro_batch_tokens;
+                let sets = [&lane.data.train, &lane.data.held_out];
+                for (references, rows) in lane.references.iter_mut().zip(sets) {
+                    let all: Vec<usize> = (0..rows.len() / per_example).collect();
+                    let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+                    // When cancelled, the loop ends before its first step.
+                    references.complete(&mut learner, rows, per_example, &all, budget, cancel)?;
+                }
+            }
+            lane.start(self.decoder, &mut self.adapters, resume)?;
+        }
+        Ok(())
+    }
+
+    /// Steps until every lane has ended.
+    fn go(&mut self, cancel: &AtomicBool) -> Result<(), TrainError> {
+        loop {
+            for lane in self.lanes.iter_mut().filter(|l| l.ended.is_none()) {
+                let (decoder, adapters) = (&*self.decoder, &self.adapters);
+                let wanted = lane.evaluation_is_due();
+                if wanted && !lane.evaluate(decoder, adapters, &mut self.tape, cancel)? {
+                    return Ok(());
+                }
+                let step = lane.state.step;
+                // After the evaluation, so that a resumed run does not do it again.
+                if step > 0 && due(step, lane.plan.save_steps) {
+                    lane.save_checkpoint()?;
+                }
+                lane.ended = lane.end();
+            }
+            let going = self.lanes.iter().any(|l| l.ended.is_none());
+            if !going || !self.step(cancel)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One optimizer step of every lane that goes on: forward and backward of each micro-batch,
+    /// clipping, AdamW. False when cancelled before its end; nothing has changed then.
+    fn step(&mut self, cancel: &AtomicBool) -> Result<bool, TrainError> {
+        let started = Instant::now();
+        let going: Vec<usize> =
+            (0..self.lanes.len()).filter(|&i| self.lanes[i].ended.is_none()).collect();
+        let budget = going.iter().map(|&i| self.lanes[i].plan.micro_batch_tokens).min();
+        let budget = budget.unwrap_or(1);
+        let mut chosen = vec![Vec::new(); self.lanes.len()];
+        let mut z = vec![0.0; self.lanes.len()];
+        for &i in &going {
+            let lane = &mut self.lanes[i];
+            chosen[i] = lane.sampler.step(lane.state.step).to_vec();
+            let (rows, plan) = (&lane.data.train, lane.plan);
+            let per_example = plan.objective.rows_per_example();
+            let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+            if plan.objective.needs_reference() {
+                let references = &mut lane.references[0];
+                let done = references.complete(
+                    &mut learner,
+                    rows,
+                    per_example,
+                    &chosen[i],
+                    budget,
+                    cancel,
+                )?;
+                if !done {
+                    return Ok(false);
+                }
+            }
+            match lane.kl(&mut learner, rows, &chosen[i], cancel)? {
+                Some(found) => z[i] = found,
+                None => return Ok(false),
+            }
+        }
+        let lanes = &self.lanes;
+        let shares: Vec<Share<'_>> = going
+            .iter()
+            .map(|&i| {
+                let (lane, plan) = (&lanes[i], lanes[i].plan);
+                let drops = plan.method == Method::Lora && plan.lora_dropout > 0.0;
+                Share {
+                    lane: i,
+                    rows: &lane.data.train,
+                    per_example: plan.objective.rows_per_example(),
+                    chosen: &chosen[i],
+                    adapter: lane.trainable.slot(),
+                    dropout: drops.then(|| dropout_key(plan.seed, lane.state.step + 1)),
+                    whole: plan.objective.nll(plan).whole,
+                }
+            })
+            .collect();
+        let micros = micro_batches(&shares, budget);
+        let mut sums: Vec<Sums> = lanes.iter().map(|_| Sums::default()).collect();
+        for micro in &micros {
+            for (example, segments) in micro.examples.iter().zip(micro.example_tokens()) {
+                sums[example.lane].count(example, lanes[example.lane].plan);
+                sums[example.lane].tokens += segments as u64;
+            }
+        }
+        let terms: Vec<Terms<'_>> = lanes
+            .iter()
+            .zip(&mut sums)
+            .zip(&z)
+            .map(|((lane, sums), &z)| Terms {
+                plan: lane.plan,
+                rows: &lane.data.train,
+                references: &lane.references[0],
+                examples: std::mem::take(&mut sums.examples),
+                nll_targets: sums.nll_targets,
+                z,
+            })
+            .collect();
+        self.grads.zero();
+        for micro in &micros {
+            if cancel.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            let preference = |e: &Packed| lanes[e.lane].plan.objective.is_preference();
+            let needs = micro.examples.iter().any(preference);
+            let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+            let weigh = |losses: &[f32]| {
+                let mut weights = vec![0.0; micro.targets.len()];
+                for example in &micro.examples {
+                    let mut unused = Sums::default();
+                    let into = Some(&mut weights[..]);
+                    terms[example.lane].example(example, micro, losses, &mut unused, into);
+                }
+                weights
+            };
+            let losses = learner.backward(micro, needs, weigh, &mut self.grads)?;
+            for example in &micro.examples {
+                let (lane, sums) = (example.lane, &mut sums[example.lane]);
+                terms[lane].example(example, micro, &losses, sums, None);
+                let step = lanes[lane].state.step + 1;
+                let whole = sums.judged + sums.nll;
+                let rows = |lane: usize| &lanes[lane].data.train;
+                check_finite(whole, &losses, micro, rows, lanes[lane].plan, step, "loss")?;
+            }
+        }
+        for &i in &going {
+            self.apply(i, &chosen[i], &sums[i], started)?;
+        }
+        Ok(true)
+    }
+
+    /// The optimizer step of lane `index`, whose gradients are complete.
+    fn apply(
+        &mut self,
+        index: usize,
+        chosen: &[usize],
+        sums: &Sums,
+        started: Instant,
+    ) -> Result<(), TrainError> {
+        let lane = &mut self.lanes[index];
+        let (plan, step) = (lane.plan, lane.state.step + 1);
+        let per_example = plan.objective.rows_per_example();
+        let grads = lane.trainable.grad_slice(&self.grads);
+        let grad_norm = global_norm(grads);
+        guard::finite_norm(grad_norm, chosen, &lane.data.train, per_example, step)?;
+        let scale = clip_factor(grad_norm, plan.max_grad_norm);
+        let learning_rate = lane.schedule.learning_rate(lane.state.step);
+        lane.optimizer.step(lane.trainable.params_mut(), grads, scale, learning_rate, step);
+        lane.trainable.publish(self.decoder, &mut self.adapters)?;
+        lane.trainable.check_moved(step, self.decoder)?;
+
+        let seconds = started.elapsed().as_secs_f64();
+        lane.pace.seconds += seconds;
+        lane.pace.tokens += sums.tokens;
+        lane.pace.steps += 1;
+        lane.state.step = step;
+        lane.state.epoch = step as f64 / lane.sampler.steps_per_epoch() as f64;
+        lane.state.seconds += seconds;
+        lane.state.tokens += sums.tokens;
+        lane.state.supervised_tokens += sums.targets;
+        lane.state.train_loss = sums.loss(plan);
+        let event = Event::Step {
+            step,
+            total_steps: lane.total_steps,
+            epoch: lane.state.epoch,
+            loss: lane.state.train_loss,
+            learning_rate,
+            grad_norm,
+            tokens: sums.tokens,
+            supervised_tokens: sums.targets,
+            tokens_per_second: lane.pace.tokens as f64 / lane.pace.seconds.max(1e-9),
+            seconds: lane.state.seconds,
+            eta_seconds: (lane.total_steps - step) as f64 * lane.pace.seconds
+                / lane.pace.steps as f64,
+            rewards: sums.rewards(plan),
+        };
+        if step == 1 || step == lane.total_steps || due(step, plan.logging_steps) {
+            lane.output.event(&event)
+        } else {
+            lane.output.event_unlogged(&event);
+            Ok(())
+        }
+    }
+
+    /// Writes every lane's result, or after an interruption its checkpoint.
+    fn finish(mut self, cancel: &AtomicBool) -> Result<Vec<TrainOutcome>, TrainError> {
+        let mut outcomes = Vec::new();
+        for lane in &mut self.lanes {
+            let mut status = lane.ended.unwrap_or(TrainStatus::Interrupted);
+            let (decoder, adapters) = (&*self.decoder, &self.adapters);
+            let evaluate = status != TrainStatus::Interrupted && !lane.is_measured();
+            if evaluate && !lane.evaluate(decoder, adapters, &mut self.tape, cancel)? {
+                status = TrainStatus::Interrupted;
+            }
+            if status == TrainStatus::Interrupted {
+                lane.save_checkpoint()?;
+            } else {
+                if lane.plan.save_steps > 0 {
+                    lane.save_checkpoint()?;
+                }
+                lane.save_result(self.decoder, &mut self.adapters, status)?;
+            }
+            let (step, seconds) = (lane.state.step, lane.state.seconds);
+            lane.output.event(&Event::End { step, status, seconds })?;
+            outcomes.push(TrainOutcome {
+                status,
+                output_dir: lane.plan.output_dir.clone(),
+                step,
+                total_steps: lane.total_steps,
+                train_loss: lane.state.train_loss,
+                held_out_before: lane.state.held_out_before,
+                held_out: lane.state.held_out,
+                best: lane.state.best,
+                tokens: lane.state.tokens,
+                supervised_tokens: lane.state.supervised_tokens,
+                seconds,
+            });
+        }
+        Ok(outcomes)
+    }
+}
+
+/// Refuses a loss that is not finite, naming the examples whose own loss is not.
+fn check_finite<'r>(
+    sum: f64,
+    losses: &[f32],
+    micro: &MicroBatch,
+    rows: impl Fn(usize) -> &'r Vec<Row>,
+    plan: &TrainPlan,
+    step: u64,
+    what: &'static str,
+) -> Result<(), TrainError> {
+    if sum.is_finite() {
+        return Ok(());
+    }
+    let per_example = plan.objective.rows_per_example();
+    let broken = micro.examples.iter().filter(|e| {
+        e.rows.iter().any(|targets| losses[targets.clone()].iter().any(|l| !l.is_finite()))
+    });
+    let names: Vec<&String> = broken.map(|e| &rows(e.lane)[e.index * per_example].id).collect();
+    let examples = name_some(names);
+    Err(TrainError::NonFinite { step, what, value: sum.to_string(), examples })
 }
 
 fn due(step: u64, every: u64) -> bool {

@@ -1,17 +1,14 @@
 //! The parameters that a run trains, adapter or whole model, as one flat vector.
 
 use crate::error::TrainError;
+use crate::optimizer::ParamGroup;
 use crate::plan::{Method, SaveDtype, TrainPlan};
 use model::{AdapterSet, Decoder, Grads, LoraAdapter, WeightDtype};
 use std::ops::Range;
 use std::path::Path;
 
-/// Name of the adapter in training, inside this process only.
-const ADAPTER_NAME: &str = "training";
-
 pub(crate) struct Trainable {
     kind: Kind,
-    adapters: AdapterSet,
     /// Parameters before the first step, until they are known to have moved.
     initial: Vec<f32>,
 }
@@ -22,17 +19,22 @@ enum Kind {
 }
 
 impl Trainable {
-    pub(crate) fn new(plan: &TrainPlan, decoder: &Decoder) -> Result<Trainable, TrainError> {
-        let mut adapters = AdapterSet::new();
+    /// A fresh adapter, which goes into `adapters` under `name`, or the base's own parameters.
+    pub(crate) fn new(
+        plan: &TrainPlan,
+        decoder: &Decoder,
+        adapters: &mut AdapterSet,
+        name: &str,
+    ) -> Result<Trainable, TrainError> {
         let kind = match plan.method {
             Method::Lora => {
-                let adapter = LoraAdapter::init(&plan.lora_config(), decoder.config(), plan.seed)?;
-                let slot = adapters.insert(ADAPTER_NAME, &adapter, decoder.config())?;
+                let adapter = LoraAdapter::init(&plan.lora_config(), decoder, plan.seed)?;
+                let slot = adapters.insert(name, &adapter, decoder)?;
                 Kind::Lora { adapter, slot }
             }
             Method::Full => Kind::Full { params: decoder.params() },
         };
-        let mut trainable = Trainable { kind, adapters, initial: Vec::new() };
+        let mut trainable = Trainable { kind, initial: Vec::new() };
         trainable.initial = trainable.params().to_vec();
         Ok(trainable)
     }
@@ -51,10 +53,6 @@ impl Trainable {
         }
     }
 
-    pub(crate) fn adapters(&self) -> &AdapterSet {
-        &self.adapters
-    }
-
     /// Slot that training segments name; None trains the base itself.
     pub(crate) fn slot(&self) -> Option<usize> {
         match &self.kind {
@@ -63,10 +61,14 @@ impl Trainable {
         }
     }
 
-    pub(crate) fn zero_grads(&self) -> Grads {
+    /// Makes room in `grads` for the gradients of what is trained.
+    pub(crate) fn add_zero_grads(&self, grads: &mut Grads) {
         match &self.kind {
-            Kind::Lora { adapter, slot } => Grads::for_adapter(*slot, adapter.param_count()),
-            Kind::Full { params } => Grads::full(params.len()),
+            Kind::Lora { adapter, slot } => {
+                grads.adapters.resize(grads.adapters.len().max(slot + 1), None);
+                grads.adapters[*slot] = Some(vec![0.0; adapter.param_count()]);
+            }
+            Kind::Full { params } => grads.full = Some(vec![0.0; params.len()]),
         }
     }
 
@@ -76,24 +78,45 @@ impl Trainable {
             Kind::Lora { slot, .. } => grads.adapters[*slot].as_deref(),
             Kind::Full { .. } => grads.full.as_deref(),
         };
-        slice.expect("zero_grads made these gradients")
+        slice.expect("add_zero_grads made these gradients")
     }
 
-    /// Ranges under weight decay: matrices of a full model (norms are left alone), all of an
-    /// adapter.
-    pub(crate) fn decayed(&self, decoder: &Decoder) -> Vec<Range<usize>> {
+    /// How the optimizer treats which parameters. Weight decay is for the matrices of a full model
+    /// (norms are left alone) and all of an adapter; LoRA+ (arXiv 2402.12354) has B, and DoRA's
+    /// magnitudes with it, learn faster than A.
+    pub(crate) fn groups(&self, plan: &TrainPlan, decoder: &Decoder) -> Vec<ParamGroup> {
+        let group = |range: &Range<usize>, decay, lr_ratio| ParamGroup {
+            range: range.clone(),
+            decay,
+            lr_ratio,
+        };
         match &self.kind {
-            Kind::Lora { adapter, .. } => std::iter::once(0..adapter.param_count()).collect(),
+            Kind::Lora { adapter, .. } if plan.loraplus_lr_ratio == 1.0 => {
+                vec![group(&(0..adapter.param_count()), true, 1.0)]
+            }
+            Kind::Lora { adapter, .. } => {
+                let each = adapter.modules().iter().flat_map(|m| {
+                    [
+                        group(&m.a, true, 1.0),
+                        group(&(m.b.start..m.magnitude.end), true, plan.loraplus_lr_ratio),
+                    ]
+                });
+                each.collect()
+            }
             Kind::Full { .. } => {
-                decoder.param_layout().iter().filter(|s| s.decay).map(|s| s.range.clone()).collect()
+                decoder.param_layout().iter().map(|s| group(&s.range, s.decay, 1.0)).collect()
             }
         }
     }
 
     /// Hands changed parameters to the forward.
-    pub(crate) fn publish(&mut self, decoder: &mut Decoder) -> Result<(), TrainError> {
+    pub(crate) fn publish(
+        &self,
+        decoder: &mut Decoder,
+        adapters: &mut AdapterSet,
+    ) -> Result<(), TrainError> {
         match &self.kind {
-            Kind::Lora { adapter, slot } => self.adapters.refresh(*slot, adapter),
+            Kind::Lora { adapter, slot } => adapters.refresh(*slot, adapter, decoder),
             Kind::Full { params } => decoder.set_params(params)?,
         }
         Ok(())
@@ -150,7 +173,7 @@ impl Trainable {
             Kind::Lora { adapter, .. } => {
                 adapter.save(dir, base_name, base_digest, metadata)?;
                 let back = LoraAdapter::load(dir, decoder)?;
-                if back.params != adapter.params {
+                if back.params != adapter.portable(&[]).params {
                     return Err(TrainError::ReadBack(dir.to_owned()));
                 }
             }

@@ -22,7 +22,7 @@ fn full_fine_tuning_follows_pytorch() {
             let mut mask = vec![false];
             mask.extend(targets[..ids.len() - 1].iter().map(|&t| t >= 0));
             let ids = ids.iter().map(|&id| id as u32).collect();
-            Row { id: i.to_string(), ids, mask }
+            Row::new(i.to_string(), ids, mask)
         })
         .collect();
     let facts: serde_json::Value =

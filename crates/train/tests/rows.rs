@@ -126,8 +126,7 @@ fn text_is_learnt_whole_and_blocks_are_held_out() {
 
 #[test]
 fn digest_tells_rows_masks_and_sets_apart() {
-    let row =
-        |id: u32, learnt: bool| Row { id: "r".into(), ids: vec![1, id], mask: vec![false, learnt] };
+    let row = |id: u32, learnt: bool| Row::new("r", vec![1, id], vec![false, learnt]);
     let data = |train: Vec<Row>, held_out: Vec<Row>| TrainData {
         train,
         held_out,

@@ -45,7 +45,7 @@ fn rows(count: usize, seed: u32) -> Vec<Row> {
             ids.extend((0..3 + i % 3).map(|p| 3 + (seed + i * 17 + p * 5) % 60));
             ids.push(STOP);
             let mask = (0..ids.len()).map(|p| p >= prompt).collect();
-            Row { id: format!("example-{i}"), ids, mask }
+            Row::new(format!("example-{i}"), ids, mask)
         })
         .collect()
 }

@@ -149,7 +149,7 @@ fn probe(decoder: &Decoder, adapter: Option<&LoraAdapter>) -> Result<Vec<f32>> {
     let config = decoder.config();
     let len = config.max_position_embeddings.min(64);
     let mut adapters = AdapterSet::new();
-    let slot = adapter.map(|a| adapters.insert("adapter", a, config)).transpose()?;
+    let slot = adapter.map(|a| adapters.insert("adapter", a, decoder)).transpose()?;
     let blocks = len.div_ceil(model::BLOCK_SIZE);
     let mut cache = KvCache::new(config, blocks);
     let batch = Batch {

@@ -170,7 +170,7 @@ impl Reader<'_> {
         let config = source.decoder.config();
         let blocks = context.div_ceil(model::BLOCK_SIZE);
         let mut adapters = AdapterSet::new();
-        let insert = |lora| adapters.insert("adapter", lora, config);
+        let insert = |lora| adapters.insert("adapter", lora, &source.decoder);
         Ok(Reader {
             slot: source.adapter.as_ref().map(insert).transpose()?,
             decoder: &source.decoder,
@@ -196,6 +196,7 @@ impl Reader<'_> {
                     pages: self.pages.clone(),
                     adapter: self.slot,
                     reach: ids.len(),
+                    dropout: None,
                 }],
                 logit_rows: rows.clone().map(|row| row - start).collect(),
             };

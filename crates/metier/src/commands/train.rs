@@ -54,7 +54,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
     }
     Ok(match outcome.status {
         TrainStatus::Interrupted => ExitCode::from(exit::FAILED),
-        TrainStatus::Completed | TrainStatus::TimeLimit => exit::done(),
+        _ => exit::done(),
     })
 }
 
@@ -272,6 +272,9 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
         clock(outcome.seconds),
         outcome.tokens as f64 / outcome.seconds.max(1e-9)
     );
+    if outcome.status == TrainStatus::EarlyStopped {
+        println!("stopped early: the held-out loss no longer fell");
+    }
     println!("wrote {dir}");
     match method {
         Method::Lora => {

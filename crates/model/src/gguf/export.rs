@@ -137,10 +137,11 @@ impl Decoder {
 
 impl LoraAdapter {
     /// Writes the adapter as a GGUF file for llama.cpp's `--lora`: for each matrix A [r, in] and B
-    /// [out, r] in f32.
+    /// [out, r] in f32, in the form of [`LoraAdapter::portable`].
     ///
     /// # Errors
-    /// [`ModelError::Params`] naming the family and what llama.cpp's files of it cannot say,
+    /// [`ModelError::Params`] naming the family and what llama.cpp's files of it cannot say (DoRA is
+    /// among it),
     /// [`ModelError::Io`] with the file.
     pub fn save_gguf(
         &self,
@@ -149,16 +150,24 @@ impl LoraAdapter {
         general: Vec<(String, Value)>,
     ) -> Result<(), ModelError> {
         let architecture = gguf::describe(base)?.architecture;
+        if self.config.use_dora {
+            return Err(ModelError::Params(
+                "use_dora: llama.cpp's adapters know no magnitudes\n\
+                 hint: merge the adapter into the model instead"
+                    .into(),
+            ));
+        }
+        let adapter = self.portable(&[]);
         let mut metadata = vec![
             ("general.architecture".to_owned(), Value::String(architecture.name.into())),
             ("general.type".to_owned(), Value::String("adapter".into())),
             ("adapter.type".to_owned(), Value::String("lora".into())),
             // The reader divides by the rank.
-            ("adapter.lora.alpha".to_owned(), Value::F32(self.config.lora_alpha)),
+            ("adapter.lora.alpha".to_owned(), Value::F32(adapter.config.lora_alpha)),
         ];
         metadata.extend(general);
         let mut tensors = Vec::new();
-        for m in self.modules() {
+        for m in adapter.modules() {
             let modules = m.linear.modules();
             let name = module_name(modules[0], modules.len() > 1);
             let mut push = |end: &str, shape: [usize; 2], values: Vec<f32>| {
@@ -169,8 +178,8 @@ impl LoraAdapter {
                     bytes: Box::new(move || bytemuck::cast_slice(&values).to_vec()),
                 });
             };
-            push("lora_a", [m.r, m.in_features], self.params[m.a.clone()].to_vec());
-            let b = &self.params[m.b.clone()];
+            push("lora_a", [m.r, m.in_features], adapter.params[m.a.clone()].to_vec());
+            let b = &adapter.params[m.b.clone()];
             let slot = Slot::Matrix(m.layer, modules[0]);
             let row = |i: usize| {
                 let own = own_row(architecture, base, slot, i);
@@ -184,7 +193,7 @@ impl LoraAdapter {
 }
 
 impl LoraAdapter {
-    /// Reads back what [`LoraAdapter::save_gguf`] wrote: an adapter with the modules of `like`.
+    /// Reads back what [`LoraAdapter::save_gguf`] wrote of `like`.
     ///
     /// # Errors
     /// [`ModelError::Adapter`] naming a tensor that is missing, has another shape or another type.
@@ -195,8 +204,9 @@ impl LoraAdapter {
     ) -> Result<LoraAdapter, ModelError> {
         let architecture = gguf::describe(base)?.architecture;
         let file = GgufFile::open(path)?;
+        let like = like.portable(&[]);
         let mut adapter = like.clone();
-        adapter.config.lora_alpha = file.require("adapter.lora.alpha")?;
+        adapter.set_alpha(file.require("adapter.lora.alpha")?);
         let tensor = |name: String, shape: [usize; 2]| match file.tensor(&name) {
             Some(t) if t.shape == shape && t.ggml_type == GgmlType::F32 => {
                 let mut values = vec![0.0; shape[0] * shape[1]];

@@ -101,11 +101,11 @@ fn engine(options: EngineOptions) -> EngineHandle {
     let mut engine = Engine::new(Arc::clone(&decoder), options).expect("good options");
     for (seed, name) in MODELS[1..].iter().enumerate() {
         let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-        let mut adapter = LoraAdapter::init(&config, decoder.config(), 0).expect("fits");
+        let mut adapter = LoraAdapter::init(&config, &decoder, 0).expect("fits");
         for (i, value) in adapter.params.iter_mut().enumerate() {
             *value = ((i * 7919 + seed * 104_729) % 1000) as f32 / 1500.0 - 0.33;
         }
-        let slot = engine.adapters_mut().insert(name, &adapter, decoder.config());
+        let slot = engine.adapters_mut().insert(name, &adapter, &decoder);
         assert_eq!(slot.expect("fits"), seed);
     }
     EngineHandle::spawn(engine).expect("a thread")
