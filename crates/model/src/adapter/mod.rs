@@ -139,6 +139,8 @@ pub struct LoraAdapter {
     /// Every A and B; places are in [`LoraAdapter::modules`].
     pub params: Vec<f32>,
     modules: Vec<LoraModule>,
+    /// Layers of the base.
+    layers: usize,
     base_digest: Option<String>,
 }
 
@@ -153,7 +155,8 @@ impl LoraAdapter {
         config.validate(base.config())?;
         let chosen = config.choose(base.config())?;
         let modules = layout(&chosen, config.use_dora, base.config());
-        let mut adapter = LoraAdapter::zeroed(config.clone(), modules);
+        let mut adapter =
+            LoraAdapter::zeroed(config.clone(), modules, base.config().num_hidden_layers);
         let mut rng = Pcg64::seed_from_u64(seed);
         for module in &adapter.modules {
             let bound = 1.0 / (module.in_features as f32).sqrt();
@@ -223,9 +226,14 @@ impl LoraAdapter {
         let scale = self.modules.first().map_or(1.0, |m| m.scale);
         let one_scale = self.modules.iter().all(|m| m.scale == scale);
         let as_it_is = one_scale && !self.config.use_rslora && r == self.config.r;
-        let mut names: Vec<&str> = self.modules.iter().map(|m| m.linear.short_name()).collect();
-        names.sort_unstable();
-        names.dedup();
+        let short = |m: &LoraModule| m.linear.short_name();
+        let name = |m: &LoraModule| {
+            // A short name stands for that matrix of every layer.
+            let everywhere =
+                self.modules.iter().filter(|o| short(o) == short(m)).count() == self.layers;
+            if everywhere { short(m).to_owned() } else { m.name.clone() }
+        };
+        let names: std::collections::BTreeSet<String> = self.modules.iter().map(name).collect();
         let config = LoraConfig {
             r,
             lora_alpha: match (as_it_is && self.config.alpha_pattern.is_empty(), one_scale) {
@@ -245,7 +253,7 @@ impl LoraAdapter {
             module
         };
         let modules = self.modules.iter().map(place).collect();
-        let mut adapter = LoraAdapter::zeroed(config, modules);
+        let mut adapter = LoraAdapter::zeroed(config, modules, self.layers);
         adapter.base_digest = self.base_digest.clone();
         for (from, to) in self.modules.iter().zip(&adapter.modules) {
             let a = &self.params[from.a.clone()];
@@ -281,9 +289,9 @@ impl LoraAdapter {
         rows.collect()
     }
 
-    fn zeroed(config: LoraConfig, modules: Vec<LoraModule>) -> LoraAdapter {
+    fn zeroed(config: LoraConfig, modules: Vec<LoraModule>, layers: usize) -> LoraAdapter {
         let count = modules.last().map_or(0, |m| m.magnitude.end);
-        LoraAdapter { config, params: vec![0.0; count], modules, base_digest: None }
+        LoraAdapter { config, params: vec![0.0; count], modules, layers, base_digest: None }
     }
 }
 

@@ -287,7 +287,7 @@ fn collect(
             ),
         ));
     }
-    let mut adapter = LoraAdapter::zeroed(config, modules);
+    let mut adapter = LoraAdapter::zeroed(config, modules, model.num_hidden_layers);
     for (place, views) in adapter.modules.clone().iter().zip(&found) {
         for (range, view) in [&place.a, &place.b, &place.magnitude].into_iter().zip(&views[..sides])
         {
