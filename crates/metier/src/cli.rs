@@ -84,6 +84,11 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
 }
 
+fn objective(text: &str) -> Result<train::Objective, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "expected one of sft, text, dpo, orpo, kto, simpo".into())
+}
+
 fn weight_dtype(text: &str) -> Result<WeightDtype, String> {
     WeightDtype::from_name(text)
         .ok_or_else(|| format!("expected one of {}", WeightDtype::NAMES.join(", ")))
@@ -258,6 +263,8 @@ pub(crate) struct DataPrepareArgs {
   metier train --config recipes/banking77.toml
   metier train --config metier.toml --resume
   metier train --base nano --data train.jsonl --out out/x --dry-run
+  metier train --base nano --data train.jsonl --out out/sweep --sweep r=8,32 --sweep learning_rate=1e-4,1e-3
+  metier train --base nano --data pairs.jsonl --objective dpo --out out/preferred
 
 Flags override the config file. Ctrl-C saves a checkpoint; --resume continues from it exactly.")]
 pub(crate) struct TrainArgs {
@@ -286,6 +293,12 @@ pub(crate) struct TrainArgs {
     /// Print the resolved plan and what it would do, then stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// What is minimised: sft, text, dpo, orpo, kto or simpo [default: sft; text for plain text]
+    #[arg(long, value_name = "O", value_parser = objective)]
+    pub(crate) objective: Option<train::Objective>,
+    /// Train with each of these values, side by side on one base (repeatable; every combination)
+    #[arg(long, value_name = "KEY=V,V")]
+    pub(crate) sweep: Vec<String>,
     /// Optimizer steps; overrides num_train_epochs
     #[arg(long)]
     pub(crate) max_steps: Option<usize>,
