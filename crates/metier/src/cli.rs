@@ -542,24 +542,38 @@ pub(crate) struct PerplexityArgs {
 #[command(after_help = "Examples:
   metier bench decode --model nano
   metier bench prefill --model HuggingFaceTB/SmolLM2-135M --prompt-tokens 512 --runs 10 --json
+  metier bench train --model HuggingFaceTB/SmolLM2-135M --rows 4 --prompt-tokens 512 --runs 3
 
 Token ids are made up: speed does not depend on them. Prints the median of the runs, their range, and
 the share of what this machine can do, measured just before and after.")]
 pub(crate) struct BenchArgs {
-    /// decode: one sequence, token after token; prefill: reading a prompt
+    /// decode: one sequence, token after token; prefill: reading a prompt; train: LoRA steps on all
+    /// linear layers
     pub(crate) what: BenchWhat,
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
-    /// Prompt length [default: 16 for decode, 512 for prefill]
+    /// Length of the prompt, or of a row to train on [default: 16 for decode, otherwise 512]
     #[arg(long, value_name = "N")]
     pub(crate) prompt_tokens: Option<usize>,
     /// Tokens to decode
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) tokens: usize,
-    /// Counted runs, after one to warm up
+    /// Rows of a training step
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) rows: usize,
+    /// LoRA rank of the training
+    #[arg(long, default_value_t = 16)]
+    pub(crate) r: usize,
+    /// Adapters trained side by side, each on its own rows
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) adapters: usize,
+    /// Keep all activations: faster, with more memory
+    #[arg(long)]
+    pub(crate) keep_activations: bool,
+    /// Counted runs (for train: steps), after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
     /// Print JSON
@@ -575,6 +589,8 @@ pub(crate) enum BenchWhat {
     Decode,
     /// Reading a prompt
     Prefill,
+    /// LoRA steps
+    Train,
 }
 
 /// Arguments of `doctor`.
