@@ -44,6 +44,10 @@ pub(crate) struct State {
     pub(crate) best: Option<HeldOut>,
     /// Measurements since the best one.
     pub(crate) stale: u64,
+    /// Every measurement after a step.
+    pub(crate) measured: Vec<HeldOut>,
+    /// Steps whose gradient was scaled down.
+    pub(crate) clipped_steps: u64,
 }
 
 /// What a checkpoint must share with the run that continues it.

@@ -116,6 +116,9 @@ pub enum Event {
         status: crate::run::TrainStatus,
         /// Seconds of training, earlier parts included.
         seconds: f64,
+        /// Three sentences: what happened, whether it learnt, what to try next.
+        #[serde(default)]
+        guidance: Vec<String>,
     },
 }
 

@@ -11,6 +11,7 @@ mod checkpoint;
 mod error;
 mod events;
 mod guard;
+mod guidance;
 mod manifest;
 mod memory;
 mod objective;

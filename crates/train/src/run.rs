@@ -8,6 +8,7 @@ use crate::checkpoint::{self, Identity, State, Tensors};
 use crate::error::{TrainError, name_some};
 use crate::events::{Event, HeldOut, Observer, Rewards};
 use crate::guard;
+use crate::guidance::Facts;
 use crate::manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
 #[cfg(test)]
 use crate::objective::Objective;
@@ -68,6 +69,8 @@ pub struct TrainOutcome {
     pub supervised_tokens: u64,
     /// Seconds of training (without held-out loss and files), earlier parts included.
     pub seconds: f64,
+    /// Three sentences: what happened, whether it learnt, what to try next.
+    pub guidance: Vec<String>,
 }
 
 /// One of the runs that share a base.
@@ -572,6 +575,7 @@ impl<'a> Lane<'a> {
         }
         if step > 0 {
             self.state.stale = if best { 0 } else { self.state.stale + 1 };
+            self.state.measured.push(held_out);
         }
         if step == 0 {
             self.state.held_out_before = Some(held_out);
@@ -579,6 +583,25 @@ impl<'a> Lane<'a> {
         self.state.held_out = Some(held_out);
         self.output.event(&Event::Evaluation { held_out, best })?;
         Ok(true)
+    }
+
+    fn facts(&self, status: TrainStatus) -> Facts {
+        let (report, state, plan) = (&self.data.train_report, &self.state, self.plan);
+        Facts {
+            status: Some(status),
+            step: state.step,
+            epoch: state.epoch,
+            rows: self.data.train.len() / plan.objective.rows_per_example(),
+            dropped: report.too_long + report.unsupervised,
+            targets: report.supervised_tokens,
+            trainable: self.trainable.params().len(),
+            learning_rate: plan.learning_rate,
+            train_loss: state.train_loss,
+            clipped_steps: state.clipped_steps,
+            before: state.held_out_before,
+            measured: state.measured.clone(),
+            saves_best: plan.load_best_model_at_end,
+        }
     }
 
     fn save_checkpoint(&mut self) -> Result<(), TrainError> {
@@ -853,6 +876,7 @@ impl Group<'_> {
         lane.state.tokens += sums.tokens;
         lane.state.supervised_tokens += sums.targets;
         lane.state.train_loss = sums.loss(plan);
+        lane.state.clipped_steps += u64::from(scale < 1.0);
         let event = Event::Step {
             step,
             total_steps: lane.total_steps,
@@ -895,7 +919,9 @@ impl Group<'_> {
                 lane.save_result(self.decoder, &mut self.adapters, status)?;
             }
             let (step, seconds) = (lane.state.step, lane.state.seconds);
-            lane.output.event(&Event::End { step, status, seconds })?;
+            let guidance = lane.facts(status).sentences().to_vec();
+            let said = guidance.clone();
+            lane.output.event(&Event::End { step, status, seconds, guidance: said })?;
             outcomes.push(TrainOutcome {
                 status,
                 output_dir: lane.plan.output_dir.clone(),
@@ -908,6 +934,7 @@ impl Group<'_> {
                 tokens: lane.state.tokens,
                 supervised_tokens: lane.state.supervised_tokens,
                 seconds,
+                guidance,
             });
         }
         Ok(outcomes)

@@ -528,8 +528,8 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
         clock(outcome.seconds),
         outcome.tokens as f64 / outcome.seconds.max(1e-9)
     );
-    if outcome.status == TrainStatus::EarlyStopped {
-        println!("stopped early: the held-out loss no longer fell");
+    for sentence in &outcome.guidance {
+        println!("  {sentence}");
     }
     println!("wrote {dir}");
     match method {
