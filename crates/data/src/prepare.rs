@@ -12,7 +12,9 @@ use crate::dedup::{DedupOptions, DedupReport, deduplicate};
 use crate::error::DataError;
 use crate::example::{Example, hex, make_ids_unique};
 use crate::files::write_all_atomic;
+use crate::folder::{FolderSplit, files_of, license_of};
 use crate::leak::{LeakOptions, LeakReport, leak_check};
+use crate::personal::{PersonalReport, personal_data};
 use crate::readers::{ReadOptions, read_with_format};
 use crate::report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};
 use crate::split::{Split, SplitOptions, SplitReport, split};
@@ -77,14 +79,18 @@ pub fn check(
     let mut tokens = BTreeMap::new();
     let mut leaks = Vec::new();
     count(&mut tokens, "train", &train, counter)?;
+    let mut test = Vec::new();
     if let Some(file) = test_file {
-        let (test, more) = read_all(&[file.to_owned()], "test", &options.read)?;
+        let read = ReadOptions { split: FolderSplit::Test, ..options.read.clone() };
+        let more;
+        (test, more) = read_all(&[file.to_owned()], "test", &read)?;
         inputs.extend(more);
         count(&mut tokens, "test", &test, counter)?;
         leaks.push(between("train", &train, "test", &test, &options.leak)?);
     }
+    let personal = personal_data(train.iter().chain(&test));
     let (_, duplicates) = deduplicate(train, &options.dedup);
-    Ok(report(inputs, duplicates, None, leaks, tokens))
+    Ok(report(inputs, duplicates, None, leaks, tokens, personal))
 }
 
 /// Reads files, removes duplicates, splits, checks the sets against one another and writes
@@ -102,6 +108,7 @@ pub fn prepare(
     counter: Option<TokenCounter<'_>>,
 ) -> Result<Prepared, DataError> {
     let (examples, inputs) = read_all(files, "train", &options.read)?;
+    let personal = personal_data(&examples);
     let (examples, duplicates) = deduplicate(examples, &options.dedup);
     let (split, split_report) = split(examples, &options.split)?;
     let sets = [("train", &split.train), ("valid", &split.valid), ("test", &split.test)];
@@ -119,7 +126,7 @@ pub fn prepare(
         outputs.insert(format!("{name}.jsonl"), hex(&Sha256::digest(lines.as_bytes())));
         written.push((format!("{name}.jsonl"), lines.into_bytes()));
     }
-    let mut report = report(inputs, duplicates, Some(split_report), leaks, tokens);
+    let mut report = report(inputs, duplicates, Some(split_report), leaks, tokens, personal);
     report.outputs = outputs;
     written.push(("data_report.json".to_owned(), report.to_json().into_bytes()));
     let written: Vec<(&str, Vec<u8>)> =
@@ -135,21 +142,25 @@ fn read_all(
 ) -> Result<(Vec<Example>, Vec<InputReport>), DataError> {
     let mut examples = Vec::new();
     let mut inputs = Vec::new();
-    for file in files {
-        let (format, rows) = read_with_format(file, options)?;
-        let bytes = fs::read(file).map_err(|source| DataError::Io {
-            path: file.clone(),
-            action: "read",
-            source,
-        })?;
-        inputs.push(InputReport {
-            file: file.clone(),
-            set: set.to_owned(),
-            format,
-            rows: rows.len(),
-            sha256: hex(&Sha256::digest(&bytes)),
-        });
-        examples.extend(rows);
+    for path in files {
+        let license = license_of(path);
+        for file in files_of(path, options.split)? {
+            let (format, rows) = read_with_format(&file, options)?;
+            let bytes = fs::read(&file).map_err(|source| DataError::Io {
+                path: file.clone(),
+                action: "read",
+                source,
+            })?;
+            inputs.push(InputReport {
+                file,
+                set: set.to_owned(),
+                format,
+                rows: rows.len(),
+                sha256: hex(&Sha256::digest(&bytes)),
+                license: license.clone(),
+            });
+            examples.extend(rows);
+        }
     }
     make_ids_unique(&mut examples);
     Ok((examples, inputs))
@@ -185,6 +196,7 @@ fn report(
     split: Option<SplitReport>,
     leaks: Vec<SetLeaks>,
     tokens: BTreeMap<String, TokenStats>,
+    personal: PersonalReport,
 ) -> DataReport {
     let mut blocking = Vec::new();
     let mut warnings = Vec::new();
@@ -217,6 +229,11 @@ fn report(
             "{conflicts} questions have more than one answer: the model cannot get both right"
         ));
     }
+    if let Some(found) = personal.summary() {
+        warnings.push(format!(
+            "what looks like personal data: {found}; a model may repeat what it has learnt"
+        ));
+    }
     for (set, stats) in &tokens {
         if stats.over_limit > 0 {
             warnings.push(format!(
@@ -238,6 +255,7 @@ fn report(
         split,
         leaks,
         tokens,
+        personal,
         outputs: BTreeMap::new(),
         blocking,
         warnings,

@@ -13,6 +13,7 @@ use super::values::{describe, optional_text_of};
 use super::{ReadOptions, RowSink, container_of};
 use crate::error::{DataError, Problem, excerpt};
 use crate::example::make_unique;
+use crate::folder::files_of;
 use crate::preference::{Answers, Preference, joined, preference_id};
 
 /// Usual names of the field with the prompt.
@@ -20,8 +21,8 @@ const PROMPTS: [&str; 4] = ["prompt", "question", "instruction", "input"];
 const PAIR: &str = r#"{"prompt": ..., "chosen": ..., "rejected": ...}"#;
 const LABELLED: &str = r#"{"prompt": ..., "completion": ..., "label": true}"#;
 
-/// Reads every preference of a file, in its order; which container it is follows from its name, as
-/// for [`read`](super::read).
+/// Reads every preference of a file or folder, in its order; which files and what containers they
+/// are follows from names, as for [`read`](super::read).
 ///
 /// * `{"prompt", "chosen", "rejected"}`: all strings, or lists of messages. A string is one turn,
 ///   the prompt the user's (behind [`ReadOptions::system_prompt`]), the others the assistant's.
@@ -33,10 +34,14 @@ const LABELLED: &str = r#"{"prompt": ..., "completion": ..., "label": true}"#;
 /// # Errors
 /// Those of [`read`](super::read); among the wrong rows are those whose answers are empty or equal.
 pub fn read_preferences(path: &Path, options: &ReadOptions) -> Result<Vec<Preference>, DataError> {
-    let container = container_of(path)?;
-    let mut sink = Preferences { path, options, rows: Rows::new(path, options), first: None };
-    (container.read)(path, options, &mut sink)?;
-    let mut preferences = sink.rows.finish()?;
+    let mut preferences = Vec::new();
+    for path in files_of(path, options.split)? {
+        let container = container_of(&path)?;
+        let rows = Rows::new(&path, options);
+        let mut sink = Preferences { path: &path, options, rows, first: None };
+        (container.read)(&path, options, &mut sink)?;
+        preferences.extend(sink.rows.finish()?);
+    }
     make_unique(preferences.iter_mut().map(|p| &mut p.id));
     Ok(preferences)
 }
@@ -50,15 +55,7 @@ pub(super) fn accepts(names: &[&str], options: &ReadOptions) -> bool {
 
 /// The error for preferences where conversations are wanted.
 pub(super) fn not_here(path: &Path, names: &[&str]) -> DataError {
-    DataError::Columns {
-        path: path.to_owned(),
-        found: format!("preference data (the fields are {})", excerpt(&names.join(", "))),
-        expected: "conversations, or prompts with one answer each to learn".to_owned(),
-        hint:
-            "preferences are learnt with an objective such as dpo or kto; to learn all answers of \
-               one field, name it with --completion-column"
-                .to_owned(),
-    }
+    DataError::Preferences { path: path.to_owned(), fields: excerpt(&names.join(", ")) }
 }
 
 /// Makes preferences of rows.

@@ -2,14 +2,15 @@
 
 use super::data::read_options;
 use crate::cli::{ColumnArgs, TrainArgs};
-use crate::config::ConfigFile;
+use crate::config::{ConfigFile, Source};
 use crate::exit;
 use crate::progress::{TrainBar, clock};
 use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
-use ::data::{Example, SplitOptions};
+use ::data::{Example, FolderSplit, ReadOptions, SplitOptions, files_of};
 use ::train::{Event, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, WeightDtype};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +36,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
         base_name: start.name.clone(),
         base_licence: file.base.license.clone().unwrap_or_else(|| license_of(&start.dir)),
         data_files: data_files.iter().map(|p| p.display().to_string()).collect(),
-        data_licences: file.data.license.iter().cloned().collect(),
+        data_licences: licences(args, &file),
         tokenizer_sha256: start.tokenizer.sha256().to_owned(),
         chat_template: start.template.source().to_owned(),
         copied_files: ::train::tokenizer_files(&start.dir),
@@ -56,6 +57,17 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
         TrainStatus::Interrupted => ExitCode::from(exit::FAILED),
         TrainStatus::Completed | TrainStatus::TimeLimit => exit::done(),
     })
+}
+
+/// The licence that the config file states for the data, and those on the cards of data folders.
+fn licences(args: &TrainArgs, file: &ConfigFile) -> Vec<String> {
+    let named: Vec<&Path> = match args.data.is_empty() {
+        true => file.data.train.iter().map(|source| source.path.as_path()).collect(),
+        false => args.data.iter().map(PathBuf::as_path).collect(),
+    };
+    let cards = named.into_iter().filter_map(::data::license_of);
+    let all: BTreeSet<String> = file.data.license.iter().cloned().chain(cards).collect();
+    all.into_iter().collect()
 }
 
 /// The model that training starts from.
@@ -153,8 +165,11 @@ fn load_data(
             file.data.text.clone(),
         ));
     }
-    let mut files = if args.data.is_empty() { file.data.train.clone() } else { args.data.clone() };
-    if files.is_empty() {
+    let sources: Vec<Source> = match args.data.is_empty() {
+        true => file.data.train.clone(),
+        false => args.data.iter().cloned().map(Source::new).collect(),
+    };
+    if sources.is_empty() {
         bail!("no training data\nhint: give --data FILE, or [data] train in the config file");
     }
     let columns = ColumnArgs {
@@ -177,15 +192,29 @@ fn load_data(
     };
     let options = read_options(&columns);
     let mut train: Vec<Example> = Vec::new();
-    for path in &files {
-        train.extend(::data::read(path, &options)?);
+    // Where each file's rows come from, to weigh them when some are held out.
+    let mut source_of: HashMap<PathBuf, usize> = HashMap::new();
+    let mut files = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        for part in files_of(&source.path, options.split)? {
+            train.extend(::data::read(&part, &options)?);
+            if source_of.insert(part.clone(), index).is_some() {
+                bail!(
+                    "{}: named twice as training data\nhint: to see its rows oftener, write {{ path = \"...\", weight = 2.0 }}",
+                    part.display()
+                );
+            }
+            files.push(part);
+        }
     }
     if let Some(test) = &file.data.test {
+        let options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
         warn_of_leaks(&train, &::data::read(test, &options)?, test)?;
     }
     let held_out = match args.valid.as_ref().or(file.data.valid.as_ref()) {
         Some(path) => {
-            files.push(path.clone());
+            let options = ReadOptions { split: FolderSplit::Valid, ..options.clone() };
+            files.extend(files_of(path, options.split)?);
             ::data::read(path, &options)?
         }
         None => {
@@ -201,9 +230,39 @@ fn load_data(
             split.valid
         }
     };
+    let train = weighed(train, &sources, &source_of, plan.seed)?;
     let data =
         TrainData::from_conversations(&train, &held_out, &start.tokenizer, &start.template, plan)?;
     Ok((data, files))
+}
+
+/// Each source's rows as often as its weight says. Rows are held out before this, so that none is
+/// on both sides.
+fn weighed(
+    rows: Vec<Example>,
+    sources: &[Source],
+    source_of: &HashMap<PathBuf, usize>,
+    seed: u64,
+) -> Result<Vec<Example>> {
+    let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
+    let mut by_source: Vec<Vec<&Example>> = vec![Vec::new(); sources.len()];
+    for row in &rows {
+        by_source[source_of[&row.origin.file]].push(row);
+    }
+    let counts: Vec<usize> = by_source.iter().map(Vec::len).collect();
+    let drawn = ::data::mix(&counts, &weights, seed).context("[data] train")?;
+    if weights.iter().all(|&weight| weight == 1.0) {
+        return Ok(rows);
+    }
+    for (index, (source, count)) in sources.iter().zip(&counts).enumerate() {
+        let seen = drawn.iter().filter(|drawn| drawn.source == index).count();
+        tracing::info!(
+            "{}: {seen} rows per epoch from {count} (weight {})",
+            source.path.display(),
+            source.weight
+        );
+    }
+    Ok(drawn.iter().map(|drawn| by_source[drawn.source][drawn.row].clone()).collect())
 }
 
 /// A leaked test row makes the later score too good; the user must know before training.
