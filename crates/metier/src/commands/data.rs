@@ -15,6 +15,7 @@ pub(super) fn run(command: &DataCommand) -> Result<ExitCode> {
     match command {
         DataCommand::Check(args) => check(args),
         DataCommand::Prepare(args) => prepare(args),
+        DataCommand::Show(args) => super::data_show::run(args),
     }
 }
 
@@ -61,14 +62,15 @@ pub(super) fn read_options(columns: &ColumnArgs) -> ReadOptions {
 }
 
 /// A model's text side, for counting tokens; its weights are not read.
-struct Counting {
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
-    limit: usize,
+pub(super) struct Counting {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: ChatTemplate,
+    /// The model's context, tokens.
+    pub(super) limit: usize,
 }
 
 impl Counting {
-    fn load(model: &str) -> Result<Counting> {
+    pub(super) fn load(model: &str) -> Result<Counting> {
         let dir = model_dir(model)?;
         let config = DecoderConfig::load(&dir)?;
         let (tokenizer, template) = load_text(&dir, &config)?;
@@ -113,6 +115,15 @@ pub(super) fn show(report: &DataReport, json: bool) {
             "leaks {} -> {}: {} exact, {} after normalising, {} nearly the same, of {} rows",
             leak.train, leak.test, r.exact, r.normalised, r.near, r.test_rows
         );
+    }
+    for (file, license) in report.inputs.iter().filter_map(|i| Some((&i.file, i.license.as_ref()?)))
+    {
+        println!("licence of {}: {license}", file.display());
+    }
+    for place in &report.personal.places {
+        let data::PersonalPlace { kind, origin, field, masked } = place;
+        let data::Origin { file, line } = origin;
+        println!("{}: {}:{line} {field}: {masked}", kind.name(), file.display());
     }
     report.warnings.iter().for_each(|w| println!("warning: {w}"));
     report.blocking.iter().for_each(|b| println!("blocks: {b}"));
