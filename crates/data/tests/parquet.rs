@@ -101,6 +101,40 @@ fn cut_short_and_lying_files_are_refused() {
     assert!(read_bytes(&[b'x'; 100]).is_err());
 }
 
+/// A file without rows whose one column stands in `depth` groups within groups (Thrift's compact
+/// form of the footer).
+fn nested(depth: usize) -> Vec<u8> {
+    let mut footer = vec![0x15, 0x02, 0x19, 0xfc];
+    let mut count = depth + 1;
+    while count > 0x7f {
+        footer.push(count as u8 | 0x80);
+        count >>= 7;
+    }
+    footer.push(count as u8);
+    for _ in 0..depth {
+        footer.extend([0x35, 0, 0x18, 1, b'a', 0x15, 0x02, 0]);
+    }
+    footer.extend([0x15, 0x0c, 0x25, 0, 0x18, 1, b'b', 0]);
+    footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    let mut file = b"PAR1".to_vec();
+    file.extend(&footer);
+    file.extend((footer.len() as u32).to_le_bytes());
+    file.extend(b"PAR1");
+    file
+}
+
+#[test]
+fn deep_schemas_end_without_a_crash() {
+    let error = read_bytes(&nested(3)).unwrap_err();
+    assert!(error.contains("no recognised names"), "{error}");
+    for depth in [65, 500_000] {
+        let error = read_bytes(&nested(depth)).unwrap_err();
+        assert!(error.contains("more than 64 deep"), "{depth}: {error}");
+    }
+    let error = read_bytes(&nested(600_000)).unwrap_err();
+    assert!(error.contains("a footer of 48000"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     /// Whatever byte is changed: an error or rows, never a panic, and rows within bounds.

@@ -1,12 +1,14 @@
 //! Parquet, as the Hub has most data sets. Rows are numbered from 1 where other files have lines.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
+use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::rows::check_length;
@@ -29,10 +31,17 @@ const MOST_TIMES: u64 = 100;
 const ROW_BYTES: u64 = 64;
 /// The last eight bytes: the length of the footer, and the mark `PAR1`.
 const TAIL: u64 = 8;
+/// Longest footer. Those of the Hub's files are below one MiB.
+const FOOTER_BYTES: u32 = 4 << 20;
+/// Stack for reading the footer: the reader walks a schema by recursion, and the longest footer
+/// allowed holds groups within groups some 500,000 deep. Only what is used is taken from the system.
+const STACK_BYTES: usize = 1 << 30;
+/// How deep columns may be nested. Tool calls within messages need six levels.
+const SCHEMA_DEPTH: usize = 64;
 
 fn read(path: &Path, options: &ReadOptions, sink: &mut dyn RowSink) -> Result<(), DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), action: "read", source };
-    let file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(io)?;
     let about = file.metadata().map_err(io)?;
     if !about.is_file() {
         return Err(io(std::io::Error::other("it is not a file")));
@@ -41,21 +50,54 @@ fn read(path: &Path, options: &ReadOptions, sink: &mut dyn RowSink) -> Result<()
         let expected = "a Parquet table".to_owned();
         return Err(DataError::Empty { path: path.to_owned(), expected });
     }
+    let mut tail = [0; TAIL as usize];
+    file.seek(SeekFrom::End(-(TAIL as i64))).map_err(io)?;
+    file.read_exact(&mut tail).map_err(io)?;
+    let footer = u32::from_le_bytes(tail[..4].try_into().expect("four bytes"));
+    if &tail[4..] == b"PAR1" && (footer > FOOTER_BYTES || u64::from(footer) > about.len() - TAIL) {
+        let bytes = about.len();
+        let found = format!("a footer of {footer} bytes in a file of {bytes}");
+        return Err(broken(path, &found));
+    }
+    let reader = open(path, file)?;
     // The reader checks what it reads, but a file made to deceive may still find a place where it
     // relies on a number: that must not end the program.
-    let read = catch_unwind(AssertUnwindSafe(|| read_rows(path, file, about.len(), options, sink)));
+    let read =
+        catch_unwind(AssertUnwindSafe(|| read_rows(path, &reader, about.len(), options, sink)));
     read.unwrap_or_else(|_| Err(broken(path, "a table that contradicts itself")))
+}
+
+/// Reads the footer, where there is room for whatever schema is in it.
+fn open(path: &Path, file: File) -> Result<SerializedFileReader<File>, DataError> {
+    let open = move || {
+        let reader = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
+        let schema = reader.metadata().file_metadata().schema();
+        let mut level: Vec<&Type> = vec![schema];
+        for _ in 0..SCHEMA_DEPTH {
+            let groups = level.into_iter().filter(|column| column.is_group());
+            level = groups.flat_map(|group| group.get_fields()).map(AsRef::as_ref).collect();
+        }
+        match level.is_empty() {
+            true => Ok(reader),
+            false => Err(format!("columns nested more than {SCHEMA_DEPTH} deep")),
+        }
+    };
+    let deep = std::thread::Builder::new().name("parquet".into()).stack_size(STACK_BYTES);
+    let opened = deep.spawn(open).map_err(|error| broken(path, &error.to_string()))?;
+    match opened.join() {
+        Ok(opened) => opened.map_err(|found| broken(path, &found)),
+        Err(_) => Err(broken(path, "a footer that contradicts itself")),
+    }
 }
 
 fn read_rows(
     path: &Path,
-    file: File,
+    reader: &SerializedFileReader<File>,
     file_bytes: u64,
     options: &ReadOptions,
     sink: &mut dyn RowSink,
 ) -> Result<(), DataError> {
     let fail = |error: parquet::errors::ParquetError| broken(path, &error.to_string());
-    let reader = SerializedFileReader::new(file).map_err(fail)?;
     let metadata = reader.metadata();
     for group in metadata.row_groups() {
         for column in group.columns() {
