@@ -376,7 +376,7 @@ fn luhn(digits: &[u32]) -> bool {
             _ => 2 * digit,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn phones(text: &str) -> Vec<Range<usize>> {

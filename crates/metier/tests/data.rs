@@ -130,7 +130,7 @@ fn prepare_takes_every_form() {
     let dir = dir.path();
     let chat = json!({"messages": [user("add 2 2"), assistant("4")]});
     let files = [
-        ("a.jsonl", lines(&[chat.clone()])),
+        ("a.jsonl", lines(std::slice::from_ref(&chat))),
         ("b.json", json!([chat]).to_string()),
         (
             "c.jsonl",

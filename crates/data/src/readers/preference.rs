@@ -220,6 +220,9 @@ struct Row<'a> {
 /// Turns of the prompt, answers, and for each answer how its turns are called in the file.
 type Parts = (Vec<Message>, Answers, Vec<Fields>);
 
+/// [`Parts`] before it is said what the answers are to one another.
+type Told<const N: usize> = (Vec<Message>, [Vec<Message>; N], Vec<Fields>);
+
 impl Row<'_> {
     fn pair(self, chosen: Said, rejected: Said) -> Result<Parts, Problem> {
         let names = ["chosen", "rejected"];
@@ -251,7 +254,7 @@ impl Row<'_> {
         self,
         answers: [String; N],
         names: [&'static str; N],
-    ) -> Result<(Vec<Message>, [Vec<Message>; N], Vec<Fields>), Problem> {
+    ) -> Result<Told<N>, Problem> {
         let field = self.prompt_field.to_owned();
         let prompt = match self.prompt {
             Some(Said::Text(text)) => {
@@ -279,7 +282,7 @@ impl Row<'_> {
         self,
         mut answers: [Vec<Message>; N],
         names: [&'static str; N],
-    ) -> Result<(Vec<Message>, [Vec<Message>; N], Vec<Fields>), Problem> {
+    ) -> Result<Told<N>, Problem> {
         let whole = names.map(Fields::List).into();
         let is_answer =
             |turns: &Vec<Message>| turns.first().is_some_and(|turn| turn.role == "assistant");
