@@ -475,7 +475,7 @@ mod tests {
     #[test]
     fn corsican_numbers_have_letters() {
         for (department, value) in [("2A", 19), ("2B", 18)] {
-            let number: u64 = 1_84_05_00_004_012 + value * 1_000_000;
+            let number: u64 = 1_840_500_004_012 + value * 1_000_000;
             let key = 97 - number % 97;
             let written = format!("1 84 05 {department} 004 012 {key:02}");
             check(&written, &[(Nir, &written)]);
