@@ -35,7 +35,9 @@ pub use mix::{Drawn, mix};
 pub use normalise::normalise;
 pub use personal::{PersonalKind, PersonalPlace, PersonalReport, personal_data};
 pub use preference::{Answers, Preference};
-pub use prepare::{CheckOptions, PrepareOptions, Prepared, TokenCounter, check, prepare};
+pub use prepare::{
+    CheckOptions, PrepareOptions, Prepared, TokenCounter, check, check_preferences, prepare,
+};
 pub use readers::text::{Document, read_text};
 pub use readers::{CONTAINERS, Container, FORMS, Form, ReadOptions, read, read_preferences};
 pub use report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};

@@ -1,7 +1,7 @@
 //! From files as they come to sets to train and test with: read, deduplicate, split, check for
 //! leaks, count, write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,8 @@ use crate::files::write_all_atomic;
 use crate::folder::{FolderSplit, files_of, license_of};
 use crate::leak::{LeakOptions, LeakReport, leak_check};
 use crate::personal::{PersonalReport, personal_data};
-use crate::readers::{ReadOptions, read_with_format};
+use crate::preference::{Answers, Preference};
+use crate::readers::{ReadOptions, read_preference_file, read_with_format};
 use crate::report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};
 use crate::split::{Split, SplitOptions, SplitReport, split};
 use crate::stats::{TokenStats, token_stats};
@@ -93,6 +94,69 @@ pub fn check(
     Ok(report(inputs, duplicates, None, leaks, tokens, personal))
 }
 
+/// [`check`] for files of preferences: rows, tokens of each kind of answer, rows that are there twice,
+/// hints at personal data. Labelled answers that are all good, or all bad, block: there is nothing to
+/// tell apart.
+///
+/// # Errors
+/// Those of [`read_preferences`](crate::read_preferences) and [`token_stats`].
+pub fn check_preferences(
+    files: &[PathBuf],
+    options: &CheckOptions,
+    counter: Option<TokenCounter<'_>>,
+) -> Result<DataReport, DataError> {
+    let mut preferences: Vec<Preference> = Vec::new();
+    let mut inputs = Vec::new();
+    for path in files {
+        let license = license_of(path);
+        for file in files_of(path, options.read.split)? {
+            let (format, rows) = read_preference_file(&file, &options.read)?;
+            inputs.push(input(file, "train", format, rows.len(), license.clone())?);
+            preferences.extend(rows);
+        }
+    }
+    let mut answers: BTreeMap<&str, Vec<Example>> = BTreeMap::new();
+    for preference in &preferences {
+        let names = preference.answers.named().into_iter().map(|(name, _)| name);
+        for (name, conversation) in names.zip(preference.conversations()) {
+            answers.entry(name).or_default().push(Example {
+                id: preference.id.clone(),
+                conversation,
+                group: preference.group.clone(),
+                origin: preference.origin.clone(),
+            });
+        }
+    }
+    let mut tokens = BTreeMap::new();
+    for (name, examples) in &answers {
+        count(&mut tokens, name, examples, counter)?;
+    }
+    // The prompt stands in every answer's conversation; it counts with the first.
+    let personal = personal_data(answers.values().next().into_iter().flatten());
+    let same: HashSet<_> = preferences.iter().map(|p| (&p.prompt, &p.answers)).collect();
+    let duplicates = DedupReport {
+        rows_in: preferences.len(),
+        rows_out: same.len(),
+        exact: preferences.len() - same.len(),
+        ..DedupReport::default()
+    };
+    let labels: HashSet<bool> = preferences
+        .iter()
+        .filter_map(|p| match p.answers {
+            Answers::Labelled { label, .. } => Some(label),
+            Answers::Pair { .. } => None,
+        })
+        .collect();
+    let mut report = report(inputs, duplicates, None, Vec::new(), tokens, personal);
+    if labels.len() == 1 {
+        let all = if labels.contains(&true) { "good" } else { "bad" };
+        report
+            .blocking
+            .push(format!("all answers are labelled {all}: there is nothing to tell apart"));
+    }
+    Ok(report)
+}
+
 /// Reads files, removes duplicates, splits, checks the sets against one another and writes
 /// `train.jsonl`, `valid.jsonl`, `test.jsonl` (chat JSONL; a set with fraction 0 is not written)
 /// and `data_report.json` into `out`. All are on the disk before the first takes its place, the
@@ -146,24 +210,24 @@ fn read_all(
         let license = license_of(path);
         for file in files_of(path, options.split)? {
             let (format, rows) = read_with_format(&file, options)?;
-            let bytes = fs::read(&file).map_err(|source| DataError::Io {
-                path: file.clone(),
-                action: "read",
-                source,
-            })?;
-            inputs.push(InputReport {
-                file,
-                set: set.to_owned(),
-                format,
-                rows: rows.len(),
-                sha256: hex(&Sha256::digest(&bytes)),
-                license: license.clone(),
-            });
+            inputs.push(input(file, set, format, rows.len(), license.clone())?);
             examples.extend(rows);
         }
     }
     make_ids_unique(&mut examples);
     Ok((examples, inputs))
+}
+
+fn input(
+    file: PathBuf,
+    set: &str,
+    format: String,
+    rows: usize,
+    license: Option<String>,
+) -> Result<InputReport, DataError> {
+    let io = |source| DataError::Io { path: file.clone(), action: "read", source };
+    let sha256 = hex(&Sha256::digest(fs::read(&file).map_err(io)?));
+    Ok(InputReport { file, set: set.to_owned(), format, rows, sha256, license })
 }
 
 fn between(

@@ -39,24 +39,22 @@ fn memory_follows_the_file() {
     // Numbers that lie, in headers of pages and in the footer: every byte in turn.
     let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/parquet");
     let whole = fs::read(golden.join("chat.parquet")).unwrap();
-    let mut worst = (0.0, 0, 0);
+    let mut worst = (0.0, 0);
     for at in 0..whole.len() {
-        for byte in [0xff, 0x7f, 0x80] {
-            let mut bytes = whole.clone();
-            bytes[at] = byte;
-            // Two bytes make a number large enough.
-            if let Some(next) = bytes.get_mut(at + 1) {
-                *next |= 0x80;
-            }
-            let peak = peak(&write("a.parquet", &bytes));
-            if peak > worst.0 {
-                worst = (peak, at, byte);
-            }
+        let mut bytes = whole.clone();
+        bytes[at] = 0xff;
+        // Two bytes make a number large enough.
+        if let Some(next) = bytes.get_mut(at + 1) {
+            *next |= 0x80;
+        }
+        let peak = peak(&write("a.parquet", &bytes));
+        if peak > worst.0 {
+            worst = (peak, at);
         }
     }
-    let (peak_mib, at, byte) = worst;
-    println!("largest peak {peak_mib} MiB, byte {at} as {byte:#x}");
-    assert!(peak_mib < 64.0, "{peak_mib} MiB for byte {at} as {byte:#x}");
+    let (peak_mib, at) = worst;
+    println!("largest peak {peak_mib} MiB, byte {at} changed");
+    assert!(peak_mib < 64.0, "{peak_mib} MiB for byte {at} changed");
 
     let bomb = golden.join("bomb.parquet");
     let peak_mib = peak(&bomb);

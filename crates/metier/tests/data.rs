@@ -123,6 +123,28 @@ fn check_hints_at_personal_data_and_does_not_fail() {
     assert_eq!(report["inputs"][0]["license"], "etalab-2.0");
 }
 
+#[test]
+fn check_takes_preferences() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let pair = |i: u32| json!({"prompt": format!("mail a{i}@firm.eu"), "chosen": "good answer", "rejected": "bad"});
+    fs::write(dir.join("p.jsonl"), lines(&[pair(1), pair(2), pair(1)])).unwrap();
+    let report: Value =
+        serde_json::from_str(&shown(dir, &["data", "check", "p.jsonl", "--json"])).unwrap();
+    assert_eq!(report["inputs"][0]["format"], "preference_jsonl");
+    assert_eq!(report["duplicates"]["exact"], 1);
+    assert_eq!(report["personal"]["counts"], json!({"email": 3}));
+    let learnt = |set: &str| report["tokens"][set]["supervised"].as_u64().unwrap();
+    assert!(learnt("chosen") > learnt("rejected") && learnt("rejected") >= 6, "{report}");
+
+    let one = json!({"prompt": "p", "completion": "c", "label": true});
+    fs::write(dir.join("l.jsonl"), lines(&[one])).unwrap();
+    let (ok, out, _) = metier(dir, &["data", "check", "l.jsonl"]);
+    assert!(!ok && out.contains("all answers are labelled good"), "{out}");
+    let (ok, _, err) = metier(dir, &["data", "check", "p.jsonl", "--test", "p.jsonl"]);
+    assert!(!ok && err.contains("preference data"), "{err}");
+}
+
 /// Every form of one conversation becomes the same rows, whatever file it stands in.
 #[test]
 fn prepare_takes_every_form() {

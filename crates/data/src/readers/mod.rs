@@ -27,6 +27,7 @@ use crate::example::{Example, make_ids_unique};
 use crate::folder::{FolderSplit, files_of};
 use rows::{Draft, Rows};
 
+pub(crate) use preference::read_file as read_preference_file;
 pub use preference::read_preferences;
 
 /// How rows are written down.

@@ -35,15 +35,23 @@ const LABELLED: &str = r#"{"prompt": ..., "completion": ..., "label": true}"#;
 /// Those of [`read`](super::read); among the wrong rows are those whose answers are empty or equal.
 pub fn read_preferences(path: &Path, options: &ReadOptions) -> Result<Vec<Preference>, DataError> {
     let mut preferences = Vec::new();
-    for path in files_of(path, options.split)? {
-        let container = container_of(&path)?;
-        let rows = Rows::new(&path, options);
-        let mut sink = Preferences { path: &path, options, rows, first: None };
-        (container.read)(&path, options, &mut sink)?;
-        preferences.extend(sink.rows.finish()?);
+    for file in files_of(path, options.split)? {
+        preferences.extend(read_file(&file, options)?.1);
     }
     make_unique(preferences.iter_mut().map(|p| &mut p.id));
     Ok(preferences)
+}
+
+/// [`read_preferences`] for one file, with the name of its format; ids are not unique yet.
+pub(crate) fn read_file(
+    path: &Path,
+    options: &ReadOptions,
+) -> Result<(String, Vec<Preference>), DataError> {
+    let container = container_of(path)?;
+    let rows = Rows::new(path, options);
+    let mut sink = Preferences { path, options, rows, first: None };
+    (container.read)(path, options, &mut sink)?;
+    Ok((format!("preference_{}", container.name), sink.rows.finish()?))
 }
 
 /// Whether rows with these fields are preferences, and not asked to be read as something else.

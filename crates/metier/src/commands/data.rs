@@ -5,7 +5,9 @@ use crate::exit;
 use crate::resolve::{load_text, model_dir};
 use anyhow::Result;
 use comfy_table::{Table, presets};
-use data::{CheckOptions, DataReport, PrepareOptions, ReadOptions, SplitOptions, TokenCounter};
+use data::{
+    CheckOptions, DataError, DataReport, PrepareOptions, ReadOptions, SplitOptions, TokenCounter,
+};
 use model::DecoderConfig;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,8 +24,14 @@ pub(super) fn run(command: &DataCommand) -> Result<ExitCode> {
 fn check(args: &DataCheckArgs) -> Result<ExitCode> {
     let counting = Counting::load(&args.model)?;
     let options = CheckOptions { read: read_options(&args.columns), ..CheckOptions::default() };
-    let report =
-        data::check(&args.files, args.test.as_deref(), &options, Some(counting.counter()))?;
+    let counter = Some(counting.counter());
+    let report = match data::check(&args.files, args.test.as_deref(), &options, counter) {
+        // Leaks are looked for between conversations.
+        Err(DataError::Preferences { .. }) if args.test.is_none() => {
+            data::check_preferences(&args.files, &options, counter)?
+        }
+        report => report?,
+    };
     if let Some(path) = &args.report {
         report.write(path)?;
     }
