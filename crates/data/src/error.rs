@@ -65,6 +65,30 @@ pub enum DataError {
         /// What to do.
         hint: String,
     },
+    /// Preferences between answers, where conversations are wanted.
+    #[error(
+        "{path}: found preference data (the fields are {fields}); expected conversations, or prompts \
+         with one answer each to learn\nhint: preferences are learnt with an objective such as dpo or \
+         kto; to learn all answers of one field, name it with --completion-column"
+    )]
+    Preferences {
+        /// The file.
+        path: PathBuf,
+        /// The fields of its first row.
+        fields: String,
+    },
+    /// A folder does not say which of its files are meant.
+    #[error("{path}: {found}; expected {expected}\nhint: {hint}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+        /// What should have been there.
+        expected: String,
+        /// What to do.
+        hint: String,
+    },
     /// Rows are wrong; the first of them are listed.
     #[error("{0}")]
     Rows(RowErrors),

@@ -11,9 +11,12 @@ mod dedup;
 mod error;
 mod example;
 mod files;
+mod folder;
 mod leak;
 mod minhash;
+mod mix;
 mod normalise;
+mod personal;
 mod preference;
 mod prepare;
 mod readers;
@@ -26,10 +29,15 @@ pub use dedup::{
 };
 pub use error::{DataError, Problem, RowErrors};
 pub use example::{Example, Origin, make_ids_unique};
+pub use folder::{FolderSplit, files_of, license_of};
 pub use leak::{Leak, LeakKind, LeakOptions, LeakReport, leak_check};
+pub use mix::{Drawn, mix};
 pub use normalise::normalise;
+pub use personal::{PersonalKind, PersonalPlace, PersonalReport, personal_data};
 pub use preference::{Answers, Preference};
-pub use prepare::{CheckOptions, PrepareOptions, Prepared, TokenCounter, check, prepare};
+pub use prepare::{
+    CheckOptions, PrepareOptions, Prepared, TokenCounter, check, check_preferences, prepare,
+};
 pub use readers::text::{Document, read_text};
 pub use readers::{CONTAINERS, Container, FORMS, Form, ReadOptions, read, read_preferences};
 pub use report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};

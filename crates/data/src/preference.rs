@@ -26,7 +26,7 @@ pub struct Preference {
 }
 
 /// Answers and what was thought of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answers {
     /// Two answers, the first of them better (DPO, arXiv 2305.18290, and its relatives).

@@ -1,7 +1,7 @@
 //! From files as they come to sets to train and test with: read, deduplicate, split, check for
 //! leaks, count, write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,11 @@ use crate::dedup::{DedupOptions, DedupReport, deduplicate};
 use crate::error::DataError;
 use crate::example::{Example, hex, make_ids_unique};
 use crate::files::write_all_atomic;
+use crate::folder::{FolderSplit, files_of, license_of};
 use crate::leak::{LeakOptions, LeakReport, leak_check};
-use crate::readers::{ReadOptions, read_with_format};
+use crate::personal::{PersonalReport, personal_data};
+use crate::preference::{Answers, Preference};
+use crate::readers::{ReadOptions, read_preference_file, read_with_format};
 use crate::report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};
 use crate::split::{Split, SplitOptions, SplitReport, split};
 use crate::stats::{TokenStats, token_stats};
@@ -77,14 +80,81 @@ pub fn check(
     let mut tokens = BTreeMap::new();
     let mut leaks = Vec::new();
     count(&mut tokens, "train", &train, counter)?;
+    let mut test = Vec::new();
     if let Some(file) = test_file {
-        let (test, more) = read_all(&[file.to_owned()], "test", &options.read)?;
+        let read = ReadOptions { split: FolderSplit::Test, ..options.read.clone() };
+        let more;
+        (test, more) = read_all(&[file.to_owned()], "test", &read)?;
         inputs.extend(more);
         count(&mut tokens, "test", &test, counter)?;
         leaks.push(between("train", &train, "test", &test, &options.leak)?);
     }
+    let personal = personal_data(train.iter().chain(&test));
     let (_, duplicates) = deduplicate(train, &options.dedup);
-    Ok(report(inputs, duplicates, None, leaks, tokens))
+    Ok(report(inputs, duplicates, None, leaks, tokens, personal))
+}
+
+/// [`check`] for files of preferences: rows, tokens of each kind of answer, rows that are there twice,
+/// hints at personal data. Labelled answers that are all good, or all bad, block: there is nothing to
+/// tell apart.
+///
+/// # Errors
+/// Those of [`read_preferences`](crate::read_preferences) and [`token_stats`].
+pub fn check_preferences(
+    files: &[PathBuf],
+    options: &CheckOptions,
+    counter: Option<TokenCounter<'_>>,
+) -> Result<DataReport, DataError> {
+    let mut preferences: Vec<Preference> = Vec::new();
+    let mut inputs = Vec::new();
+    for path in files {
+        let license = license_of(path);
+        for file in files_of(path, options.read.split)? {
+            let (format, rows) = read_preference_file(&file, &options.read)?;
+            inputs.push(input(file, "train", format, rows.len(), license.clone())?);
+            preferences.extend(rows);
+        }
+    }
+    let mut answers: BTreeMap<&str, Vec<Example>> = BTreeMap::new();
+    for preference in &preferences {
+        let names = preference.answers.named().into_iter().map(|(name, _)| name);
+        for (name, conversation) in names.zip(preference.conversations()) {
+            answers.entry(name).or_default().push(Example {
+                id: preference.id.clone(),
+                conversation,
+                group: preference.group.clone(),
+                origin: preference.origin.clone(),
+            });
+        }
+    }
+    let mut tokens = BTreeMap::new();
+    for (name, examples) in &answers {
+        count(&mut tokens, name, examples, counter)?;
+    }
+    // The prompt stands in every answer's conversation; it counts with the first.
+    let personal = personal_data(answers.values().next().into_iter().flatten());
+    let same: HashSet<_> = preferences.iter().map(|p| (&p.prompt, &p.answers)).collect();
+    let duplicates = DedupReport {
+        rows_in: preferences.len(),
+        rows_out: same.len(),
+        exact: preferences.len() - same.len(),
+        ..DedupReport::default()
+    };
+    let labels: HashSet<bool> = preferences
+        .iter()
+        .filter_map(|p| match p.answers {
+            Answers::Labelled { label, .. } => Some(label),
+            Answers::Pair { .. } => None,
+        })
+        .collect();
+    let mut report = report(inputs, duplicates, None, Vec::new(), tokens, personal);
+    if labels.len() == 1 {
+        let all = if labels.contains(&true) { "good" } else { "bad" };
+        report
+            .blocking
+            .push(format!("all answers are labelled {all}: there is nothing to tell apart"));
+    }
+    Ok(report)
 }
 
 /// Reads files, removes duplicates, splits, checks the sets against one another and writes
@@ -102,6 +172,7 @@ pub fn prepare(
     counter: Option<TokenCounter<'_>>,
 ) -> Result<Prepared, DataError> {
     let (examples, inputs) = read_all(files, "train", &options.read)?;
+    let personal = personal_data(&examples);
     let (examples, duplicates) = deduplicate(examples, &options.dedup);
     let (split, split_report) = split(examples, &options.split)?;
     let sets = [("train", &split.train), ("valid", &split.valid), ("test", &split.test)];
@@ -119,7 +190,7 @@ pub fn prepare(
         outputs.insert(format!("{name}.jsonl"), hex(&Sha256::digest(lines.as_bytes())));
         written.push((format!("{name}.jsonl"), lines.into_bytes()));
     }
-    let mut report = report(inputs, duplicates, Some(split_report), leaks, tokens);
+    let mut report = report(inputs, duplicates, Some(split_report), leaks, tokens, personal);
     report.outputs = outputs;
     written.push(("data_report.json".to_owned(), report.to_json().into_bytes()));
     let written: Vec<(&str, Vec<u8>)> =
@@ -135,24 +206,28 @@ fn read_all(
 ) -> Result<(Vec<Example>, Vec<InputReport>), DataError> {
     let mut examples = Vec::new();
     let mut inputs = Vec::new();
-    for file in files {
-        let (format, rows) = read_with_format(file, options)?;
-        let bytes = fs::read(file).map_err(|source| DataError::Io {
-            path: file.clone(),
-            action: "read",
-            source,
-        })?;
-        inputs.push(InputReport {
-            file: file.clone(),
-            set: set.to_owned(),
-            format,
-            rows: rows.len(),
-            sha256: hex(&Sha256::digest(&bytes)),
-        });
-        examples.extend(rows);
+    for path in files {
+        let license = license_of(path);
+        for file in files_of(path, options.split)? {
+            let (format, rows) = read_with_format(&file, options)?;
+            inputs.push(input(file, set, format, rows.len(), license.clone())?);
+            examples.extend(rows);
+        }
     }
     make_ids_unique(&mut examples);
     Ok((examples, inputs))
+}
+
+fn input(
+    file: PathBuf,
+    set: &str,
+    format: String,
+    rows: usize,
+    license: Option<String>,
+) -> Result<InputReport, DataError> {
+    let io = |source| DataError::Io { path: file.clone(), action: "read", source };
+    let sha256 = hex(&Sha256::digest(fs::read(&file).map_err(io)?));
+    Ok(InputReport { file, set: set.to_owned(), format, rows, sha256, license })
 }
 
 fn between(
@@ -185,6 +260,7 @@ fn report(
     split: Option<SplitReport>,
     leaks: Vec<SetLeaks>,
     tokens: BTreeMap<String, TokenStats>,
+    personal: PersonalReport,
 ) -> DataReport {
     let mut blocking = Vec::new();
     let mut warnings = Vec::new();
@@ -217,6 +293,11 @@ fn report(
             "{conflicts} questions have more than one answer: the model cannot get both right"
         ));
     }
+    if let Some(found) = personal.summary() {
+        warnings.push(format!(
+            "what looks like personal data: {found}; a model may repeat what it has learnt"
+        ));
+    }
     for (set, stats) in &tokens {
         if stats.over_limit > 0 {
             warnings.push(format!(
@@ -238,6 +319,7 @@ fn report(
         split,
         leaks,
         tokens,
+        personal,
         outputs: BTreeMap::new(),
         blocking,
         warnings,

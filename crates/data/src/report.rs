@@ -9,6 +9,7 @@ use crate::dedup::DedupReport;
 use crate::error::DataError;
 use crate::files::write_all_atomic;
 use crate::leak::LeakReport;
+use crate::personal::PersonalReport;
 use crate::split::SplitReport;
 use crate::stats::TokenStats;
 
@@ -30,6 +31,9 @@ pub struct DataReport {
     pub leaks: Vec<SetLeaks>,
     /// Token statistics by set, where there was a tokenizer.
     pub tokens: BTreeMap<String, TokenStats>,
+    /// Hints at personal data in all rows that were read; they never block.
+    #[serde(default)]
+    pub personal: PersonalReport,
     /// SHA-256 of the files that were written, by name.
     pub outputs: BTreeMap<String, String>,
     /// What must be mended before a result can be trusted.
@@ -51,6 +55,9 @@ pub struct InputReport {
     pub rows: usize,
     /// SHA-256 of its bytes.
     pub sha256: String,
+    /// Licence that the card of its folder states, where a folder with one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
 }
 
 /// Leaks from one set into another.

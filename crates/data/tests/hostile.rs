@@ -287,6 +287,54 @@ fn tool_calls_are_read_in_every_spelling() {
 }
 
 #[test]
+fn arrays_in_the_wrong_shape() {
+    let good = r#"{"prompt":"a","completion":"b"}"#;
+    refuses("t.json", "", &["empty"]);
+    refuses("t.json", "[]", &["empty", "one row"]);
+    refuses("t.json", format!("[\n{good},\n"), &["t.json:", "broken JSON", "ends with ]"]);
+    refuses("t.json", format!("[\n{good}\n{good}]"), &["t.json:3: ", "broken JSON"]);
+    refuses("t.json", format!("[{good},\n 7]"), &["t.json:2: found 7", "one JSON object"]);
+    refuses("t.json", format!("[{good},\n\n {{\"prompt\":\"a\"}}]"), &["t.json:3: ", "completion"]);
+    refuses("t.json", [b"[{\"a\":\"", &b"\xe9\"}]"[..]].concat(), &["t.json:1: ", "0xe9", "UTF-8"]);
+    let deep = format!("[{good},\n{{\"a\":{}{}}}]", "[".repeat(100_000), "]".repeat(100_000));
+    refuses("t.json", deep, &["t.json:2: ", "127 deep"]);
+    let options = ReadOptions { max_row_bytes: 100, ..ReadOptions::default() };
+    let long = format!("[{good},{{\"prompt\":\"{}\"}}]", "x".repeat(100));
+    refuses_with("t.json", long, &options, &["t.json:1: ", "a row of 113 bytes", "at most 100"]);
+    // Some exports name JSONL so.
+    let rows = read_bytes("t.json", format!("{good}\n{good}").as_bytes(), &Default::default());
+    assert_eq!(rows.unwrap().len(), 2);
+}
+
+#[test]
+fn other_forms_in_the_wrong_shape() {
+    let check = |row: &str, expected: &[&str]| {
+        refuses("t.jsonl", row, &[&["t.jsonl:1: "], expected].concat());
+    };
+    check(r#"{"instruction":"a","input":"b","output":""}"#, &["\"output\"", "empty assistant"]);
+    check(r#"{"instruction":"","output":"b"}"#, &["\"instruction\"", "empty user"]);
+    check(r#"{"instruction":"a","input":["b"],"output":"c"}"#, &["\"input\"", "an array of 1"]);
+    check(r#"{"instruction":"a","output":"c","history":[["b"]]}"#, &["\"history\"", "pairs"]);
+    check(
+        r#"{"conversations":[{"from":"human","value":"a"}]}"#,
+        &["\"conversations\"", "ends with"],
+    );
+    check(
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"alien","value":"b"}]}"#,
+        &["conversations[1].from", "unknown role \"alien\""],
+    );
+    check(
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":""}]}"#,
+        &["conversations[1].value", "empty assistant"],
+    );
+    check(
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"function_call","value":"f()"}]}"#,
+        &["conversations[1].value", "as JSON"],
+    );
+    check(r#"{"conversations":"a"}"#, &["\"conversations\"", "a list"]);
+}
+
+#[test]
 fn pairs_in_the_wrong_shape() {
     let good = r#"{"prompt":"a","completion":"b"}"#;
     let check =

@@ -187,6 +187,16 @@ pub(crate) enum DataCommand {
   metier data prepare tickets.csv --out data/tickets --test-fraction 0.15
   metier data prepare chats.jsonl --out data/chats --group-column customer --seed 7")]
     Prepare(DataPrepareArgs),
+    /// Show rows as the model sees them: the tokens, and which of them are learnt
+    #[command(after_help = "Examples:
+  metier data show train.jsonl
+  metier data show tickets.csv --prompt-column message --completion-column ticket -n 1
+  metier data show preferences.jsonl --model ./SmolLM2-135M-Instruct
+  metier data show book.txt --json
+
+On a terminal learnt tokens are green, the others grey, in two shades in turn, so that the borders
+of tokens show; without colours (a pipe, NO_COLOR) learnt text stands between \u{27e6} and \u{27e7}.")]
+    Show(DataShowArgs),
 }
 
 /// How tables and prompts become conversations.
@@ -209,7 +219,7 @@ pub(crate) struct ColumnArgs {
 /// Arguments of `data check`.
 #[derive(Args)]
 pub(crate) struct DataCheckArgs {
-    /// Data files: chat JSONL, prompt/completion JSONL, or CSV with named columns
+    /// Data files (.jsonl, .json, .csv, .parquet) or folders with files for each split
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Test set to check for leaks against
@@ -228,10 +238,29 @@ pub(crate) struct DataCheckArgs {
     pub(crate) json: bool,
 }
 
+/// Arguments of `data show`.
+#[derive(Args)]
+pub(crate) struct DataShowArgs {
+    /// A data file or folder: conversations, prompt/completion, preferences, or plain text (.txt, .md)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Model whose chat template and tokenizer are used
+    #[arg(long, value_name = "M", default_value = "nano")]
+    pub(crate) model: String,
+    /// How many rows to show, from the first
+    #[arg(short = 'n', long = "rows", value_name = "N", default_value_t = 3)]
+    pub(crate) rows: usize,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Print one JSON object per rendered row: ids, which are learnt, counts
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Arguments of `data prepare`.
 #[derive(Args)]
 pub(crate) struct DataPrepareArgs {
-    /// Data files: chat JSONL, prompt/completion JSONL, or CSV with named columns
+    /// Data files (.jsonl, .json, .csv, .parquet) or folders with files for each split
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Folder for train.jsonl, valid.jsonl, test.jsonl and data_report.json

@@ -42,13 +42,13 @@ pub(crate) struct BaseSection {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct DataSection {
-    /// Conversations or prompt/completion pairs.
-    pub(crate) train: Vec<PathBuf>,
+    /// What is learnt: conversations or prompt/completion pairs.
+    pub(crate) train: Vec<Source>,
     /// Held-out conversations for the loss curve.
     pub(crate) valid: Option<PathBuf>,
     /// Share of `train` held out when `valid` is not given.
     pub(crate) valid_fraction: Option<f64>,
-    /// Plain text (files, or folders of .txt files) for pretraining.
+    /// Plain text (files, or folders of .txt and .md files) for pretraining.
     pub(crate) text: Vec<PathBuf>,
     /// Test set that must not leak into `train`; checked before training.
     pub(crate) test: Option<PathBuf>,
@@ -64,13 +64,58 @@ pub(crate) struct DataSection {
     pub(crate) license: Option<String>,
 }
 
+/// One of the files or folders to learn from: `"a.jsonl"`, or `{ path = "a.jsonl", weight = 0.5 }`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "SourceAsWritten")]
+pub(crate) struct Source {
+    /// A file, or a folder as the Hub has them.
+    pub(crate) path: PathBuf,
+    /// How often its rows are seen per epoch.
+    pub(crate) weight: f64,
+}
+
+impl Source {
+    /// A source whose rows are seen once per epoch.
+    pub(crate) fn new(path: PathBuf) -> Source {
+        Source { path, weight: 1.0 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a path, or { path = \"...\", weight = 2.0 }")]
+enum SourceAsWritten {
+    Path(PathBuf),
+    Weighted(WeightedSource),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightedSource {
+    path: PathBuf,
+    #[serde(default = "once")]
+    weight: f64,
+}
+
+fn once() -> f64 {
+    1.0
+}
+
+impl From<SourceAsWritten> for Source {
+    fn from(source: SourceAsWritten) -> Source {
+        match source {
+            SourceAsWritten::Path(path) => Source::new(path),
+            SourceAsWritten::Weighted(WeightedSource { path, weight }) => Source { path, weight },
+        }
+    }
+}
+
 /// `[[run]]`: one of several trainings on one base.
 #[derive(Default)]
 pub(crate) struct RunSection {
     /// Name of the run and of its folder in `output_dir`.
     pub(crate) name: String,
     /// Its own training data; those of `[data]` when empty.
-    pub(crate) data: Vec<PathBuf>,
+    pub(crate) data: Vec<Source>,
     /// Its own held-out data.
     pub(crate) valid: Option<PathBuf>,
     /// Its own keys of [`TrainPlan`].
@@ -143,19 +188,21 @@ impl ConfigFile {
             bail!("{shown}: [[run]] needs a name, which becomes its folder: name = \"a\"")
         };
         check_run_name(&name).with_context(|| format!("{shown}: [[run]]"))?;
-        let mut paths = |key: &str| -> Result<Vec<PathBuf>> {
+        let mut sources = |key: &str| -> Result<Vec<Source>> {
             let one_or_more = match keys.remove(key) {
                 None => Vec::new(),
                 Some(Value::Array(several)) => several,
                 Some(one) => vec![one],
             };
-            let path = |v: &Value| match v.as_str() {
-                Some(path) => Ok(self.anchored(Path::new(path))),
-                None => bail!("{shown}: [[run]] {name}: {key}: found {v}, expected a path"),
+            let source = |value: Value| -> Result<Source> {
+                let source: Source =
+                    value.try_into().with_context(|| format!("{shown}: [[run]] {name}: {key}"))?;
+                Ok(Source { path: self.anchored(&source.path), ..source })
             };
-            one_or_more.iter().map(path).collect()
+            one_or_more.into_iter().map(source).collect()
         };
-        let (data, valid) = (paths("data")?, paths("valid")?.into_iter().next());
+        let (data, valid) = (sources("data")?, sources("valid")?.into_iter().next());
+        let valid = valid.map(|source| source.path);
         Ok(RunSection { name, data, valid, train: keys })
     }
 
@@ -234,7 +281,11 @@ impl ConfigFile {
             folder => self.anchored(Path::new(folder)).to_string_lossy().into_owned(),
         });
         self.data = DataSection {
-            train: all(&data.train),
+            train: data
+                .train
+                .iter()
+                .map(|source| Source { path: self.anchored(&source.path), ..source.clone() })
+                .collect(),
             text: all(&data.text),
             valid: one(&data.valid),
             test: one(&data.test),
@@ -320,6 +371,21 @@ mod tests {
         assert_eq!(plan.method, Method::Full);
         assert_eq!(plan.learning_rate, 1e-3);
         assert_eq!(plan.output_dir, Path::new("dir/o"));
-        assert_eq!(config.data.train, [Path::new("dir/a.jsonl")]);
+        assert_eq!(config.data.train, [Source::new("dir/a.jsonl".into())]);
+    }
+
+    #[test]
+    fn a_source_has_a_weight() {
+        let parse = |train: &str| {
+            ConfigFile::parse(&format!("[data]\ntrain = {train}"), Path::new("dir/m.toml"))
+        };
+        let config = parse("['a.jsonl', { path = 'b', weight = 0.5 }, { path = 'c' }]").unwrap();
+        let weights: Vec<_> =
+            config.data.train.iter().map(|s| (s.path.to_str().unwrap(), s.weight)).collect();
+        assert_eq!(weights, [("dir/a.jsonl", 1.0), ("dir/b", 0.5), ("dir/c", 1.0)]);
+        for wrong in ["[{ weight = 2.0 }]", "[{ path = 'a', wieght = 2.0 }]", "[3]", "['a', {}]"] {
+            let Err(error) = parse(wrong) else { panic!("{wrong} was accepted") };
+            assert!(format!("{error:#}").contains("{ path ="), "{wrong}: {error:#}");
+        }
     }
 }

@@ -196,18 +196,10 @@ pub(crate) fn engine(
     Ok((engine, slots))
 }
 
-/// `license: x` in the front matter of the folder's README.md (the Hub's model card).
+/// The licence that the model folder's card (`README.md`) states.
 pub(crate) fn license_of(dir: &Path) -> String {
-    let card = std::fs::read_to_string(dir.join("README.md")).unwrap_or_default();
-    let mut lines = card.lines();
-    if lines.next() == Some("---") {
-        for line in lines.take_while(|l| *l != "---") {
-            if let Some(license) = line.strip_prefix("license:") {
-                return license.trim().to_owned();
-            }
-        }
-    }
-    "unknown (the model folder has no card that states it)".into()
+    data::license_of(dir)
+        .unwrap_or_else(|| "unknown (the model folder has no card that states it)".into())
 }
 
 /// Loads weights and says, where the user asked for a type or it is no plain one, how they are held:

@@ -8,6 +8,7 @@ mod columns;
 mod csv;
 mod json_array;
 mod json_lines;
+mod parquet;
 mod preference;
 mod prompt_completion;
 mod rows;
@@ -23,8 +24,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Problem, excerpt};
 use crate::example::{Example, make_ids_unique};
+use crate::folder::{FolderSplit, files_of};
 use rows::{Draft, Rows};
 
+pub(crate) use preference::read_file as read_preference_file;
 pub use preference::read_preferences;
 
 /// How rows are written down.
@@ -60,7 +63,7 @@ pub const FORMS: &[Form] = &[chat::FORM, share_gpt::FORM, alpaca::FORM, prompt_c
 
 /// Every container, one line each.
 pub const CONTAINERS: &[Container] =
-    &[json_lines::CONTAINER, json_array::CONTAINER, csv::CONTAINER];
+    &[json_lines::CONTAINER, json_array::CONTAINER, csv::CONTAINER, parquet::CONTAINER];
 
 /// What a form knows of a file when its first row comes.
 struct Opening<'a, 'n> {
@@ -107,6 +110,8 @@ pub struct ReadOptions {
     /// Builds the user turn of examples that are not chats from columns in braces, such as
     /// `Text: {text}`; `{{` and `}}` stand for braces. Takes the place of `prompt_column`.
     pub prompt_template: Option<String>,
+    /// Which part of a folder is read.
+    pub split: FolderSplit,
     /// Longest row in bytes; longer ones are refused.
     pub max_row_bytes: usize,
     /// How many wrong rows an error lists; the rest is counted.
@@ -122,6 +127,7 @@ impl Default for ReadOptions {
             id_column: None,
             system_prompt: None,
             prompt_template: None,
+            split: FolderSplit::default(),
             max_row_bytes: 8 << 20,
             max_problems: 20,
         }
@@ -136,17 +142,27 @@ impl ReadOptions {
     }
 }
 
-/// Reads every example of a file, in its order. The container follows from the file's name, the
-/// form from the first row. A byte order mark, CRLF line ends and blank lines are accepted.
+/// Reads every example of a file, or of the files of one split of a folder ([`files_of`]), in their
+/// order. The container follows from the file's name, the form from its first row. A byte order
+/// mark, CRLF line ends and blank lines are accepted.
 ///
 /// # Errors
+/// [`DataError::Folder`],
 /// [`DataError::Io`], [`DataError::UnknownFormat`], [`DataError::Empty`], [`DataError::NotUtf8`],
 /// [`DataError::Columns`], and [`DataError::Rows`] with the first `max_problems` wrong rows.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Example>, DataError> {
-    read_with_format(path, options).map(|(_, examples)| examples)
+    let files = files_of(path, options.split)?;
+    let mut examples = Vec::new();
+    for file in &files {
+        examples.extend(read_with_format(file, options)?.1);
+    }
+    if files.len() > 1 {
+        make_ids_unique(&mut examples);
+    }
+    Ok(examples)
 }
 
-/// [`read`], with the names of form and container, such as `chat_jsonl`.
+/// [`read`] for one file, with the names of form and container, such as `chat_jsonl`.
 ///
 /// # Errors
 /// As [`read`].
@@ -256,6 +272,11 @@ fn check_form(
 fn form_of(names: &[&str], options: &ReadOptions) -> &'static Form {
     let accepting = FORMS.iter().find(|form| (form.accepts)(names, options));
     accepting.expect("the last form accepts everything")
+}
+
+/// Whether a file's name says that there are rows in it.
+pub(crate) fn is_known(path: &Path) -> bool {
+    container_of(path).is_ok()
 }
 
 fn container_of(path: &Path) -> Result<&'static Container, DataError> {

@@ -13,6 +13,7 @@ use super::values::{describe, optional_text_of};
 use super::{ReadOptions, RowSink, container_of};
 use crate::error::{DataError, Problem, excerpt};
 use crate::example::make_unique;
+use crate::folder::files_of;
 use crate::preference::{Answers, Preference, joined, preference_id};
 
 /// Usual names of the field with the prompt.
@@ -20,8 +21,8 @@ const PROMPTS: [&str; 4] = ["prompt", "question", "instruction", "input"];
 const PAIR: &str = r#"{"prompt": ..., "chosen": ..., "rejected": ...}"#;
 const LABELLED: &str = r#"{"prompt": ..., "completion": ..., "label": true}"#;
 
-/// Reads every preference of a file, in its order; which container it is follows from its name, as
-/// for [`read`](super::read).
+/// Reads every preference of a file or folder, in its order; which files and what containers they
+/// are follows from names, as for [`read`](super::read).
 ///
 /// * `{"prompt", "chosen", "rejected"}`: all strings, or lists of messages. A string is one turn,
 ///   the prompt the user's (behind [`ReadOptions::system_prompt`]), the others the assistant's.
@@ -33,12 +34,24 @@ const LABELLED: &str = r#"{"prompt": ..., "completion": ..., "label": true}"#;
 /// # Errors
 /// Those of [`read`](super::read); among the wrong rows are those whose answers are empty or equal.
 pub fn read_preferences(path: &Path, options: &ReadOptions) -> Result<Vec<Preference>, DataError> {
-    let container = container_of(path)?;
-    let mut sink = Preferences { path, options, rows: Rows::new(path, options), first: None };
-    (container.read)(path, options, &mut sink)?;
-    let mut preferences = sink.rows.finish()?;
+    let mut preferences = Vec::new();
+    for file in files_of(path, options.split)? {
+        preferences.extend(read_file(&file, options)?.1);
+    }
     make_unique(preferences.iter_mut().map(|p| &mut p.id));
     Ok(preferences)
+}
+
+/// [`read_preferences`] for one file, with the name of its format; ids are not unique yet.
+pub(crate) fn read_file(
+    path: &Path,
+    options: &ReadOptions,
+) -> Result<(String, Vec<Preference>), DataError> {
+    let container = container_of(path)?;
+    let rows = Rows::new(path, options);
+    let mut sink = Preferences { path, options, rows, first: None };
+    (container.read)(path, options, &mut sink)?;
+    Ok((format!("preference_{}", container.name), sink.rows.finish()?))
 }
 
 /// Whether rows with these fields are preferences, and not asked to be read as something else.
@@ -50,15 +63,7 @@ pub(super) fn accepts(names: &[&str], options: &ReadOptions) -> bool {
 
 /// The error for preferences where conversations are wanted.
 pub(super) fn not_here(path: &Path, names: &[&str]) -> DataError {
-    DataError::Columns {
-        path: path.to_owned(),
-        found: format!("preference data (the fields are {})", excerpt(&names.join(", "))),
-        expected: "conversations, or prompts with one answer each to learn".to_owned(),
-        hint:
-            "preferences are learnt with an objective such as dpo or kto; to learn all answers of \
-               one field, name it with --completion-column"
-                .to_owned(),
-    }
+    DataError::Preferences { path: path.to_owned(), fields: excerpt(&names.join(", ")) }
 }
 
 /// Makes preferences of rows.
@@ -223,6 +228,9 @@ struct Row<'a> {
 /// Turns of the prompt, answers, and for each answer how its turns are called in the file.
 type Parts = (Vec<Message>, Answers, Vec<Fields>);
 
+/// [`Parts`] before it is said what the answers are to one another.
+type Told<const N: usize> = (Vec<Message>, [Vec<Message>; N], Vec<Fields>);
+
 impl Row<'_> {
     fn pair(self, chosen: Said, rejected: Said) -> Result<Parts, Problem> {
         let names = ["chosen", "rejected"];
@@ -254,7 +262,7 @@ impl Row<'_> {
         self,
         answers: [String; N],
         names: [&'static str; N],
-    ) -> Result<(Vec<Message>, [Vec<Message>; N], Vec<Fields>), Problem> {
+    ) -> Result<Told<N>, Problem> {
         let field = self.prompt_field.to_owned();
         let prompt = match self.prompt {
             Some(Said::Text(text)) => {
@@ -282,7 +290,7 @@ impl Row<'_> {
         self,
         mut answers: [Vec<Message>; N],
         names: [&'static str; N],
-    ) -> Result<(Vec<Message>, [Vec<Message>; N], Vec<Fields>), Problem> {
+    ) -> Result<Told<N>, Problem> {
         let whole = names.map(Fields::List).into();
         let is_answer =
             |turns: &Vec<Message>| turns.first().is_some_and(|turn| turn.role == "assistant");

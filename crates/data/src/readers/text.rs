@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::DataError;
 use crate::files::read_utf8;
 
+/// What the names of text files end in, within a folder.
+const EXTENSIONS: [&str; 2] = ["txt", "md"];
+
 /// A text to learn as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
@@ -17,11 +20,11 @@ pub struct Document {
     pub text: String,
 }
 
-/// Reads a UTF-8 text file, or all `.txt` files of a folder and the folders in it, in the order of
-/// their paths.
+/// Reads a UTF-8 text file, or all `.txt` and `.md` files of a folder and the folders in it, in the
+/// order of their paths.
 ///
 /// # Errors
-/// [`DataError::Io`], [`DataError::Empty`] (a file without text, a folder without `.txt` files) and
+/// [`DataError::Io`], [`DataError::Empty`] (a file without text, a folder without such files) and
 /// [`DataError::NotUtf8`].
 pub fn read_text(path: &Path) -> Result<Vec<Document>, DataError> {
     let io = |path: &Path, source| DataError::Io { path: path.to_owned(), action: "read", source };
@@ -36,14 +39,17 @@ pub fn read_text(path: &Path) -> Result<Vec<Document>, DataError> {
                 // A linked folder could contain itself, so only real ones are entered.
                 if kind.is_dir() {
                     folders.push(child);
-                } else if child.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt")) {
+                } else if EXTENSIONS
+                    .iter()
+                    .any(|known| child.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)))
+                {
                     files.push(child);
                 }
             }
         }
         files.sort();
         if files.is_empty() {
-            let expected = "a folder with .txt files".to_owned();
+            let expected = "a folder with .txt or .md files".to_owned();
             return Err(DataError::Empty { path: path.to_owned(), expected });
         }
     } else {
@@ -79,15 +85,24 @@ mod tests {
             ("c.txt", "third\r\nline"),
             ("a.txt", "\u{feff}first"),
             ("b/x.TXT", "second"),
-            ("n.md", "no"),
+            ("n.md", "# fourth"),
+            ("o.rst", "no"),
         ] {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let read = read_text(dir.path()).unwrap();
         let read: Vec<_> = read.iter().map(|d| (d.id.as_str(), d.text.as_str())).collect();
-        assert_eq!(read, [("a.txt", "first"), ("b/x.TXT", "second"), ("c.txt", "third\nline")]);
+        assert_eq!(
+            read,
+            [
+                ("a.txt", "first"),
+                ("b/x.TXT", "second"),
+                ("c.txt", "third\nline"),
+                ("n.md", "# fourth"),
+            ]
+        );
 
-        let file = dir.path().join("n.md");
+        let file = dir.path().join("o.rst");
         assert_eq!(read_text(&file).unwrap()[0].text, "no");
         fs::write(&file, "caf\u{e9}\n".chars().map(|c| c as u8).collect::<Vec<_>>()).unwrap();
         assert!(matches!(read_text(&file), Err(DataError::NotUtf8 { line: 1, offset: 3, .. })));

@@ -5,7 +5,9 @@ use crate::exit;
 use crate::resolve::{load_text, model_dir};
 use anyhow::Result;
 use comfy_table::{Table, presets};
-use data::{CheckOptions, DataReport, PrepareOptions, ReadOptions, SplitOptions, TokenCounter};
+use data::{
+    CheckOptions, DataError, DataReport, PrepareOptions, ReadOptions, SplitOptions, TokenCounter,
+};
 use model::DecoderConfig;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,14 +17,21 @@ pub(super) fn run(command: &DataCommand) -> Result<ExitCode> {
     match command {
         DataCommand::Check(args) => check(args),
         DataCommand::Prepare(args) => prepare(args),
+        DataCommand::Show(args) => super::data_show::run(args),
     }
 }
 
 fn check(args: &DataCheckArgs) -> Result<ExitCode> {
     let counting = Counting::load(&args.model)?;
     let options = CheckOptions { read: read_options(&args.columns), ..CheckOptions::default() };
-    let report =
-        data::check(&args.files, args.test.as_deref(), &options, Some(counting.counter()))?;
+    let counter = Some(counting.counter());
+    let report = match data::check(&args.files, args.test.as_deref(), &options, counter) {
+        // Leaks are looked for between conversations.
+        Err(DataError::Preferences { .. }) if args.test.is_none() => {
+            data::check_preferences(&args.files, &options, counter)?
+        }
+        report => report?,
+    };
     if let Some(path) = &args.report {
         report.write(path)?;
     }
@@ -61,14 +70,15 @@ pub(super) fn read_options(columns: &ColumnArgs) -> ReadOptions {
 }
 
 /// A model's text side, for counting tokens; its weights are not read.
-struct Counting {
-    tokenizer: Arc<Tokenizer>,
-    template: ChatTemplate,
-    limit: usize,
+pub(super) struct Counting {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: ChatTemplate,
+    /// The model's context, tokens.
+    pub(super) limit: usize,
 }
 
 impl Counting {
-    fn load(model: &str) -> Result<Counting> {
+    pub(super) fn load(model: &str) -> Result<Counting> {
         let dir = model_dir(model)?;
         let config = DecoderConfig::load(&dir)?;
         let (tokenizer, template) = load_text(&dir, &config)?;
@@ -113,6 +123,15 @@ pub(super) fn show(report: &DataReport, json: bool) {
             "leaks {} -> {}: {} exact, {} after normalising, {} nearly the same, of {} rows",
             leak.train, leak.test, r.exact, r.normalised, r.near, r.test_rows
         );
+    }
+    for (file, license) in report.inputs.iter().filter_map(|i| Some((&i.file, i.license.as_ref()?)))
+    {
+        println!("licence of {}: {license}", file.display());
+    }
+    for place in &report.personal.places {
+        let data::PersonalPlace { kind, origin, field, masked } = place;
+        let data::Origin { file, line } = origin;
+        println!("{}: {}:{line} {field}: {masked}", kind.name(), file.display());
     }
     report.warnings.iter().for_each(|w| println!("warning: {w}"));
     report.blocking.iter().for_each(|b| println!("blocks: {b}"));

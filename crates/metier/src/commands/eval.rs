@@ -5,6 +5,7 @@ use crate::cli::EvalArgs;
 use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
+use ::data::{FolderSplit, ReadOptions};
 use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
@@ -25,7 +26,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         Some(dir) => Some(Adapter::load("adapted", dir, &base)?),
         None => None,
     };
-    let mut examples = ::data::read(&args.data, &read_options(&args.columns))?;
+    let options = ReadOptions { split: FolderSplit::Test, ..read_options(&args.columns) };
+    let mut examples = ::data::read(&args.data, &options)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let result = evaluate(&base, adapter.as_ref(), items, metrics, args.max_tokens)?;

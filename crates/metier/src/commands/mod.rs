@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod data;
+mod data_show;
 mod demo;
 mod doctor;
 mod eval;

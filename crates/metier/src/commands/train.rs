@@ -2,15 +2,15 @@
 
 use super::data::read_options;
 use crate::cli::{ColumnArgs, TrainArgs};
-use crate::config::{ConfigFile, RunSection};
+use crate::config::{ConfigFile, RunSection, Source};
 use crate::exit;
 use crate::progress::{TrainBars, clock};
 use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
-use ::data::{Example, Preference, ReadOptions, SplitOptions};
+use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_of};
 use ::train::{Event, Job, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, WeightDtype};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -84,10 +84,11 @@ struct TrainJob {
     data: Rc<JobData>,
 }
 
-/// Rows, and the files that they came from.
+/// Rows, the files that they came from, and what the user named to have them.
 struct JobData {
     rows: TrainData,
     files: Vec<PathBuf>,
+    named: Vec<PathBuf>,
 }
 
 impl TrainJob {
@@ -96,7 +97,7 @@ impl TrainJob {
             base_name: start.name.clone(),
             base_licence: file.base.license.clone().unwrap_or_else(|| license_of(&start.dir)),
             data_files: self.data.files.iter().map(|p| p.display().to_string()).collect(),
-            data_licences: file.data.license.iter().cloned().collect(),
+            data_licences: licences(&self.data.named, file),
             tokenizer_sha256: start.tokenizer.sha256().to_owned(),
             chat_template: start.template.source().to_owned(),
             copied_files: ::train::tokenizer_files(&start.dir),
@@ -112,6 +113,7 @@ fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result<Vec<TrainJ
     let runs = if file.runs.is_empty() { &alone[..] } else { &file.runs };
     let several = runs.len() * combinations.len() > 1;
     let common = file.train_plan(config, args.objective, &toml::Table::new())?;
+    let split_seed = args.seed.unwrap_or(common.seed);
     let mut loaded: Vec<(String, Rc<JobData>)> = Vec::new();
     let mut jobs: Vec<TrainJob> = Vec::new();
     for run in runs {
@@ -128,7 +130,7 @@ fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result<Vec<TrainJ
             plan.validate(config)?;
             // What decides the rows; equal rows are read once.
             let key = serde_json::json!([
-                run.data,
+                run.name,
                 run.valid,
                 plan.objective,
                 plan.max_length,
@@ -140,8 +142,7 @@ fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result<Vec<TrainJ
             let data = match loaded.iter().find(|(k, _)| *k == key) {
                 Some((_, data)) => Rc::clone(data),
                 None => {
-                    let (rows, files) = load_data(args, file, run, start, &plan, common.seed)?;
-                    let data = Rc::new(JobData { rows, files });
+                    let data = Rc::new(load_data(args, file, run, start, &plan, split_seed)?);
                     loaded.push((key, Rc::clone(&data)));
                     data
                 }
@@ -207,6 +208,13 @@ fn combinations(swept: &[(String, Vec<toml::Value>)]) -> Vec<(String, toml::Tabl
             .collect();
     }
     all
+}
+
+/// The licence that the config file states for the data, and those on the cards of data folders.
+fn licences(named: &[PathBuf], file: &ConfigFile) -> Vec<String> {
+    let cards = named.iter().filter_map(|path| ::data::license_of(path));
+    let all: BTreeSet<String> = file.data.license.iter().cloned().chain(cards).collect();
+    all.into_iter().collect()
 }
 
 /// The model that training starts from.
@@ -289,7 +297,8 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile, own:
     }
 }
 
-/// The rows to train on, and the files they came from.
+/// The rows to train on and to hold out. `split_seed` decides which are held out where the user names
+/// none: the same for all runs of a sweep.
 fn load_data(
     args: &TrainArgs,
     file: &ConfigFile,
@@ -297,21 +306,22 @@ fn load_data(
     start: &Start,
     plan: &TrainPlan,
     split_seed: u64,
-) -> Result<(TrainData, Vec<PathBuf>)> {
-    let own = [&run.data, &args.data, &file.data.train].into_iter().find(|files| !files.is_empty());
-    if own.is_none() && !file.data.text.is_empty() {
+) -> Result<JobData> {
+    let typed: Vec<Source> = args.data.iter().cloned().map(Source::new).collect();
+    let named = [&run.data, &typed, &file.data.train].into_iter().find(|s| !s.is_empty());
+    if named.is_none() && !file.data.text.is_empty() {
         let mut documents = Vec::new();
         for path in &file.data.text {
             documents.extend(::data::read_text(path)?);
         }
-        return Ok((
-            TrainData::from_text(&documents, &start.tokenizer, plan)?,
-            file.data.text.clone(),
-        ));
+        let rows = TrainData::from_text(&documents, &start.tokenizer, plan)?;
+        let files = file.data.text.clone();
+        return Ok(JobData { rows, named: files.clone(), files });
     }
-    let Some(mut files) = own.cloned() else {
+    let Some(sources) = named else {
         bail!("no training data\nhint: give --data FILE, or [data] train in the config file");
     };
+    let named: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
     let valid = [run.valid.as_ref(), args.valid.as_ref(), file.data.valid.as_ref()];
     let valid = valid.into_iter().flatten().next();
     let columns = ColumnArgs {
@@ -339,34 +349,96 @@ fn load_data(
         seed: split_seed,
         ..SplitOptions::default()
     };
-    if plan.objective.is_preference() {
-        let (train, held_out) = preferences(&files, valid, &options, &split)?;
-        files.extend(valid.cloned());
-        let (tokenizer, template) = (&start.tokenizer, &start.template);
-        let rows = TrainData::from_preferences(&train, &held_out, tokenizer, template, plan)?;
-        return Ok((rows, files));
-    }
     let mut train: Vec<Example> = Vec::new();
-    for path in &files {
-        train.extend(::data::read(path, &options)?);
+    let mut judged: Vec<Preference> = Vec::new();
+    // Where each file's rows come from, to weigh them when some are held out.
+    let mut source_of: HashMap<PathBuf, usize> = HashMap::new();
+    let mut files = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        for part in files_of(&source.path, options.split)? {
+            match plan.objective.is_preference() {
+                true => judged.extend(::data::read_preferences(&part, &options)?),
+                false => train.extend(::data::read(&part, &options)?),
+            }
+            if source_of.insert(part.clone(), index).is_some() {
+                bail!(
+                    "{}: named twice as training data\nhint: to see its rows oftener, write {{ path = \"...\", weight = 2.0 }}",
+                    part.display()
+                );
+            }
+            files.push(part);
+        }
+    }
+    let held_options = ReadOptions { split: FolderSplit::Valid, ..options.clone() };
+    if let Some(path) = valid {
+        files.extend(files_of(path, held_options.split)?);
+    }
+    let (tokenizer, template) = (&start.tokenizer, &start.template);
+    if plan.objective.is_preference() {
+        // Dealt and weighed by their questions, as conversations are.
+        let (rows, held_out) = match valid {
+            Some(path) => {
+                let mut held_out = Vec::new();
+                for part in files_of(path, held_options.split)? {
+                    held_out.extend(::data::read_preferences(&part, &held_options)?);
+                }
+                (stand_ins(&judged), held_out)
+            }
+            None => {
+                let (dealt, _) = ::data::split(stand_ins(&judged), &split)?;
+                let held_out = stood_for(&dealt.valid, &judged);
+                (dealt.train, held_out)
+            }
+        };
+        let rows = weighed(rows, sources, &source_of, split_seed)?;
+        let train = stood_for(&rows, &judged);
+        let rows = TrainData::from_preferences(&train, &held_out, tokenizer, template, plan)?;
+        return Ok(JobData { rows, files, named });
     }
     if let Some(test) = &file.data.test {
+        let options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
         warn_of_leaks(&train, &::data::read(test, &options)?, test)?;
     }
     let held_out = match valid {
-        Some(path) => {
-            files.push(path.clone());
-            ::data::read(path, &options)?
-        }
+        Some(path) => ::data::read(path, &held_options)?,
         None => {
-            let (split, _) = ::data::split(train, &split)?;
-            train = split.train;
-            split.valid
+            let (dealt, _) = ::data::split(train, &split)?;
+            train = dealt.train;
+            dealt.valid
         }
     };
-    let data =
-        TrainData::from_conversations(&train, &held_out, &start.tokenizer, &start.template, plan)?;
-    Ok((data, files))
+    let train = weighed(train, sources, &source_of, split_seed)?;
+    let rows = TrainData::from_conversations(&train, &held_out, tokenizer, template, plan)?;
+    Ok(JobData { rows, files, named })
+}
+
+/// Each source's rows as often as its weight says. Rows are held out before this, so that none is
+/// on both sides.
+fn weighed(
+    rows: Vec<Example>,
+    sources: &[Source],
+    source_of: &HashMap<PathBuf, usize>,
+    seed: u64,
+) -> Result<Vec<Example>> {
+    let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
+    let mut by_source: Vec<Vec<&Example>> = vec![Vec::new(); sources.len()];
+    for row in &rows {
+        by_source[source_of[&row.origin.file]].push(row);
+    }
+    let counts: Vec<usize> = by_source.iter().map(Vec::len).collect();
+    let drawn = ::data::mix(&counts, &weights, seed).context("[data] train")?;
+    if weights.iter().all(|&weight| weight == 1.0) {
+        return Ok(rows);
+    }
+    for (index, (source, count)) in sources.iter().zip(&counts).enumerate() {
+        let seen = drawn.iter().filter(|drawn| drawn.source == index).count();
+        tracing::info!(
+            "{}: {seen} rows per epoch from {count} (weight {})",
+            source.path.display(),
+            source.weight
+        );
+    }
+    Ok(drawn.iter().map(|drawn| by_source[drawn.source][drawn.row].clone()).collect())
 }
 
 /// A leaked test row makes the later score too good; the user must know before training.
@@ -387,35 +459,21 @@ fn warn_of_leaks(train: &[Example], test: &[Example], path: &Path) -> Result<()>
     Ok(())
 }
 
-/// Judged answers to train on and to hold out.
-fn preferences(
-    files: &[PathBuf],
-    valid: Option<&PathBuf>,
-    options: &ReadOptions,
-    split: &SplitOptions,
-) -> Result<(Vec<Preference>, Vec<Preference>)> {
-    let mut train = Vec::new();
-    for path in files {
-        train.extend(::data::read_preferences(path, options)?);
-    }
-    if let Some(path) = valid {
-        return Ok((train, ::data::read_preferences(path, options)?));
-    }
-    // Dealt by their questions, as conversations are.
-    let examples = train.iter().enumerate().map(|(i, p)| Example {
+/// An example in the place of each preference, named by its index: the prompt with its first answer.
+fn stand_ins(judged: &[Preference]) -> Vec<Example> {
+    let stand_in = |(i, p): (usize, &Preference)| Example {
         id: i.to_string(),
         conversation: p.conversations().swap_remove(0),
         group: p.group.clone(),
         origin: p.origin.clone(),
-    });
-    let (dealt, _) = ::data::split(examples.collect(), split)?;
-    let held: HashSet<usize> = dealt.valid.iter().filter_map(|e| e.id.parse().ok()).collect();
-    let mut held_out = Vec::new();
-    let mut kept = Vec::new();
-    for (i, preference) in train.into_iter().enumerate() {
-        if held.contains(&i) { held_out.push(preference) } else { kept.push(preference) }
-    }
-    Ok((kept, held_out))
+    };
+    judged.iter().enumerate().map(stand_in).collect()
+}
+
+/// The preferences that examples of [`stand_ins`] stand for.
+fn stood_for(examples: &[Example], judged: &[Preference]) -> Vec<Preference> {
+    let indices = examples.iter().filter_map(|e| e.id.parse::<usize>().ok());
+    indices.filter_map(|i| judged.get(i).cloned()).collect()
 }
 
 fn dry_run(jobs: &[TrainJob]) -> Result<ExitCode> {
