@@ -331,7 +331,7 @@ impl<'a> Lane<'a> {
         for rows in [&data.train, &data.held_out] {
             assert!(rows.len().is_multiple_of(per_example), "rows that are no whole examples");
         }
-        let output = Output::open(&plan.output_dir, resume, observer)?;
+        let output = Output::open(&plan.output_dir, resume, &plan.report_to, observer)?;
         let identity = Identity {
             plan: plan.clone(),
             data_sha256: data.digest(),
@@ -402,6 +402,7 @@ impl<'a> Lane<'a> {
         }
         // Also without a checkpoint: from here on a fully trained base is f32, as after a resume.
         self.trainable.publish(decoder, adapters)?;
+        self.output.event(&Event::plan(self.plan, &self.provenance.base_name))?;
         let per_example = self.plan.objective.rows_per_example();
         let report = &self.data.train_report;
         self.output.event(&Event::Start {

@@ -1,13 +1,17 @@
 //! `metier train`: from a config file and flags to a plan, and the plan carried out.
 
 use super::data::read_options;
+use crate::card::{self, Card};
 use crate::cli::{ColumnArgs, TrainArgs};
 use crate::config::ConfigFile;
 use crate::exit;
 use crate::progress::{TrainBar, clock};
 use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
 use ::data::{Example, SplitOptions};
-use ::train::{Event, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
+use ::train::{
+    Event, MANIFEST_FILE, Manifest, Method, Provenance, ReportTo, TrainData, TrainOutcome,
+    TrainPlan, TrainStatus,
+};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, WeightDtype};
 use std::path::{Path, PathBuf};
@@ -49,6 +53,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let cancel = cancel_on_ctrl_c()?;
     let outcome =
         ::train::run(&plan, &mut decoder, &data, &provenance, args.resume, &mut observe, cancel)?;
+    if outcome.status != TrainStatus::Interrupted {
+        write_card(&outcome.output_dir, &start.name, &provenance, plan.method)?;
+    }
     if !args.json {
         print_outcome(&outcome, &start.name, plan.method);
     }
@@ -129,6 +136,9 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile) {
         plan.max_steps = 0;
     }
     set(&mut plan.max_steps, args.max_steps.map(|n| n as u64));
+    if !args.report_to.is_empty() {
+        plan.report_to = vec![ReportTo::Tensorboard];
+    }
     match &args.out {
         Some(out) => plan.output_dir = out.clone(),
         None if !file.names_output_dir() => plan.output_dir = PathBuf::from("out/train"),
@@ -249,6 +259,29 @@ fn cancel_on_ctrl_c() -> Result<&'static AtomicBool> {
         eprintln!("\nsaving a checkpoint ... (again to stop at once)");
     })?;
     Ok(&CANCEL)
+}
+
+/// The model card beside the result.
+fn write_card(dir: &Path, base: &str, provenance: &Provenance, method: Method) -> Result<()> {
+    let path = dir.join(MANIFEST_FILE);
+    let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path)?)
+        .with_context(|| format!("{}: not a manifest of Metier", path.display()))?;
+    let adapter = method == Method::Lora;
+    let card = Card {
+        title: card::title(dir),
+        what: match adapter {
+            true => "a LoRA adapter in PEFT's format",
+            false => "a whole model in Hugging Face's form",
+        },
+        base_name: base,
+        base_licence: provenance.base_licence.clone(),
+        adapter,
+        manifest: Some(&manifest),
+        usage: if adapter { card::adapter_usage(base, dir) } else { card::model_usage(dir) },
+        checked: None,
+    };
+    model::write_atomic(&dir.join(card::FILE), card.render().as_bytes())?;
+    Ok(())
 }
 
 fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
