@@ -193,28 +193,14 @@ fn derive(
     let ended = pieces(write, &[user(1)], false)?;
     let three = pieces(write, &[user(1), answer(1), user(2)], true)?;
     let answered = pieces(write, &[user(1), answer(1)], false)?;
-    let user_after = &ended[1];
-    let assistant_after = &answered[2];
-    let without = |what: &str, text: &str, start: &str| {
-        let rest = text.strip_prefix(start).map(str::to_owned);
-        rest.ok_or_else(|| {
-            NotInGo(format!(
-                "{what}, it writes {:?}, and {:?} at the end",
-                excerpt(text),
-                excerpt(start)
-            ))
-        })
-    };
-    let after_user = "after a message of the user";
-    let asks = without(after_user, &one[1], user_after)?;
-    let assistant = Around {
-        before: without(after_user, &three[1], user_after)?,
-        after: assistant_after.clone(),
-    };
-    let user_turn = Around {
-        before: without("after an answer", &three[2], assistant_after)?,
-        after: user_after.clone(),
-    };
+    let user_after = shared_end(&ended[1], &[&one[1], &three[1]]);
+    let assistant_after = shared_end(&answered[2], &[&three[2]]);
+    let after = |text: &str, end: &str| text[end.len()..].to_owned();
+    let asks = after(&one[1], user_after);
+    let assistant =
+        Around { before: after(&three[1], user_after), after: assistant_after.to_owned() };
+    let user_turn =
+        Around { before: after(&three[2], assistant_after), after: user_after.to_owned() };
     let head = one[0].strip_suffix(&user_turn.before).map(str::to_owned).ok_or_else(|| {
         NotInGo(format!(
             "before the first message of the user, it writes {:?}, and {:?} before others",
@@ -235,6 +221,19 @@ fn derive(
         }
     };
     Ok(GoTemplate { system, head, user: user_turn, assistant, answer: asks, notes: Vec::new() })
+}
+
+/// What is behind a message whatever follows: all that ends a conversation, or, where the template
+/// writes something there that ends conversations only, what `going_on` begins with as well, up to the
+/// end of a tag or a line. Where it is cut does not change the text, only how it reads.
+fn shared_end<'a>(end: &'a str, going_on: &[&str]) -> &'a str {
+    if going_on.iter().all(|text| text.starts_with(end)) {
+        return end;
+    }
+    let cuts = end.char_indices().filter(|(_, c)| matches!(c, '>' | ']' | '\n'));
+    let ends = cuts.map(|(at, _)| &end[..=at]);
+    let shared = ends.filter(|cut| going_on.iter().all(|text| text.starts_with(cut)));
+    shared.last().unwrap_or_default()
 }
 
 /// The text before, between and behind the messages, one piece more than there are messages.
