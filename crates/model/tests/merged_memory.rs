@@ -22,9 +22,9 @@ fn config() -> DecoderConfig {
     DecoderConfig::from_json(json, Path::new("config.json")).unwrap()
 }
 
-fn adapter(config: &DecoderConfig) -> LoraAdapter {
+fn adapter(base: &Decoder) -> LoraAdapter {
     let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&lora, config, 1).unwrap();
+    let mut adapter = LoraAdapter::init(&lora, base, 1).unwrap();
     for m in adapter.modules().to_vec() {
         let b = adapter.params[m.b].iter_mut().enumerate();
         b.for_each(|(i, x)| *x = (i % 7) as f32 * 0.01 - 0.03);
@@ -48,7 +48,7 @@ fn one_tensor_at_a_time() {
     let base_dir = dir.path().join("base");
     Decoder::init(&config(), 3).save(&base_dir, WeightDtype::Bf16).unwrap();
     let base = Decoder::load(&base_dir, &LoadOptions::default()).unwrap();
-    let adapter = adapter(base.config());
+    let adapter = adapter(&base);
     let merged = Merged::new(&base, Some(&adapter)).unwrap();
     let largest = base.param_layout().iter().map(|s| s.range.len()).max().unwrap();
     let whole_in_f32 = 4 * base.param_count();
@@ -98,7 +98,7 @@ fn one_tensor_at_a_time() {
 #[test]
 fn what_is_not_finite_leaves_no_file() {
     let base = Decoder::init(&config(), 3);
-    let mut adapter = adapter(base.config());
+    let mut adapter = adapter(&base);
     let last = adapter.modules().last().unwrap().clone();
     adapter.params[last.b.start] = f32::INFINITY;
     let merged = Merged::new(&base, Some(&adapter)).unwrap();

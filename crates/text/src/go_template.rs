@@ -52,6 +52,9 @@ impl From<TextError> for NotInGo {
     }
 }
 
+/// What a chat template writes for messages, with or without asking for an answer.
+type Render<'a> = dyn Fn(&[Message], bool) -> Result<String, TextError> + 'a;
+
 const SYSTEM: &str = "system";
 const USER: &str = "user";
 const ASSISTANT: &str = "assistant";
@@ -184,9 +187,7 @@ impl GoTemplate {
 }
 
 /// What is around each message of three conversations.
-fn derive(
-    write: &dyn Fn(&[Message], bool) -> Result<String, TextError>,
-) -> Result<GoTemplate, NotInGo> {
+fn derive(write: &Render<'_>) -> Result<GoTemplate, NotInGo> {
     let user = |n: usize| Message::new(USER, format!("Wq{n}user"));
     let answer = |n: usize| Message::new(ASSISTANT, format!("Wq{n}answer"));
     let one = pieces(write, &[user(1)], true)?;
@@ -232,16 +233,12 @@ fn shared_end<'a>(end: &'a str, going_on: &[&str]) -> &'a str {
     }
     let cuts = end.char_indices().filter(|(_, c)| matches!(c, '>' | ']' | '\n'));
     let ends = cuts.map(|(at, _)| &end[..=at]);
-    let shared = ends.filter(|cut| going_on.iter().all(|text| text.starts_with(cut)));
-    shared.last().unwrap_or_default()
+    let mut shared = ends.filter(|cut| going_on.iter().all(|text| text.starts_with(cut)));
+    shared.next_back().unwrap_or_default()
 }
 
 /// The text before, between and behind the messages, one piece more than there are messages.
-fn pieces(
-    write: &dyn Fn(&[Message], bool) -> Result<String, TextError>,
-    messages: &[Message],
-    ask: bool,
-) -> Result<Vec<String>, NotInGo> {
+fn pieces(write: &Render<'_>, messages: &[Message], ask: bool) -> Result<Vec<String>, NotInGo> {
     let text = write(messages, ask)?;
     let mut pieces = Vec::new();
     let mut rest = text.as_str();

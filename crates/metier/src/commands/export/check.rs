@@ -164,8 +164,9 @@ impl Difference {
             ("loss difference", loss, bounds.loss),
             ("KL divergence", self.kl, bounds.kl),
         ];
-        // Written so that what is not a number is beyond every bound.
-        let beyond = found.into_iter().find(|(_, found, allowed)| !(found <= allowed));
+        // What is not a number is beyond every bound.
+        let above = |found: &f64, allowed: &f64| found.is_nan() || found > allowed;
+        let beyond = found.into_iter().find(|(_, found, allowed)| above(found, allowed));
         beyond.map(|(what, found, allowed)| format!("{what} {found:.2e}, allowed {allowed:.0e}"))
     }
 

@@ -77,7 +77,7 @@ pub(super) fn write_file(
         bail!("{}: the tokens read back are not those written", path.display());
     }
     let reloaded = load_decoder(path, WeightDtype::AsPublished)?;
-    Ok(Written { reloaded: Reloaded::Model(reloaded), bounds })
+    Ok(Written { reloaded: Reloaded::Model(Box::new(reloaded)), bounds })
 }
 
 /// What a file says about itself.

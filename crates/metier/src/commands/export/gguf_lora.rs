@@ -24,7 +24,7 @@ fn write(export: &Export<'_>, dir: &Path) -> Result<Written> {
     let config = base.decoder.config();
     lora.save_gguf(&path, config, super::gguf::general(&base.short_name()))?;
     let reloaded = LoraAdapter::load_gguf(&path, lora, config)?;
-    Ok(Written { reloaded: Reloaded::Adapter(reloaded), bounds: BOUNDS })
+    Ok(Written { reloaded: Reloaded::Adapter(Box::new(reloaded)), bounds: BOUNDS })
 }
 
 fn usage(export: &Export<'_>) -> Vec<(&'static str, String)> {

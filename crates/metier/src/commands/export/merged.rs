@@ -29,7 +29,7 @@ fn write(export: &Export<'_>, dir: &Path) -> Result<Written> {
     let template = dir.join(train::CHAT_TEMPLATE_FILE);
     model::write_atomic(&template, export.template().source().as_bytes())?;
     let reloaded = load_decoder(dir, WeightDtype::AsPublished)?;
-    Ok(Written { reloaded: Reloaded::Model(reloaded), bounds: BOUNDS })
+    Ok(Written { reloaded: Reloaded::Model(Box::new(reloaded)), bounds: BOUNDS })
 }
 
 fn usage(export: &Export<'_>) -> Vec<(&'static str, String)> {

@@ -94,8 +94,8 @@ struct Written {
 }
 
 enum Reloaded {
-    Adapter(LoraAdapter),
-    Model(Decoder),
+    Adapter(Box<LoraAdapter>),
+    Model(Box<Decoder>),
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode> {

@@ -27,7 +27,7 @@ fn write(export: &Export<'_>, dir: &Path) -> Result<Written> {
         model::write_atomic(&dir.join(train::MANIFEST_FILE), &json)?;
     }
     let reloaded = LoraAdapter::load(dir, &base.decoder)?;
-    Ok(Written { reloaded: Reloaded::Adapter(reloaded), bounds: BOUNDS })
+    Ok(Written { reloaded: Reloaded::Adapter(Box::new(reloaded)), bounds: BOUNDS })
 }
 
 fn usage(export: &Export<'_>) -> Vec<(&'static str, String)> {
