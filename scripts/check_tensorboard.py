@@ -81,8 +81,10 @@ def main() -> int:
             print(f"{tag}: {len(read)} points, steps {[s.step for s in read]}")
             if not same:
                 wrong.append(f"{tag}: {[(s.step, s.value) for s in read]} read, {numbers} in the log")
-        if len(steps) != 14:
-            wrong.append(f"{len(steps)} steps in the log, expected 14")
+        for kind, count in [("step", 14), ("evaluation", 4)]:
+            logged = [e["step"] for e in events if e["event"] == kind]
+            if len(logged) != count or logged != sorted(set(logged)):
+                wrong.append(f"{kind}: {logged} in the log, expected {count} different ones")
     for problem in wrong:
         print(f"WRONG: {problem}", file=sys.stderr)
     print("DIFFERS" if wrong else "AGREES")

@@ -61,6 +61,9 @@ const FAMILY_HOME: &str = "crates/model/src/families";
 const FAMILIES: &[&str] =
     &["gemma", "granite", "llama", "mistral", "mixtral", "olmo", "phi", "qwen", "smollm"];
 
+/// Programs that are named after a family; their names may stand anywhere.
+const PROGRAMS: &[&str] = &["llama.cpp", "llama-cli", "llama-server", "llama-perplexity"];
+
 /// Files that may name a family outside [`FAMILY_HOME`], each with its reason.
 const FAMILY_EXCEPTIONS: &[(&str, &str)] = &[
     ("xtask/src/tidy.rs", "lists the names that it looks for"),
@@ -267,7 +270,9 @@ fn family_names(repository: &Repository) -> Vec<Breach> {
         }
         let product = source.without_tests();
         for view in [&product.code, &product.strings] {
-            for (line, word) in words(view) {
+            let blank = |view: String, program: &&str| view.replace(program, " ");
+            let view = PROGRAMS.iter().fold(view.clone(), blank);
+            for (line, word) in words(&view) {
                 if let Some(family) = named_family(word) {
                     breaches.push(Breach::new(
                         &source.path,

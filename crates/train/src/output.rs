@@ -123,21 +123,28 @@ impl<'a> Output<'a> {
         self.observer.event(event);
     }
 
-    /// Drops log lines of steps after `step`, which will be done again, and a half-written one.
-    pub(crate) fn rewind_log(&mut self, step: u64) -> Result<(), TrainError> {
+    /// Drops log lines of steps after `step`, which will be done again, and a half-written one; all
+    /// lines when the run begins anew.
+    pub(crate) fn rewind_log(&mut self, step: Option<u64>) -> Result<(), TrainError> {
         let io = |e| TrainError::io(&self.log_path, e);
         let text = String::from_utf8_lossy(&fs::read(&self.log_path).map_err(io)?).into_owned();
         let kept: String = text
             .lines()
             .filter(|line| {
                 serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| {
-                    v["event"] != "end" && v["step"].as_u64().is_none_or(|s| s <= step)
+                    let done = |s: u64| step.is_some_and(|step| s <= step);
+                    step.is_some() && v["event"] != "end" && v["step"].as_u64().is_none_or(done)
                 })
             })
             .flat_map(|line| [line, "\n"])
             .collect();
         model::write_atomic(&self.log_path, kept.as_bytes())?;
         self.log = OpenOptions::new().append(true).open(&self.log_path).map_err(io)?;
-        self.event_file.as_mut().map_or(Ok(()), |file| file.rewind(step))
+        match (&mut self.event_file, step) {
+            (None, _) => {}
+            (Some(file), Some(step)) => file.rewind(step)?,
+            (Some(file), None) => *file = EventFile::open(&self.dir, false)?,
+        }
+        Ok(())
     }
 }

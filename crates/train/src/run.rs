@@ -428,11 +428,11 @@ impl<'a> Lane<'a> {
     fn restore(&mut self) -> Result<(), TrainError> {
         let count = self.trainable.params().len();
         let Some(found) = checkpoint::load_newest(&self.output.dir, &self.identity, count)? else {
-            self.output.rewind_log(0)?;
+            self.output.rewind_log(None)?;
             let message = "there is no checkpoint to resume from: starting at step 0".to_owned();
             return self.output.event(&Event::Warning { message });
         };
-        self.output.rewind_log(found.state.step)?;
+        self.output.rewind_log(Some(found.state.step))?;
         for problem in found.problems {
             let message = format!("{problem}; taking the checkpoint before it");
             self.output.event(&Event::Warning { message })?;
