@@ -44,6 +44,21 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def call(identity, name, **arguments):
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": identity, "function": function}
+
+
+def calls(*tool_calls, text=""):
+    return {"role": "assistant", "content": text, "tool_calls": list(tool_calls)}
+
+
+def tool(identity, name, text):
+    return {"role": "tool", "tool_call_id": identity, "name": name, "content": text}
+
+
+WEATHER = call("weather01", "get_weather", place="Genève <b>", days=2)
+
 CONVERSATIONS = [
     [user("Hello")],
     [user("Hello"), assistant("Hi there.")],
@@ -58,11 +73,28 @@ CONVERSATIONS = [
     [user("Hello"), user("again")],
     [assistant("I begin."), user("Hello")],
     [system("Only a system prompt.")],
+    [user("Weather?"), calls(WEATHER)],
+    [
+        user("Weather?"),
+        calls(WEATHER),
+        tool("weather01", "get_weather", '{"t": [21, "é"]}'),
+        assistant("Warm."),
+    ],
+    [
+        system("Be terse."),
+        user("Weather, then stop."),
+        calls(WEATHER, call("stopcall1", "stop"), text="At once."),
+        tool("weather01", "get_weather", "21"),
+        tool("stopcall1", "stop", "done"),
+        assistant("Warm. Bye."),
+        user("Thanks"),
+        assistant("Welcome."),
+    ],
 ]
 
 
 # Conversations by number that are rendered with the tools as well.
-WITH_TOOLS = [0, 2, 4, 5]
+WITH_TOOLS = [0, 2, 4, 5, 13, 14, 15]
 
 TOOLS = [
     {

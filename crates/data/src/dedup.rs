@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::excerpt;
 use crate::example::{Example, Origin};
@@ -83,13 +84,15 @@ pub fn deduplicate(examples: Vec<Example>, options: &DedupOptions) -> (Vec<Examp
     let (conflicts, conflicting) = conflicts(&examples, options.listed);
     (report.conflicts, report.conflicting) = (conflicts, conflicting);
 
-    let mut first_exact: HashMap<Vec<(String, String)>, Origin> = HashMap::new();
+    let mut first_exact: HashMap<Vec<(String, String, String)>, Origin> = HashMap::new();
     let mut first_normalised: HashMap<(String, String), Origin> = HashMap::new();
     let mut kept = Vec::with_capacity(examples.len());
     for example in examples {
         let turns = example.conversation.messages.iter();
-        let exact: Vec<_> = turns.map(|m| (m.role.clone(), m.content.clone())).collect();
-        let normalised = (normalised_prompt(&example), example.completion().trim().to_owned());
+        let mut exact: Vec<_> =
+            turns.map(|m| (m.role.clone(), m.content.clone(), json(&m.tool_calls))).collect();
+        exact.push((String::new(), String::new(), json(&example.conversation.tools)));
+        let normalised = (normalised_prompt(&example), example.answer());
         let earlier = match first_exact.get(&exact) {
             Some(origin) => Some((DuplicateKind::Exact, origin)),
             None if options.normalised => {
@@ -126,7 +129,7 @@ pub fn conflicts(examples: &[Example], listed: usize) -> (usize, Vec<Conflict>) 
         if known.is_empty() {
             order.push(prompt);
         }
-        if !known.iter().any(|e| e.completion().trim() == example.completion().trim()) {
+        if !known.iter().any(|e| e.answer() == example.answer()) {
             known.push(example);
         }
     }
@@ -134,10 +137,7 @@ pub fn conflicts(examples: &[Example], listed: usize) -> (usize, Vec<Conflict>) 
         order.iter().map(|prompt| &answers[prompt]).filter(|rows| rows.len() > 1).collect();
     let shown = several.iter().take(listed).map(|examples| Conflict {
         question: excerpt(&examples[0].question()),
-        answers: examples
-            .iter()
-            .map(|e| (excerpt(e.completion().trim()), e.origin.clone()))
-            .collect(),
+        answers: examples.iter().map(|e| (excerpt(&e.answer()), e.origin.clone())).collect(),
     });
     (several.len(), shown.collect())
 }
@@ -145,7 +145,15 @@ pub fn conflicts(examples: &[Example], listed: usize) -> (usize, Vec<Conflict>) 
 /// Everything before the answer, with roles, after normalisation.
 fn normalised_prompt(example: &Example) -> String {
     let turns = example.prompt().iter();
-    turns.map(|m| format!("{}\n{}\n", m.role, normalise(&m.content))).collect()
+    let said: String = turns
+        .map(|m| format!("{}\n{}\n{}", m.role, normalise(&m.content), json(&m.tool_calls)))
+        .collect();
+    said + &json(&example.conversation.tools)
+}
+
+/// Calls or tools as text; empty where there are none.
+fn json(values: &[Value]) -> String {
+    values.iter().map(|value| format!("{value}\n")).collect()
 }
 
 #[cfg(test)]

@@ -4,13 +4,16 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use text::{Conversation, Message};
 
 /// A conversation whose last turn is the assistant's answer, with its name and its place.
 ///
 /// The readers guarantee: at most one system (or developer) turn, and that first; then user and
-/// assistant in turn, ending with the assistant; no turn without text.
+/// assistant in turn, ending with the assistant, with the tools' answers behind each turn that calls
+/// tools; no turn without text, save that the assistant may call instead of speaking and a tool may
+/// have nothing to say; at least one turn to learn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Example {
     /// Name of the example: its own `id`, or else a hash of its content, so that it stays the same
@@ -34,7 +37,8 @@ pub struct Origin {
 }
 
 impl Example {
-    /// The text of the last assistant turn: the answer a test compares with.
+    /// The text of the last assistant turn: the answer a test compares with. Empty where that
+    /// turn only calls tools.
     pub fn completion(&self) -> &str {
         self.conversation.messages.last().map_or("", |m| &m.content)
     }
@@ -53,18 +57,30 @@ impl Example {
         said.map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
     }
 
-    /// The example as one line of chat JSONL: `{"messages":[...],"id":"...","group":"..."}`
-    /// without `group` when it has none, and without a line end.
+    /// The last assistant turn with what it calls.
+    pub(crate) fn answer(&self) -> String {
+        let last = self.conversation.messages.last();
+        let calls = last.map_or(&[][..], |m| &m.tool_calls);
+        let calls: String = calls.iter().map(|call| format!("\n{call}")).collect();
+        self.completion().trim().to_owned() + &calls
+    }
+
+    /// The example as one line of chat JSONL:
+    /// `{"messages":[...],"tools":[...],"id":"...","group":"..."}`, without `tools` or `group` when
+    /// it has none, and without a line end.
     pub fn to_json_line(&self) -> String {
         #[derive(Serialize)]
         struct Row<'a> {
             messages: &'a [Message],
+            #[serde(skip_serializing_if = "<[Value]>::is_empty")]
+            tools: &'a [Value],
             id: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             group: Option<&'a str>,
         }
         let row = Row {
             messages: &self.conversation.messages,
+            tools: &self.conversation.tools,
             id: &self.id,
             group: self.group.as_deref(),
         };
@@ -77,34 +93,56 @@ pub(crate) fn is_system(role: &str) -> bool {
     role == "system" || role == "developer"
 }
 
+/// Whether a role gives what a call came back with.
+pub(crate) fn is_tool(role: &str) -> bool {
+    role == "tool" || role == "function" || role == "ipython"
+}
+
 /// Renames examples whose `id` an earlier one already has (files that each count from 1), by adding
 /// `-2`, `-3`, ... Returns how many were renamed.
 pub fn make_ids_unique(examples: &mut [Example]) -> usize {
-    let mut seen: HashSet<String> = HashSet::with_capacity(examples.len());
+    make_unique(examples.iter_mut().map(|example| &mut example.id))
+}
+
+/// [`make_ids_unique`] of ids.
+pub(crate) fn make_unique<'a>(ids: impl Iterator<Item = &'a mut String>) -> usize {
+    let mut seen: HashSet<String> = HashSet::new();
     let mut renamed = 0;
-    for example in examples {
-        if seen.contains(&example.id) {
-            let unique = (2..)
-                .map(|n: u64| format!("{}-{n}", example.id))
+    for id in ids {
+        if seen.contains(id) {
+            *id = (2..)
+                .map(|n: u64| format!("{id}-{n}"))
                 .find(|id| !seen.contains(id))
                 .expect("there are more numbers than examples");
-            example.id = unique;
             renamed += 1;
         }
-        seen.insert(example.id.clone());
+        seen.insert(id.clone());
     }
     renamed
 }
 
-/// Sixteen hexadecimal digits of the SHA-256 over roles and contents.
+/// Sixteen hexadecimal digits of the SHA-256 over roles and contents, and over tool calls and tools
+/// where there are any.
 pub(crate) fn content_id(conversation: &Conversation) -> String {
+    content_id_of(conversation.messages.iter(), &conversation.tools)
+}
+
+/// [`content_id`] of messages.
+pub(crate) fn content_id_of<'a>(
+    messages: impl Iterator<Item = &'a Message>,
+    tools: &[Value],
+) -> String {
     let mut hasher = Sha256::new();
-    for message in &conversation.messages {
-        for part in [&message.role, &message.content] {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part.as_bytes());
-        }
+    let mut update = |part: &str| {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    };
+    for message in messages {
+        update(&message.role);
+        update(&message.content);
+        message.tool_calls.iter().for_each(|call| update(&call.to_string()));
     }
+    tools.iter().for_each(|tool| update(&tool.to_string()));
     let mut id = hex(&hasher.finalize());
     id.truncate(16);
     id

@@ -134,7 +134,7 @@ pub fn leak_check(
     }
     let leaked_ids = leaks.iter().map(|leak| test[leak.0].id.clone()).collect();
     let count = |kind| leaks.iter().filter(|leak| leak.2 == kind).count();
-    let same = |i: usize, j: usize| test[i].completion().trim() == train[j].completion().trim();
+    let same = |i: usize, j: usize| test[i].answer() == train[j].answer();
     let mut report = LeakReport {
         train_rows: train.len(),
         test_rows: test.len(),

@@ -1,10 +1,11 @@
-//! Data on its way to training and to the test: readers (one file per format, one table in
-//! [`FORMATS`]), duplicate removal, group-aware split, the train/test leak check, token statistics
-//! and the report that joins them.
+//! Data on its way to training and to the test: readers (one file for each form of rows and each
+//! kind of file, tables in [`FORMS`] and [`CONTAINERS`]), preferences between answers, duplicate
+//! removal, group-aware split, the train/test leak check, token statistics and the report that joins
+//! them.
 //!
 //! Everything is judged at the edge: an [`Example`] that exists has a conversation of known roles in
-//! a sensible order, with text in every turn, ending with the assistant. Memory is bounded by a
-//! small constant times the size of the files read.
+//! a sensible order, with text or tool calls in every turn, ending with the assistant. Memory is
+//! bounded by a small constant times the size of the files read.
 
 mod dedup;
 mod error;
@@ -13,6 +14,7 @@ mod files;
 mod leak;
 mod minhash;
 mod normalise;
+mod preference;
 mod prepare;
 mod readers;
 mod report;
@@ -26,9 +28,10 @@ pub use error::{DataError, Problem, RowErrors};
 pub use example::{Example, Origin, make_ids_unique};
 pub use leak::{Leak, LeakKind, LeakOptions, LeakReport, leak_check};
 pub use normalise::normalise;
+pub use preference::{Answers, Preference};
 pub use prepare::{CheckOptions, PrepareOptions, Prepared, TokenCounter, check, prepare};
 pub use readers::text::{Document, read_text};
-pub use readers::{FORMATS, Format, ReadOptions, detect, read};
+pub use readers::{CONTAINERS, Container, FORMS, Form, ReadOptions, read, read_preferences};
 pub use report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};
 pub use split::{Split, SplitOptions, SplitReport, split};
 pub use stats::{TokenStats, token_stats};

@@ -13,7 +13,7 @@ use crate::error::DataError;
 use crate::example::{Example, hex, make_ids_unique};
 use crate::files::write_all_atomic;
 use crate::leak::{LeakOptions, LeakReport, leak_check};
-use crate::readers::{ReadOptions, detect, read};
+use crate::readers::{ReadOptions, read_with_format};
 use crate::report::{DataReport, InputReport, SCHEMA_VERSION, SetLeaks};
 use crate::split::{Split, SplitOptions, SplitReport, split};
 use crate::stats::{TokenStats, token_stats};
@@ -66,7 +66,7 @@ pub struct Prepared {
 /// or between them. Writes nothing.
 ///
 /// # Errors
-/// Those of [`read`], [`leak_check`] and [`token_stats`].
+/// Those of [`read`](crate::read), [`leak_check`] and [`token_stats`].
 pub fn check(
     train_files: &[PathBuf],
     test_file: Option<&Path>,
@@ -93,7 +93,7 @@ pub fn check(
 /// report last.
 ///
 /// # Errors
-/// Those of [`read`], [`split`], [`leak_check`] and [`token_stats`]; [`DataError::Io`] when `out`
+/// Those of [`read`](crate::read), [`split`], [`leak_check`] and [`token_stats`]; [`DataError::Io`] when `out`
 /// cannot be written.
 pub fn prepare(
     files: &[PathBuf],
@@ -136,7 +136,7 @@ fn read_all(
     let mut examples = Vec::new();
     let mut inputs = Vec::new();
     for file in files {
-        let rows = read(file, options)?;
+        let (format, rows) = read_with_format(file, options)?;
         let bytes = fs::read(file).map_err(|source| DataError::Io {
             path: file.clone(),
             action: "read",
@@ -145,7 +145,7 @@ fn read_all(
         inputs.push(InputReport {
             file: file.clone(),
             set: set.to_owned(),
-            format: detect(file)?.name.to_owned(),
+            format,
             rows: rows.len(),
             sha256: hex(&Sha256::digest(&bytes)),
         });

@@ -58,7 +58,7 @@ fn every_wrong_row_is_listed_up_to_a_bound() {
 
 #[test]
 fn json_that_is_no_row() {
-    refuses("t.jsonl", "[\n  {\"prompt\":\"a\"}\n]\n", &["t.jsonl:1: ", "jq -c '.[]'"]);
+    refuses("t.jsonl", "[\n  {\"prompt\":\"a\",\n", &["t.jsonl:1: ", "jq -c '.[]'", ".json"]);
     refuses("t.jsonl", "{\n\"messages\": []\n}", &["t.jsonl:1: ", "on one line"]);
     refuses("t.jsonl", format!("{GOOD}\n[1]\n"), &["t.jsonl:2: found an array"]);
     refuses("t.jsonl", format!("{GOOD}\nnull\n"), &["t.jsonl:2: found null"]);
@@ -133,19 +133,29 @@ fn conversations_in_the_wrong_shape() {
     );
     check(r#"[{"role":"user","content":["a"]}]"#, "messages[0].content", &["the string"]);
     check(
-        &format!(r#"[{user},{{"role":"assistant","tool_calls":[{{}}]}}]"#),
-        "messages[1].tool_calls",
-        &["leave these rows out"],
+        &format!(r#"[{user},{{"role":"assistant","content":"a","weight":0.5}}]"#),
+        "messages[1].weight",
+        &["found 0.5", "0 or 1"],
+    );
+    check(
+        &format!(r#"[{user},{{"role":"assistant","content":"a","weight":1,"train":false}}]"#),
+        "messages[1].train",
+        &["found false", "other flag"],
     );
     check(
         &format!(r#"[{user},{{"role":"assistant","content":"a","weight":0}}]"#),
-        "messages[1].weight",
-        &["found 0"],
+        "messages",
+        &["no turn to learn", "weight 1"],
+    );
+    check(
+        &format!(r#"[{{"role":"user","content":"a","train":true}},{assistant}]"#),
+        "messages[0].train",
+        &["a user turn to learn"],
     );
     refuses(
         "t.jsonl",
         format!("{GOOD}\n{{\"prompt\":\"a\"}}"),
-        &["t.jsonl:2: field \"messages\"", "prompt"],
+        &["t.jsonl:2: ", "the fields prompt", "as in line 1", "one file holds one form"],
     );
     let id = GOOD.replace("]}", "],\"id\":\"x\"}");
     refuses("t.jsonl", format!("{id}\n{id}"), &["t.jsonl:2: field \"id\"", "line 1 already"]);
@@ -156,6 +166,124 @@ fn conversations_in_the_wrong_shape() {
     );
     let grouped = ReadOptions { group_column: Some("customer".into()), ..ReadOptions::default() };
     refuses_with("t.jsonl", GOOD, &grouped, &["customer"]);
+}
+
+#[test]
+fn tools_in_the_wrong_shape() {
+    fn check(messages: &str, tools: &str, field: &str, expected: &[&str]) {
+        let place = format!("t.jsonl:1: field \"{field}\": ");
+        let mut all = vec![place.as_str()];
+        all.extend(expected);
+        refuses("t.jsonl", format!("{{\"messages\":[{messages}],\"tools\":{tools}}}\n"), &all);
+    }
+    let user = r#"{"role":"user","content":"a"}"#;
+    let end = r#"{"role":"assistant","content":"b"}"#;
+    let calls = |calls: &str| format!(r#"{{"role":"assistant","tool_calls":{calls}}}"#);
+    let call = |id: &str, name: &str, arguments: &str| {
+        format!(
+            r#"{{"id":"{id}","type":"function","function":{{"name":"{name}","arguments":{arguments}}}}}"#
+        )
+    };
+    let told = |id: &str| format!(r#"{{"role":"tool","tool_call_id":"{id}","content":"21"}}"#);
+    let one = calls(&format!("[{}]", call("x", "f", "{}")));
+    let two = calls(&format!("[{},{}]", call("x", "f", "{}"), call("y", "f", "{}")));
+    let f = r#"[{"type":"function","function":{"name":"f"}}]"#;
+
+    check(&format!("{user},{}", calls("7")), "[]", "messages[1].tool_calls", &["found 7"]);
+    check(
+        &format!("{user},{}", calls("[{}]")),
+        "[]",
+        "messages[1].tool_calls[0]",
+        &["an object", "\"function\""],
+    );
+    check(
+        &format!("{user},{}", calls(r#"[{"function":{"arguments":"{}"}}]"#)),
+        "[]",
+        "messages[1].tool_calls[0].function",
+        &["names its function"],
+    );
+    for arguments in [r#""{\"a\":""#, r#""[1]""#, "[1]", "1"] {
+        check(
+            &format!("{user},{}", calls(&format!("[{}]", call("x", "f", arguments)))),
+            f,
+            "messages[1].tool_calls[0].function.arguments",
+            &["holds"],
+        );
+    }
+    check(&format!("{user},{one}"), r#"[{"name":"g"}]"#, "messages[1].tool_calls", &["offered"]);
+    check(&format!("{user},{end}"), "7", "tools", &["found 7", "a list"]);
+    check(&format!("{user},{end}"), r#"[{"type":"function"}]"#, "tools[0]", &["the fields type"]);
+    check(&format!("{user},{end}"), r#""not JSON""#, "tools", &["a list"]);
+    check(&format!("{user},{one},{user},{end}"), f, "messages[2].role", &["user after assistant"]);
+    check(&format!("{user},{one},{end}"), f, "messages[2].role", &["expected tool"]);
+    check(
+        &format!("{user},{one},{},{end}", told("z")),
+        f,
+        "messages[2].tool_call_id",
+        &["\"z\"", "open call: x"],
+    );
+    check(
+        &format!("{user},{two},{},{},{end}", told("y"), told("y")),
+        f,
+        "messages[3].tool_call_id",
+        &["open call: x"],
+    );
+    check(&format!("{user},{two},{},{end}", told("y")), f, "messages[3].role", &["expected tool"]);
+    check(&format!("{user},{one},{}", told("x")), f, "messages", &["ends with tool"]);
+    check(
+        &format!("{user},{one},{},{},{end}", told("x"), told("x")),
+        f,
+        "messages[3].role",
+        &["tool after tool", "expected assistant", "once for each call"],
+    );
+    check(
+        &format!(
+            r#"{{"role":"user","content":"a","tool_calls":[{}]}},{end}"#,
+            call("x", "f", "{}")
+        ),
+        f,
+        "messages[0].tool_calls",
+        &["tool calls of user"],
+    );
+}
+
+#[test]
+fn tool_calls_are_read_in_every_spelling() {
+    let messages = |call: &str, told: &str| {
+        format!(
+            r#"{{"role":"user","content":"a"}},{{"role":"assistant",{call}}},{{{told}}},{{"role":"assistant","content":"b"}}"#
+        )
+    };
+    let openai = messages(
+        r#""content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]"#,
+        r#""role":"tool","content":"21","tool_call_id":"x""#,
+    );
+    let legacy = messages(
+        r#""content":null,"function_call":{"name":"f","arguments":"{\"a\":1}"}"#,
+        r#""role":"function","name":"f","content":"21""#,
+    );
+    let f = r#"{"name":"f","parameters":{"type":"object"}}"#;
+    let rows = [
+        format!(r#"{{"messages":[{openai}],"tools":[{{"type":"function","function":{f}}}]}}"#),
+        format!(r#"{{"messages":[{legacy}],"functions":[{f}]}}"#),
+        format!(
+            r#"{{"messages":[{legacy}],"tools":{}}}"#,
+            serde_json::Value::from(format!("[{f}]"))
+        ),
+    ];
+    let read = read_bytes("t.jsonl", rows.join("\n").as_bytes(), &ReadOptions::default()).unwrap();
+    for row in &read {
+        let conversation = &row.conversation;
+        assert_eq!(conversation.tools, read[0].conversation.tools);
+        assert_eq!(
+            conversation.messages[1].tool_calls,
+            read[0].conversation.messages[1].tool_calls
+        );
+        assert_eq!(conversation.messages[1].content, "");
+    }
+    assert_eq!(read[0].conversation.messages[2].tool_call_id.as_deref(), Some("x"));
+    assert_eq!(read[1].conversation.messages[2].name.as_deref(), Some("f"));
+    assert_ne!(read[0].id, read[1].id, "the tool's turn has another role");
 }
 
 #[test]
@@ -170,11 +298,11 @@ fn pairs_in_the_wrong_shape() {
     check(r#"{"prompt":"","completion":"b"}"#, &["field \"prompt\"", "empty user turn"]);
     refuses(
         "t.jsonl",
-        r#"{"conversations":[]}"#,
-        &["\"conversations\"", "prompt/completion", "--prompt-column"],
+        r#"{"paragraphs":[]}"#,
+        &["\"paragraphs\"", "prompt/completion", "--prompt-column"],
     );
-    let alpaca = r#"{"instruction":"a","input":"b","output":"c"}"#;
-    refuses("t.jsonl", alpaca, &["several choices: input/output, instruction/output"]);
+    let both = r#"{"question":"a","input":"b","output":"c","answer":"d"}"#;
+    refuses("t.jsonl", both, &["several choices: question/answer, input/output"]);
 }
 
 #[test]

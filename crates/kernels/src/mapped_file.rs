@@ -21,6 +21,23 @@ impl MappedFile {
         // read from the map is trusted without a check.
         Ok(MappedFile(unsafe { memmap2::Mmap::map(&file)? }))
     }
+
+    /// Lets the pages of `part` leave this process: what was read of a file counts as its memory
+    /// until then. The bytes stay readable (from the system's cache or the disk). Does nothing
+    /// where `part` is not of this file or the system declines.
+    pub fn release(&self, part: &[u8]) {
+        let (start, map) = (part.as_ptr() as usize, self.0.as_ptr() as usize);
+        let inside = start >= map && start + part.len() <= map + self.0.len();
+        #[cfg(unix)]
+        if inside && !part.is_empty() {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and of a file, so pages that are dropped come back with
+            // the same bytes.
+            let _ = unsafe { self.0.unchecked_advise_range(advice, start - map, part.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = inside;
+    }
 }
 
 impl Deref for MappedFile {

@@ -87,6 +87,11 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
 }
 
+fn objective(text: &str) -> Result<train::Objective, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "expected one of sft, text, dpo, orpo, kto, simpo".into())
+}
+
 fn weight_dtype(text: &str) -> Result<WeightDtype, String> {
     WeightDtype::from_name(text)
         .ok_or_else(|| format!("expected one of {}", WeightDtype::NAMES.join(", ")))
@@ -261,6 +266,8 @@ pub(crate) struct DataPrepareArgs {
   metier train --config recipes/banking77.toml
   metier train --config metier.toml --resume
   metier train --base nano --data train.jsonl --out out/x --dry-run
+  metier train --base nano --data train.jsonl --out out/sweep --sweep r=8,32 --sweep learning_rate=1e-4,1e-3
+  metier train --base nano --data pairs.jsonl --objective dpo --out out/preferred
 
 Flags override the config file. Ctrl-C saves a checkpoint; --resume continues from it exactly.")]
 pub(crate) struct TrainArgs {
@@ -289,6 +296,12 @@ pub(crate) struct TrainArgs {
     /// Print the resolved plan and what it would do, then stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// What is minimised: sft, text, dpo, orpo, kto or simpo [default: sft; text for plain text]
+    #[arg(long, value_name = "O", value_parser = objective)]
+    pub(crate) objective: Option<train::Objective>,
+    /// Train with each of these values, side by side on one base (repeatable; every combination)
+    #[arg(long, value_name = "KEY=V,V")]
+    pub(crate) sweep: Vec<String>,
     /// Optimizer steps; overrides num_train_epochs
     #[arg(long)]
     pub(crate) max_steps: Option<usize>,
@@ -616,24 +629,38 @@ pub(crate) struct PerplexityArgs {
 #[command(after_help = "Examples:
   metier bench decode --model nano
   metier bench prefill --model HuggingFaceTB/SmolLM2-135M --prompt-tokens 512 --runs 10 --json
+  metier bench train --model HuggingFaceTB/SmolLM2-135M --rows 4 --prompt-tokens 512 --runs 3
 
 Token ids are made up: speed does not depend on them. Prints the median of the runs, their range, and
 the share of what this machine can do, measured just before and after.")]
 pub(crate) struct BenchArgs {
-    /// decode: one sequence, token after token; prefill: reading a prompt
+    /// decode: one sequence, token after token; prefill: reading a prompt; train: LoRA steps on all
+    /// linear layers
     pub(crate) what: BenchWhat,
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
-    /// Prompt length [default: 16 for decode, 512 for prefill]
+    /// Length of the prompt, or of a row to train on [default: 16 for decode, otherwise 512]
     #[arg(long, value_name = "N")]
     pub(crate) prompt_tokens: Option<usize>,
     /// Tokens to decode
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) tokens: usize,
-    /// Counted runs, after one to warm up
+    /// Rows of a training step
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) rows: usize,
+    /// LoRA rank of the training
+    #[arg(long, default_value_t = 16)]
+    pub(crate) r: usize,
+    /// Adapters trained side by side, each on its own rows
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) adapters: usize,
+    /// Keep all activations: faster, with more memory
+    #[arg(long)]
+    pub(crate) keep_activations: bool,
+    /// Counted runs (for train: steps), after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
     /// Print JSON
@@ -649,6 +676,8 @@ pub(crate) enum BenchWhat {
     Decode,
     /// Reading a prompt
     Prefill,
+    /// LoRA steps
+    Train,
 }
 
 /// Arguments of `doctor`.

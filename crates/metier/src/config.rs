@@ -17,6 +17,10 @@ pub(crate) struct ConfigFile {
     pub(crate) data: DataSection,
     /// `[train]`: keys of [`TrainPlan`], resolved by [`ConfigFile::train_plan`].
     train: Table,
+    /// `[sweep]`: keys of [`TrainPlan`], each with a list of values to try.
+    pub(crate) sweep: Table,
+    /// `[[run]]`: trainings side by side, each with what it has for itself.
+    pub(crate) runs: Vec<RunSection>,
     path: PathBuf,
 }
 
@@ -60,7 +64,20 @@ pub(crate) struct DataSection {
     pub(crate) license: Option<String>,
 }
 
-const SECTIONS: &[&str] = &["base", "data", "train"];
+/// `[[run]]`: one of several trainings on one base.
+#[derive(Default)]
+pub(crate) struct RunSection {
+    /// Name of the run and of its folder in `output_dir`.
+    pub(crate) name: String,
+    /// Its own training data; those of `[data]` when empty.
+    pub(crate) data: Vec<PathBuf>,
+    /// Its own held-out data.
+    pub(crate) valid: Option<PathBuf>,
+    /// Its own keys of [`TrainPlan`].
+    pub(crate) train: Table,
+}
+
+const SECTIONS: &[&str] = &["base", "data", "train", "sweep", "run"];
 const BASE_KEYS: &[&str] = &["model", "license", "init", "tokenizer"];
 const DATA_KEYS: &[&str] = &[
     "train",
@@ -92,28 +109,75 @@ impl ConfigFile {
         let shown = path.display();
         let mut table: Table = text.parse().with_context(|| format!("{shown}: not valid TOML"))?;
         check_keys(&table, SECTIONS, &format!("{shown}: section"))?;
+        let runs = match table.remove("run") {
+            None => Vec::new(),
+            Some(Value::Array(runs)) => runs,
+            Some(_) => bail!("{shown}: run must be a list of sections: [[run]]"),
+        };
         let mut section = |name: &str| match table.remove(name) {
             None => Ok(Table::new()),
             Some(Value::Table(t)) => Ok(t),
             Some(_) => bail!("{shown}: {name} must be a section: [{name}]"),
         };
         let (base, data, train) = (section("base")?, section("data")?, section("train")?);
+        let sweep = section("sweep")?;
         check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
         check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
         let mut config = ConfigFile {
             base: base.try_into().with_context(|| format!("{shown}: [base]"))?,
             data: data.try_into().with_context(|| format!("{shown}: [data]"))?,
             train,
+            sweep,
+            runs: Vec::new(),
             path: path.to_owned(),
         };
         config.anchor();
+        config.runs = runs.into_iter().map(|run| config.run(run)).collect::<Result<_>>()?;
         Ok(config)
     }
 
-    /// The plan for a base of this shape: the defaults of its method, then this file's keys.
-    pub(crate) fn train_plan(&self, base: &DecoderConfig) -> Result<TrainPlan> {
+    fn run(&self, run: Value) -> Result<RunSection> {
         let shown = self.path.display();
-        let objective = if self.data.text.is_empty() { Objective::Sft } else { Objective::Text };
+        let Value::Table(mut keys) = run else { bail!("{shown}: [[run]] must be a section") };
+        let Some(Value::String(name)) = keys.remove("name") else {
+            bail!("{shown}: [[run]] needs a name, which becomes its folder: name = \"a\"")
+        };
+        check_run_name(&name).with_context(|| format!("{shown}: [[run]]"))?;
+        let mut paths = |key: &str| -> Result<Vec<PathBuf>> {
+            let one_or_more = match keys.remove(key) {
+                None => Vec::new(),
+                Some(Value::Array(several)) => several,
+                Some(one) => vec![one],
+            };
+            let path = |v: &Value| match v.as_str() {
+                Some(path) => Ok(self.anchored(Path::new(path))),
+                None => bail!("{shown}: [[run]] {name}: {key}: found {v}, expected a path"),
+            };
+            one_or_more.iter().map(path).collect()
+        };
+        let (data, valid) = (paths("data")?, paths("valid")?.into_iter().next());
+        Ok(RunSection { name, data, valid, train: keys })
+    }
+
+    /// The plan for a base of this shape: the defaults of its method and objective, then this file's
+    /// keys, then those of `more`. `objective` has the last word where it is given.
+    pub(crate) fn train_plan(
+        &self,
+        base: &DecoderConfig,
+        objective: Option<Objective>,
+        more: &Table,
+    ) -> Result<TrainPlan> {
+        let shown = self.path.display();
+        let mut train = self.train.clone();
+        train.extend(more.clone());
+        let objective = match (objective, train.get("objective")) {
+            (Some(objective), _) => objective,
+            (None, Some(value)) => serde_json::from_value(serde_json::to_value(value)?)
+                .with_context(|| format!("{shown}: [train] objective"))?,
+            (None, None) if self.data.text.is_empty() => Objective::Sft,
+            (None, None) => Objective::Text,
+        };
+        train.remove("objective");
         let method = match self.method()? {
             Some(method) => method,
             None if objective == Objective::Text => Method::Full,
@@ -124,8 +188,8 @@ impl ConfigFile {
         let fields = merged.as_object_mut().context("a plan is an object")?;
         let known: Vec<String> = fields.keys().cloned().collect();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        check_keys(&self.train, &known, &format!("{shown}: [train]"))?;
-        for (key, value) in &self.train {
+        check_keys(&train, &known, &format!("{shown}: [train]"))?;
+        for (key, value) in &train {
             fields.insert(key.clone(), serde_json::to_value(value)?);
         }
         let mut plan: TrainPlan =
@@ -180,6 +244,15 @@ impl ConfigFile {
     }
 }
 
+/// Refuses a name of a run that cannot be a folder's.
+fn check_run_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | ',');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        bail!("name: found \"{name}\", expected letters, digits, - _ . = and ,");
+    }
+    Ok(())
+}
+
 /// Refuses keys that are not in `known`, naming the nearest one.
 fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<()> {
     for key in table.keys() {
@@ -205,8 +278,8 @@ mod tests {
 
     fn error(text: &str) -> String {
         let base = base_shape();
-        let result =
-            ConfigFile::parse(text, Path::new("dir/m.toml")).and_then(|c| c.train_plan(&base));
+        let result = ConfigFile::parse(text, Path::new("dir/m.toml"))
+            .and_then(|c| c.train_plan(&base, None, &Table::new()));
         format!("{:#}", result.expect_err("expected an error"))
     }
 
@@ -243,7 +316,7 @@ mod tests {
     fn keys_override_the_defaults_of_the_method() {
         let text = "[data]\ntrain = ['a.jsonl']\n[train]\nmethod = 'full'\nlearning_rate = 1e-3\noutput_dir = 'o'";
         let config = ConfigFile::parse(text, Path::new("dir/m.toml")).unwrap();
-        let plan = config.train_plan(&base_shape()).unwrap();
+        let plan = config.train_plan(&base_shape(), None, &Table::new()).unwrap();
         assert_eq!(plan.method, Method::Full);
         assert_eq!(plan.learning_rate, 1e-3);
         assert_eq!(plan.output_dir, Path::new("dir/o"));

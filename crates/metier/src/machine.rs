@@ -82,10 +82,19 @@ fn meminfo(key: &str) -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-/// Most memory this process has held so far, in bytes; 0 when the system does not tell.
+/// The most memory that this process has held so far, in bytes.
 pub(crate) fn peak_rss_bytes() -> u64 {
+    own_status("VmHWM:")
+}
+
+/// The memory that this process holds now, in bytes.
+pub(crate) fn rss_bytes() -> u64 {
+    own_status("VmRSS:")
+}
+
+fn own_status(key: &str) -> u64 {
     let kib = fs::read_to_string("/proc/self/status").ok().and_then(|text| {
-        let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
+        let line = text.lines().find(|l| l.starts_with(key))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     kib.map_or(0, |kib| kib * 1024)

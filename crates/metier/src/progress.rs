@@ -115,6 +115,79 @@ impl TrainBar {
     }
 }
 
+/// Draws several trainings that go side by side: one bar over all their steps.
+pub(crate) struct TrainBars {
+    runs: Vec<OneOfSeveral>,
+    alone: TrainBar,
+    bar: Option<ProgressBar>,
+}
+
+struct OneOfSeveral {
+    name: String,
+    step: u64,
+    total: u64,
+    loss: f64,
+}
+
+impl TrainBars {
+    /// Bars of runs with these names.
+    pub(crate) fn new(names: &[&str]) -> TrainBars {
+        let run = |name: &&str| OneOfSeveral {
+            name: (*name).to_owned(),
+            step: 0,
+            total: 0,
+            loss: f64::NAN,
+        };
+        TrainBars { runs: names.iter().map(run).collect(), alone: TrainBar::default(), bar: None }
+    }
+
+    /// Follows one event of run `index`.
+    pub(crate) fn event(&mut self, index: usize, event: &Event) {
+        if self.runs.len() == 1 {
+            return self.alone.event(event);
+        }
+        let name = self.runs[index].name.clone();
+        match event {
+            Event::Start { step, total_steps, rows, held_out_rows, .. } => {
+                (self.runs[index].step, self.runs[index].total) = (*step, *total_steps);
+                let total = self.runs.iter().map(|r| r.total).sum();
+                self.bar.get_or_insert_with(|| bar("training", total)).set_length(total);
+                self.line(&format!("  {name}: {rows} rows, {held_out_rows} held out"));
+            }
+            Event::Step { step, loss, .. } => {
+                (self.runs[index].step, self.runs[index].loss) = (*step, *loss);
+                let Some(bar) = &self.bar else { return };
+                let losses: Vec<String> =
+                    self.runs.iter().take(4).map(|r| format!("{:.3}", r.loss)).collect();
+                let more = if self.runs.len() > 4 { " .." } else { "" };
+                bar.set_message(format!("loss {}{more},", losses.join(" ")));
+                bar.set_position(self.runs.iter().map(|r| r.step).sum());
+            }
+            Event::Evaluation { held_out, .. } => self.line(&format!(
+                "  {name}, step {}: held-out loss {:.4}",
+                held_out.step, held_out.loss
+            )),
+            Event::Resumed { step, .. } => {
+                self.line(&format!("  {name}: resumed after step {step}"));
+            }
+            Event::Warning { message } => self.line(&format!("warning: {name}: {message}")),
+            Event::Plan { .. } | Event::Checkpoint { .. } => {}
+            Event::End { .. } => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) if !bar.is_hidden() => bar.println(text),
+            _ => eprintln!("{text}"),
+        }
+    }
+}
+
 /// Seconds as m:ss or h:mm:ss.
 pub(crate) fn clock(seconds: f64) -> String {
     let s = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();

@@ -165,3 +165,78 @@ fn the_adapter_evaluates_generates_and_exports() {
         .assert()
         .success();
 }
+
+/// Judged answers to the questions of [`write_data`].
+fn write_pairs(path: &Path) {
+    let rows: String = (0..40)
+        .map(|i| {
+            let row = json!({
+                "prompt": format!("ticket {i}: the pump number {} is loud", i * 7 % 50),
+                "chosen": format!("{{\"pump\": {}}}", i * 7 % 50),
+                "rejected": format!("It is pump {}.", i * 7 % 50),
+            });
+            format!("{row}\n")
+        })
+        .collect();
+    fs::write(path, rows).unwrap();
+}
+
+#[test]
+fn a_sweep_over_judged_answers_names_the_lowest_held_out_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("pairs.jsonl");
+    write_pairs(&data);
+    let out = dir.path().join("sweep");
+    let run = Command::new(METIER)
+        .args(["train", "--base", "nano", "--objective", "dpo", "--max-steps", "4", "--json"])
+        .args(["--sweep", "learning_rate=1e-3,1e-5", "--sweep", "r=2,4"])
+        .args([Path::new("--data"), &data, Path::new("--out"), &out])
+        .assert()
+        .success();
+    let told = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+    let last: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    let runs = last["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4);
+    let loss = |run: &serde_json::Value| run["best"]["loss"].as_f64().unwrap();
+    assert!(runs.windows(2).all(|pair| loss(&pair[0]) <= loss(&pair[1])), "{runs:?}");
+    assert_eq!(last["winner"], runs[0]["run"]);
+    for run in runs {
+        let name = run["run"].as_str().unwrap();
+        assert!(out.join(name).join("adapter_model.safetensors").is_file(), "{name}");
+        assert!(run["best"]["rewards"]["accuracies"].is_number(), "{run}");
+    }
+    // The pairs are easily told apart: the larger rate must have learnt something of it.
+    assert!(loss(&runs[0]) < std::f64::consts::LN_2 - 1e-3, "{runs:?}");
+    assert!(runs[0]["run"].as_str().unwrap().starts_with("learning_rate=0.001"), "{runs:?}");
+}
+
+#[test]
+fn runs_of_several_tenants_have_their_own_data_and_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["north", "south"] {
+        write_data(&dir.path().join(format!("{name}.jsonl")));
+    }
+    let config = dir.path().join("metier.toml");
+    let text = CONFIG.replace("train = [\"train.jsonl\"]\n", "").replace("14", "2");
+    let runs = "[[run]]\nname = \"north\"\ndata = \"north.jsonl\"\n\
+                [[run]]\nname = \"south\"\ndata = \"south.jsonl\"\nseed = 5\nr = 2\n";
+    fs::write(&config, format!("{text}\n{runs}")).unwrap();
+    let out = dir.path().join("out");
+    let args = ["train", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let run = Command::new(METIER).args(args).assert().success();
+    let shown = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+    assert!(shown.contains("north") && shown.contains("south"), "{shown}");
+    let config = |name: &str| -> serde_json::Value {
+        let file = out.join(name).join("adapter_config.json");
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    };
+    assert_eq!((&config("north")["r"], &config("south")["r"]), (&json!(4), &json!(2)));
+    // A misspelt key of one run is named like any other.
+    fs::write(dir.path().join("bad.toml"), format!("{text}\n{}", runs.replace("seed", "sead")))
+        .unwrap();
+    let bad = dir.path().join("bad.toml");
+    let args = ["train", "--config", bad.to_str().unwrap(), "--out", "unused"];
+    let run = Command::new(METIER).args(args).assert().failure();
+    let shown = String::from_utf8(run.get_output().stderr.clone()).unwrap();
+    assert!(shown.contains("did you mean \"seed\""), "{shown}");
+}

@@ -26,8 +26,8 @@ mod tape;
 mod weights;
 
 pub use adapter::{
-    ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraConfigError, LoraModule, PORTABLE_RANKS,
-    Targets,
+    ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraConfigError, LoraCount, LoraModule,
+    PORTABLE_RANKS, Targets,
 };
 pub use batch::{Batch, Segment};
 pub use config::{

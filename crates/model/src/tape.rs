@@ -48,6 +48,26 @@ impl Tape {
         }
     }
 
+    /// Bytes that a forward and backward of `tokens` tokens in `segments` sequences allocate, beside
+    /// logits and the hidden rows they are made of.
+    pub fn bytes(config: &DecoderConfig, mode: TapeMode, tokens: usize, segments: usize) -> usize {
+        let h = config.hidden_size;
+        let layers = 0..config.num_hidden_layers;
+        let widths = layers.map(|l| Activations::widths(config, l).iter().sum::<usize>());
+        let (largest, all) = (widths.clone().max().unwrap_or(0), widths.sum::<usize>());
+        let kept = match mode {
+            TapeMode::Recompute => largest,
+            TapeMode::Keep => all,
+        };
+        // The backward has one gradient for each activation of a layer, but of two norms' outputs
+        // only one; beside them the gradient of the stream and the layer's output, computed again.
+        let inputs = (config.num_hidden_layers + 1) * h;
+        let per_token = inputs + kept + largest + 2 * h;
+        let pages = tokens.div_ceil(crate::BLOCK_SIZE) + segments;
+        let pages = 2 * pages * crate::KvCache::floats_per_block(config);
+        (per_token * tokens + pages) * size_of::<f32>()
+    }
+
     /// Which activations hold layer `layer`.
     pub(crate) fn activation_index(&self, layer: usize) -> usize {
         match self.mode {
@@ -92,8 +112,8 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Makes room for `t` rows of layer `layer`.
-    pub(crate) fn resize(&mut self, config: &DecoderConfig, layer: usize, t: usize) {
+    /// Values per token of each buffer, in the order of the fields but for the experts'.
+    fn widths(config: &DecoderConfig, layer: usize) -> [usize; 14] {
         let h = config.hidden_size;
         let i = match config.layers[layer].feed_forward {
             FeedForward::Dense => config.intermediate_size,
@@ -105,22 +125,43 @@ impl Activations {
         let pre = config.norms != NormPlacement::Post;
         let qk_norm = config.qk_norm != QkNorm::None;
         let apart = !config.adds_directly();
-        for (buffer, width) in [
-            (&mut self.attn_in, only(pre, h)),
-            (&mut self.q_raw, only(qk_norm, q)),
-            (&mut self.k_raw, only(qk_norm, kv)),
-            (&mut self.q, q),
-            (&mut self.k, kv),
-            (&mut self.v, kv),
-            (&mut self.attn_out, q),
-            (&mut self.attn_y, only(apart, h)),
-            (&mut self.mid, h),
-            (&mut self.mlp_in, only(pre, h)),
-            (&mut self.gate, i),
-            (&mut self.up, i),
-            (&mut self.act, i),
-            (&mut self.mlp_y, only(apart, h)),
-        ] {
+        [
+            only(pre, h),
+            only(qk_norm, q),
+            only(qk_norm, kv),
+            q,
+            kv,
+            kv,
+            q,
+            only(apart, h),
+            h,
+            only(pre, h),
+            i,
+            i,
+            i,
+            only(apart, h),
+        ]
+    }
+
+    /// Makes room for `t` rows of layer `layer`.
+    pub(crate) fn resize(&mut self, config: &DecoderConfig, layer: usize, t: usize) {
+        let buffers = [
+            &mut self.attn_in,
+            &mut self.q_raw,
+            &mut self.k_raw,
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.attn_out,
+            &mut self.attn_y,
+            &mut self.mid,
+            &mut self.mlp_in,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.act,
+            &mut self.mlp_y,
+        ];
+        for (buffer, width) in buffers.into_iter().zip(Activations::widths(config, layer)) {
             buffer.resize(t * width, 0.0);
         }
     }

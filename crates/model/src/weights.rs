@@ -60,7 +60,11 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
         .par_iter()
         .map(|tensor| {
             let name = tensor.spec.name.as_str();
-            published(name, &tensors[name]).fill(tensor, options.dtype, |_, row| row)
+            let view = &tensors[name];
+            let filled = published(name, view).fill(tensor, options.dtype, |_, row| row);
+            // Or the file would count twice while it is loaded.
+            maps.iter().for_each(|map| map.release(view.data()));
+            filled
         })
         .collect::<Result<Vec<_>, String>>()
         .map_err(|problem| ModelError::weights(dir, problem))?;

@@ -114,6 +114,7 @@ impl ApiError {
             | TextError::ControlToken { .. }
             | TextError::Role { .. }
             | TextError::Dropped { .. }
+            | TextError::DroppedCall { .. }
             | TextError::DoubleBos { .. }
             | TextError::Encode { .. } => Self::field(param, message),
             _ => Self::internal(message),

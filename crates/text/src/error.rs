@@ -106,6 +106,17 @@ pub enum TextError {
         /// Its role.
         role: String,
     },
+    /// The template writes nothing of what the assistant calls, or of what it says beside it.
+    #[error(
+        "the chat template leaves out {part} of message {index}; hint: use a chat template that \
+         writes it, take it out of the data, or mark the turn as not learnt"
+    )]
+    DroppedCall {
+        /// Index of the message, from 0.
+        index: usize,
+        /// What is lost.
+        part: &'static str,
+    },
     /// No loss mask would be right: the training text of a turn does not begin with what the model
     /// is asked at that turn, or the answer cannot be found in it.
     #[error(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use crate::conversation::Message;
@@ -84,7 +84,7 @@ impl Jinja {
         variables: impl IntoIterator<Item = (String, Value)>,
         now: u64,
     ) -> Result<String, TextError> {
-        let input: usize = messages.iter().map(|message| message.content.len()).sum();
+        let input: usize = messages.iter().map(bytes_of).sum();
         let mut context: BTreeMap<String, Value> = variables.into_iter().collect();
         context.insert("messages".into(), messages.iter().map(as_value).collect());
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
@@ -109,8 +109,25 @@ impl Jinja {
     }
 }
 
+/// A message as Hugging Face hands it to templates: fields that it does not have are not there, so
+/// that `'tool_calls' in message` and `message.name is defined` mean what they say. Whether it is
+/// learnt is not the template's business.
 fn as_value(message: &Message) -> Value {
-    Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+    let calls = (!message.tool_calls.is_empty()).then(|| Value::from(Serde(&message.tool_calls)));
+    let fields = [
+        ("role", Some(Value::from(message.role.as_str()))),
+        ("content", Some(Value::from(message.content.as_str()))),
+        ("tool_calls", calls),
+        ("tool_call_id", message.tool_call_id.as_deref().map(Value::from)),
+        ("name", message.name.as_deref().map(Value::from)),
+    ];
+    Value::from_pairs(fields.into_iter().filter_map(|(name, value)| Some((name, value?))))
+}
+
+/// About how much text a message is.
+fn bytes_of(message: &Message) -> usize {
+    let calls: usize = message.tool_calls.iter().map(|call| call.to_string().len()).sum();
+    message.content.len() + calls
 }
 
 /// A buffer that refuses to grow beyond its limit.

@@ -34,8 +34,9 @@ struct Compiled {
 pub struct Rendered {
     /// The token ids, T of them.
     pub ids: Vec<u32>,
-    /// For each id whether it is learnt in training, T of them: the assistant's answers, each with
-    /// its end-of-turn token. All false when a generation prompt was asked for.
+    /// For each id whether it is learnt in training, T of them: the assistant's answers that are
+    /// to be learnt, each with its end-of-turn token. All false when a generation prompt was asked
+    /// for.
     pub mask: Vec<bool>,
     /// What the template wrote.
     pub text: String,
@@ -134,11 +135,14 @@ impl ChatTemplate {
     /// * Only the template writes control tokens: strings that look like them in a message become
     ///   ordinary tokens.
     /// * The same holds for the descriptions of tools.
-    /// * A system message that the template leaves out is an error, not a silent loss.
+    /// * A system message, a tool call or a tool's answer that the template leaves out is an error,
+    ///   not a silent loss.
     /// * Nothing is added to what the template writes, in particular no beginning token.
     /// * The mask comes from where the template puts the answers, not from searching the text: an
     ///   answer begins where the generation prompt for it ends, and its end-of-turn token is learnt
-    ///   with it.
+    ///   with it. What the assistant calls is part of its answer.
+    /// * Of a turn that is not to be learnt ([`Message::is_learnt`]) nothing is, its end-of-turn
+    ///   token neither.
     /// * The ids up to an answer are exactly the ids of the prompt for it, so the model is asked in
     ///   use what it was asked in training.
     ///
@@ -146,8 +150,9 @@ impl ChatTemplate {
     /// learnt.
     ///
     /// # Errors
-    /// The template's failures and refusals, [`TextError::Dropped`], [`TextError::Role`], [`TextError::DoubleBos`],
-    /// [`TextError::ControlToken`], [`TextError::Encode`]; without `add_generation_prompt` also
+    /// The template's failures and refusals, [`TextError::Dropped`], [`TextError::DroppedCall`],
+    /// [`TextError::Role`], [`TextError::DoubleBos`], [`TextError::ControlToken`],
+    /// [`TextError::Encode`]; without `add_generation_prompt` also
     /// [`TextError::NoMask`].
     pub fn render(
         &self,
@@ -193,13 +198,15 @@ impl ChatTemplate {
     ) -> Result<Rendered, TextError> {
         let writer = Writer::new(self, tokenizer, conversation)?;
         let text = writer.write(&writer.messages, add_generation_prompt)?;
+        writer.refuse_dropped_calls(add_generation_prompt)?;
         let turns = if add_generation_prompt { Vec::new() } else { writer.turns(&text)? };
         writer.refuse_dropped(add_generation_prompt)?;
-        let cuts = if add_generation_prompt {
-            writer.answer_starts(&text)
-        } else {
-            turns.iter().map(|turn| turn.start).collect()
-        };
+        // Answers that are not learnt are given, as in a prompt.
+        let given = |index: &usize| add_generation_prompt || !writer.messages[*index].is_learnt();
+        let mut cuts = writer.starts(&text, writer.answers().filter(given));
+        cuts.extend(turns.iter().map(|turn| turn.start));
+        cuts.sort_unstable();
+        cuts.dedup();
         let pieces = tokenizer.encode_rendered(&text, writer.sentinel, &cuts)?;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
         if let (Some(bos), [first, second, ..]) = (tokenizer.bos_id(), ids.as_slice())
@@ -266,7 +273,7 @@ impl<'a> Writer<'a> {
         }
         let is_free = |character: &char| {
             !template.source().contains(*character)
-                && !messages.iter().any(|message| message.content.contains(*character))
+                && !messages.iter().any(|message| occurs_in(message, *character))
                 && !conversation.tools.iter().any(|tool| contains(tool, *character))
         };
         // Plane 15 is for private use: 65,534 characters, nearly always all free.
@@ -286,8 +293,8 @@ impl<'a> Writer<'a> {
             now: template.clock.unwrap_or_else(present),
         };
         for message in &mut writer.messages {
-            if let Some(broken) = break_controls(tokenizer, &message.content, sentinel)? {
-                message.content = broken;
+            message.tool_calls.iter_mut().for_each(read_arguments);
+            if break_controls_in_message(tokenizer, message, sentinel)? {
                 writer.sentinel = Some(sentinel);
             }
         }
@@ -316,20 +323,54 @@ impl<'a> Writer<'a> {
         self.template.compiled.jinja.render(messages, add_generation_prompt, variables, self.now)
     }
 
-    /// Refuses to lose what instructs the model.
+    /// Refuses to lose what instructs the model and what tools answer it.
     fn refuse_dropped(&self, add_generation_prompt: bool) -> Result<(), TextError> {
         for (index, message) in self.messages.iter().enumerate() {
-            let instructs = ["system", "developer"].contains(&message.role.as_str());
-            if !instructs || message.content.trim().is_empty() {
+            let is_talk = ["user", "assistant"].contains(&message.role.as_str());
+            if is_talk || message.content.trim().is_empty() {
                 continue;
             }
-            let mut messages = self.messages.clone();
-            messages[index].content = self.mark.to_string();
-            if !self.write(&messages, add_generation_prompt)?.contains(self.mark) {
+            let marked = |message: &mut Message| message.content = self.mark.to_string();
+            if self.loses(index, add_generation_prompt, marked)? {
                 return Err(TextError::Dropped { index, role: message.role.clone() });
             }
         }
         Ok(())
+    }
+
+    /// Refuses to lose what the model calls, and what it is to learn to say beside it.
+    fn refuse_dropped_calls(&self, add_generation_prompt: bool) -> Result<(), TextError> {
+        for (index, message) in self.messages.iter().enumerate() {
+            for call in 0..message.tool_calls.len() {
+                let marked = |message: &mut Message| {
+                    let name = message.tool_calls[call].pointer_mut("/function/name");
+                    name.into_iter().for_each(|name| *name = self.mark.to_string().into());
+                };
+                if self.loses(index, add_generation_prompt, marked)? {
+                    return Err(TextError::DroppedCall { index, part: "the tool calls" });
+                }
+            }
+            let taught = !add_generation_prompt && message.is_learnt();
+            let beside = !message.tool_calls.is_empty() && !message.content.trim().is_empty();
+            let marked = |message: &mut Message| message.content = self.mark.to_string();
+            if taught && beside && self.loses(index, add_generation_prompt, marked)? {
+                let part = "the text beside the tool calls";
+                return Err(TextError::DroppedCall { index, part });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the template writes nothing of the mark that `change` puts into message `index`.
+    fn loses(
+        &self,
+        index: usize,
+        add_generation_prompt: bool,
+        change: impl FnOnce(&mut Message),
+    ) -> Result<bool, TextError> {
+        let mut messages = self.messages.clone();
+        change(&mut messages[index]);
+        Ok(!self.write(&messages, add_generation_prompt)?.contains(self.mark))
     }
 
     fn clean(&self, mut text: String) -> String {
@@ -344,21 +385,24 @@ impl<'a> Writer<'a> {
         (0..self.messages.len()).filter(is_answer)
     }
 
-    /// Where each answer stands in `text`, the whole conversation.
+    /// Where each answer to learn stands in `text`, the whole conversation.
     fn turns(&self, text: &str) -> Result<Vec<Turn>, TextError> {
-        self.answers().map(|index| self.turn(text, index)).collect()
+        let learnt = self.answers().filter(|&index| self.messages[index].is_learnt());
+        learnt.map(|index| self.turn(text, index)).collect()
     }
 
     fn turn(&self, text: &str, index: usize) -> Result<Turn, TextError> {
-        const DEPENDS: &str = "what the template writes behind the answer depends on the answer";
         let no_mask = |found: String| TextError::NoMask { turn: index, found };
-        let (before, after) = self.around_answer(index)?;
-        let end = text.strip_suffix(after.as_str()).ok_or_else(|| no_mask(DEPENDS.into()))?.len();
-        let prompt = match self.write(&self.messages[..index], true) {
-            Ok(prompt) => prompt,
+        let calls = !self.messages[index].tool_calls.is_empty();
+        let (before, end) = match calls {
+            true => (None, self.end_of_calls(text, index)?),
+            false => self.end_of_answer(text, index).map(|(before, end)| (Some(before), end))?,
+        };
+        let prompt = match (self.write(&self.messages[..index], true), before) {
+            (Ok(prompt), _) => prompt,
             // Many templates look at the first message, which a prompt for it does not have.
-            Err(_) if index == 0 => before,
-            Err(error) => return Err(error),
+            (Err(_), Some(before)) if index == 0 => before,
+            (Err(error), _) => return Err(error),
         };
         if !text.starts_with(&prompt) {
             let same = common_prefix(text, &prompt);
@@ -376,16 +420,54 @@ impl<'a> Writer<'a> {
         // Templates may drop the beginning of an answer (earlier thoughts), but if the end is not
         // where it should be, something stands there that depends on the answer.
         let last_word = self.messages[index].content.split_whitespace().last();
-        if !text[start..end].trim_end().ends_with(last_word.unwrap_or_default()) {
+        let ends = text[start..end].trim_end().ends_with(last_word.unwrap_or_default());
+        if !calls && !ends {
             return Err(no_mask(DEPENDS.into()));
         }
         Ok(Turn { start, end })
     }
 
-    /// Where the answers in a prompt begin, as far as that can be told; for serving, where no mask
-    /// is needed.
-    fn answer_starts(&self, text: &str) -> Vec<usize> {
-        self.answers()
+    /// What stands before answer `index`, and where in `text` it ends: where everything begins
+    /// that is the same whatever the answer is.
+    fn end_of_answer(&self, text: &str, index: usize) -> Result<(String, usize), TextError> {
+        let (before, after) = self.around_answer(index)?;
+        match text.strip_suffix(after.as_str()) {
+            Some(rest) => Ok((before, rest.len())),
+            None => Err(TextError::NoMask { turn: index, found: DEPENDS.into() }),
+        }
+    }
+
+    /// Where in `text` the answer `index`, which calls tools, ends. What templates write around
+    /// calls depends on the calls, so there is no fixed text behind them to look for; but the
+    /// conversation up to this turn ends with the control token that closes it, and no message can
+    /// hold that. It is the first of its kind behind the name of the last call.
+    fn end_of_calls(&self, text: &str, index: usize) -> Result<usize, TextError> {
+        let no_mask = |found: &str| TextError::NoMask { turn: index, found: found.into() };
+        let mut messages = self.messages.clone();
+        let last = messages[index].tool_calls.last_mut();
+        if let Some(name) = last.and_then(|call| call.pointer_mut("/function/name")) {
+            *name = self.mark.to_string().into();
+        }
+        let marked = self.write(&messages, false)?;
+        let before = marked.split(self.mark).next().unwrap_or_default();
+        if !text.starts_with(before) {
+            return Err(no_mask("what the template writes before a tool call depends on the call"));
+        }
+        let until = self.write(&self.messages[..=index], false)?;
+        let until = until.trim_end();
+        let closing = self.tokenizer.control_texts().filter(|control| until.ends_with(control));
+        let Some(close) = closing.max_by_key(|control| control.len()) else {
+            return Err(no_mask("the template closes the tool calls without a control token"));
+        };
+        match text[before.len()..].find(close) {
+            Some(at) => Ok(before.len() + at),
+            None => Err(no_mask("the template closes the tool calls otherwise in later turns")),
+        }
+    }
+
+    /// Where answers that are not learnt begin, as far as that can be told; they need no mask.
+    fn starts(&self, text: &str, answers: impl Iterator<Item = usize>) -> Vec<usize> {
+        answers
             .filter_map(|index| self.write(&self.messages[..index], true).ok())
             .filter(|prompt| text.starts_with(prompt.as_str()))
             .map(|prompt| prompt.len())
@@ -405,6 +487,46 @@ impl<'a> Writer<'a> {
             }),
         }
     }
+}
+
+const DEPENDS: &str = "what the template writes behind the answer depends on the answer";
+
+/// OpenAI's wire form has a call's arguments as a string that holds JSON; Hugging Face's templates
+/// expect what is in it (some write a string once more as a string).
+fn read_arguments(call: &mut Value) {
+    if let Some(arguments) = call.pointer_mut("/function/arguments")
+        && let Some(object) = arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
+    {
+        *arguments = Value::Object(object);
+    }
+}
+
+/// Whether any text of a message contains `character`.
+fn occurs_in(message: &Message, character: char) -> bool {
+    let texts = [&message.tool_call_id, &message.name].into_iter().flatten();
+    message.content.contains(character)
+        || message.tool_calls.iter().any(|call| contains(call, character))
+        || texts.into_iter().any(|text| text.contains(character))
+}
+
+/// [`break_controls`] in every text of a message. Returns whether it had to.
+fn break_controls_in_message(
+    tokenizer: &Tokenizer,
+    message: &mut Message,
+    sentinel: char,
+) -> Result<bool, TextError> {
+    let names = [&mut message.tool_call_id, &mut message.name].into_iter().flatten();
+    let mut any = false;
+    for text in std::iter::once(&mut message.content).chain(names) {
+        if let Some(broken) = break_controls(tokenizer, text, sentinel)? {
+            *text = broken;
+            any = true;
+        }
+    }
+    for call in &mut message.tool_calls {
+        any |= break_controls_in(tokenizer, call, sentinel)?;
+    }
+    Ok(any)
 }
 
 /// Puts `sentinel` into everything in `content` that looks like a control token; `None` when there

@@ -166,6 +166,14 @@ impl Sampler {
         sampler
     }
 
+    /// One that deals the examples of the first epoch as they come.
+    #[cfg(test)]
+    pub(crate) fn in_order(rows: &[Row], plan: &TrainPlan) -> Sampler {
+        let mut sampler = Sampler::new(rows, plan);
+        sampler.order.1.sort_unstable();
+        sampler
+    }
+
     pub(crate) fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }

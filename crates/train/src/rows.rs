@@ -2,7 +2,7 @@
 
 use crate::error::{TrainError, name_some};
 use crate::plan::TrainPlan;
-use data::{Document, Example};
+use data::{Answers, Document, Example, Preference};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use text::{ChatTemplate, Tokenizer};
@@ -113,6 +113,56 @@ impl TrainData {
                     Ok(Row::new(&example.id, rendered.ids, rendered.mask))
                 })
                 .collect()
+        };
+        let (train, held_out) = (render(train)?, render(held_out)?);
+        let stop_ids = template.stop_ids(tokenizer);
+        TrainData::from_rows(train, held_out, &stop_ids, tokenizer.bos_id(), plan)
+    }
+
+    /// Renders judged answers through the template: of a pair the prompt with the chosen answer and
+    /// the prompt with the rejected one; for KTO each answer on its own, wanted or not, also those of
+    /// pairs. Of a prompt nothing is learnt (but see ORPO). Checked as [`TrainData::from_rows`].
+    ///
+    /// # Errors
+    /// Those of [`TrainData::from_conversations`]; [`TrainError::Row`] naming an answer without its
+    /// counterpart where the objective compares two.
+    pub fn from_preferences(
+        train: &[Preference],
+        held_out: &[Preference],
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+        plan: &TrainPlan,
+    ) -> Result<TrainData, TrainError> {
+        let template = template.clone().at(TRAINING_CLOCK);
+        let pairs = plan.objective.rows_per_example() == 2;
+        let render = |preferences: &[Preference]| -> Result<Vec<Row>, TrainError> {
+            let rows: Vec<Vec<Row>> = preferences
+                .par_iter()
+                .map(|preference| {
+                    let id = &preference.id;
+                    let wanted = match &preference.answers {
+                        Answers::Pair { .. } => vec![true, false],
+                        Answers::Labelled { label, .. } if !pairs => vec![*label],
+                        Answers::Labelled { .. } => {
+                            return Err(TrainError::Row {
+                                id: id.clone(),
+                                problem: "one answer with a label, expected a chosen and a rejected one\n\
+                                          hint: objective = \"kto\" learns from single answers"
+                                    .into(),
+                            });
+                        }
+                    };
+                    let conversations = preference.conversations();
+                    let rows = conversations.iter().zip(wanted).map(|(conversation, wanted)| {
+                        let rendered = template
+                            .render(tokenizer, conversation, false)
+                            .map_err(|source| TrainError::Text { id: id.clone(), source })?;
+                        Ok(Row { wanted, ..Row::new(id, rendered.ids, rendered.mask) })
+                    });
+                    rows.collect()
+                })
+                .collect::<Result<_, TrainError>>()?;
+            Ok(rows.into_iter().flatten().collect())
         };
         let (train, held_out) = (render(train)?, render(held_out)?);
         let stop_ids = template.stop_ids(tokenizer);

@@ -9,6 +9,8 @@ use crate::error::{TrainError, name_some};
 use crate::events::{Event, HeldOut, Observer, Rewards};
 use crate::guard;
 use crate::manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
+#[cfg(test)]
+use crate::objective::Objective;
 use crate::objective::{Answer, Learner};
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::output::Output;
@@ -938,3 +940,6 @@ fn check_finite<'r>(
 fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
+
+#[cfg(test)]
+mod golden;

@@ -53,6 +53,15 @@ impl Trainable {
         }
     }
 
+    /// Of an adapter, where each matrix lies in its parameters.
+    #[cfg(test)]
+    pub(crate) fn modules(&self) -> &[model::LoraModule] {
+        match &self.kind {
+            Kind::Lora { adapter, .. } => adapter.modules(),
+            Kind::Full { .. } => &[],
+        }
+    }
+
     /// Slot that training segments name; None trains the base itself.
     pub(crate) fn slot(&self) -> Option<usize> {
         match &self.kind {

@@ -213,6 +213,161 @@ fn resumed_runs_end_with_the_same_bytes() {
     }
 }
 
+/// Judged answers: of each example the one to be learnt and another one.
+fn judged(count: usize, objective: Objective) -> Vec<Row> {
+    let chosen = rows(count, 0);
+    let rejected = rows(count, 9).into_iter().map(|row| Row { wanted: false, ..row });
+    match objective.rows_per_example() {
+        2 => chosen.into_iter().zip(rejected).flat_map(|(c, r)| [c, r]).collect(),
+        _ => chosen.into_iter().chain(rejected).collect(),
+    }
+}
+
+/// One plan for each way of training, with its data.
+fn every_way(dir: &Path) -> Vec<(String, TrainPlan, TrainData)> {
+    let plan = |method| TrainPlan { max_steps: 5, ..plan(method, dir) };
+    let lora = || plan(Method::Lora);
+    let mut all: Vec<(String, TrainPlan)> = vec![
+        ("dropout".into(), TrainPlan { lora_dropout: 0.2, ..lora() }),
+        ("dora".into(), TrainPlan { use_dora: true, ..lora() }),
+        ("lora+".into(), TrainPlan { loraplus_lr_ratio: 8.0, use_rslora: true, ..lora() }),
+        ("ranks".into(), TrainPlan { rank_pattern: [("q_proj".into(), 3)].into(), ..lora() }),
+    ];
+    for objective in [Objective::Dpo, Objective::Orpo, Objective::Kto, Objective::Simpo] {
+        for method in [Method::Lora, Method::Full] {
+            let defaults = TrainPlan::new(method, objective, &config());
+            let (loss_type, beta) = (defaults.loss_type, defaults.beta);
+            let plan = TrainPlan { objective, loss_type, beta, ..plan(method) };
+            all.push((format!("{objective:?} {method:?}"), plan));
+        }
+    }
+    all.into_iter()
+        .map(|(name, plan)| {
+            let data = if plan.objective.is_preference() {
+                let (train, held_out) = (judged(8, plan.objective), judged(3, plan.objective));
+                TrainData::from_rows(train, held_out, &[STOP], Some(1), &plan).unwrap()
+            } else {
+                data(&plan)
+            };
+            (name, plan, data)
+        })
+        .collect()
+}
+
+#[test]
+fn resuming_changes_no_bit_whatever_is_trained() {
+    let never = AtomicBool::new(false);
+    let dir = Path::new("unused");
+    for (name, plan, data) in every_way(dir) {
+        let file = weights_file(plan.method);
+        let whole = tempfile::tempdir().unwrap();
+        let plan = TrainPlan { output_dir: whole.path().to_owned(), ..plan };
+        let outcome = go(&plan, &mut decoder(), &data, false, |_| {}, &never).unwrap();
+        assert_eq!(outcome.step, 5, "{name}");
+        let expected = fs::read(whole.path().join(file)).unwrap();
+        for stop_at in [1, 3] {
+            let part = tempfile::tempdir().unwrap();
+            let plan = TrainPlan { output_dir: part.path().to_owned(), ..plan.clone() };
+            let cancel = AtomicBool::new(false);
+            let stop = |event: &Event| {
+                if matches!(event, Event::Step { step, .. } if *step == stop_at) {
+                    cancel.store(true, Ordering::Relaxed);
+                }
+            };
+            go(&plan, &mut decoder(), &data, false, stop, &cancel).unwrap();
+            assert!(!part.path().join(file).exists(), "{name}");
+            let resumed = go(&plan, &mut decoder(), &data, true, |_| {}, &never).unwrap();
+            assert_eq!(resumed.status, TrainStatus::Completed);
+            let found = fs::read(part.path().join(file)).unwrap();
+            assert!(found == expected, "{name}, stopped after step {stop_at}");
+        }
+    }
+}
+
+#[test]
+fn trainings_side_by_side_have_the_bits_that_each_has_alone() {
+    let never = AtomicBool::new(false);
+    let ways: Vec<_> = every_way(Path::new("unused"))
+        .into_iter()
+        .filter(|(_, plan, _)| plan.method == Method::Lora)
+        .enumerate()
+        .map(|(i, (name, plan, data))| {
+            // Different in all that a tenant may choose, the length of the run included.
+            let (seed, learning_rate) = (i as u64, 1e-2 / (i + 1) as f64);
+            let max_steps = 3 + (i as u64) % 3;
+            (name, TrainPlan { seed, learning_rate, max_steps, r: 2 + i, ..plan }, data)
+        })
+        .collect();
+    assert_eq!(ways.len(), 8);
+    let root = tempfile::tempdir().unwrap();
+    let provenance = Provenance::default();
+    let plans: Vec<TrainPlan> = ways
+        .iter()
+        .map(|(name, plan, _)| TrainPlan { output_dir: root.path().join(name), ..plan.clone() })
+        .collect();
+    let jobs: Vec<Job<'_>> = plans
+        .iter()
+        .zip(&ways)
+        .map(|(plan, (_, _, data))| Job { plan, data, provenance: &provenance })
+        .collect();
+    let mut seen = vec![0; jobs.len()];
+    let mut observe = |lane: usize, event: &Event| {
+        seen[lane] += usize::from(matches!(event, Event::Step { .. }));
+    };
+    let outcomes = run_together(&jobs, &mut decoder(), false, &mut observe, &never).unwrap();
+    for (((name, plan, data), outcome), seen) in ways.iter().zip(&outcomes).zip(&seen) {
+        assert_eq!((outcome.step, *seen as u64), (plan.max_steps, plan.max_steps), "{name}");
+        let alone = tempfile::tempdir().unwrap();
+        // Nor does the size of the micro-batches matter.
+        let micro_batch_tokens = 1 + plan.micro_batch_tokens * 3;
+        let output_dir = alone.path().to_owned();
+        let plan = TrainPlan { output_dir, micro_batch_tokens, ..plan.clone() };
+        let (mut decoder, observer) = (decoder(), &mut |_: &Event| {});
+        let single = run(&plan, &mut decoder, data, &provenance, false, observer, &never).unwrap();
+        assert_eq!(single.held_out, outcome.held_out, "{name}");
+        let own = fs::read(alone.path().join("adapter_model.safetensors")).unwrap();
+        let file = root.path().join(name).join("adapter_model.safetensors");
+        let (own, shared) = (weights(&own), weights(&fs::read(file).unwrap()));
+        assert!(own == shared, "{name}");
+    }
+    let error = run_together(
+        &[
+            jobs[0],
+            Job { plan: &TrainPlan { method: Method::Full, ..plans[1].clone() }, ..jobs[1] },
+        ],
+        &mut decoder(),
+        false,
+        &mut |_, _| {},
+        &never,
+    );
+    assert!(error.unwrap_err().to_string().starts_with("method: found full"));
+}
+
+/// The tensors of a safetensors file, without its metadata.
+fn weights(file: &[u8]) -> Vec<u8> {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    file[8 + header..].to_vec()
+}
+
+#[test]
+fn early_stopping_keeps_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = TrainPlan {
+        max_steps: 200,
+        eval_steps: 1,
+        early_stopping_patience: 3,
+        lr_scheduler_type: SchedulerType::Constant,
+        ..plan(Method::Lora, dir.path())
+    };
+    let outcome = simply(&plan, false).unwrap();
+    assert_eq!(outcome.status, TrainStatus::EarlyStopped);
+    let best = outcome.best.unwrap();
+    assert_eq!(outcome.step, best.step + 3);
+    let manifest: Manifest =
+        serde_json::from_slice(&fs::read(dir.path().join(MANIFEST_FILE)).unwrap()).unwrap();
+    assert_eq!((manifest.saved_step, manifest.status), (best.step, TrainStatus::EarlyStopped));
+}
+
 #[test]
 fn resume_refuses_another_plan_data_or_base() {
     let dir = tempfile::tempdir().unwrap();

@@ -121,13 +121,6 @@ impl Columns {
         Ok(Columns { prompt, completion, group, id })
     }
 
-    /// The columns prompt and completion.
-    pub(super) fn usual() -> Columns {
-        let (prompt, completion) = PAIRS[0];
-        let prompt = Prompt::Column(prompt.to_owned());
-        Columns { prompt, completion: completion.to_owned(), group: None, id: None }
-    }
-
     /// The user turn, with each column's text from `value`.
     pub(super) fn prompt<E>(
         &self,
@@ -152,9 +145,7 @@ impl Columns {
         completion: String,
         options: &ReadOptions,
     ) -> Vec<Message> {
-        let system = options.system_prompt.as_deref().filter(|s| !s.trim().is_empty());
-        let mut messages: Vec<Message> =
-            system.map(|s| Message::new("system", s)).into_iter().collect();
+        let mut messages: Vec<Message> = options.system_turn().into_iter().collect();
         messages.push(Message::new("user", prompt));
         messages.push(Message::new("assistant", completion));
         messages

@@ -1,31 +1,25 @@
 //! CSV with named columns (RFC 4180), separated by commas, semicolons, tabs or bars: whichever the
 //! header line has most of.
 
-use std::collections::HashMap;
+use std::path::Path;
 
 use csv::{Position, ReaderBuilder, StringRecord, Terminator, Trim};
 
-use super::columns::Columns;
-use super::rows::{Draft, Rows, check_length};
-use super::{Format, ReadOptions, Source};
+use super::rows::check_length;
+use super::{Container, ReadOptions, RowSink};
 use crate::error::{DataError, Problem};
-use crate::example::Example;
+use crate::files::read_utf8;
 
-pub(super) const FORMAT: Format = Format {
+pub(super) const CONTAINER: Container = Container {
     name: "csv",
     extensions: &["csv", "tsv"],
     holds: "a header line, then one row per example",
-    sample: "text,category,id\n\
-             \"Two, and two?\",sum,a\n\
-             Été ?,season,b\n\
-             \"over\n\"\"two\"\" lines\",other,c\n\
-             plain,other,d\n",
-    accepts: |_| true,
     read,
 };
 
-fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, DataError> {
-    let text = source.text;
+fn read(path: &Path, options: &ReadOptions, sink: &mut dyn RowSink) -> Result<(), DataError> {
+    let text = read_utf8(path, "a header line, then one row per example")?;
+    let text = text.as_str();
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter(text))
         .flexible(true)
@@ -33,17 +27,13 @@ fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, Data
         .trim(Trim::Headers)
         .from_reader(text.as_bytes());
     let broken = |error: csv::Error| DataError::Io {
-        path: source.path.to_owned(),
+        path: path.to_owned(),
         action: "parse as CSV",
         source: std::io::Error::other(error),
     };
     let header = reader.headers().map_err(broken)?.clone();
     let names: Vec<&str> = header.iter().collect();
-    let columns = Columns::resolve(source.path, &names, "columns", options)?;
-    let index: HashMap<&str, usize> =
-        names.iter().enumerate().map(|(i, &name)| (name, i)).collect();
-
-    let mut rows = Rows::new(source.path, options);
+    sink.header(&names)?;
     let mut record = StringRecord::new();
     let mut lines = Lines::new(text);
     loop {
@@ -59,23 +49,14 @@ fn read(source: &Source<'_>, options: &ReadOptions) -> Result<Vec<Example>, Data
         }
         let row = check_length(line, raw.len(), options)
             .and_then(|()| check_shape(line, &record, raw, to == text.len(), &names))
-            .and_then(|()| {
+            .map(|()| {
                 // Line ends inside quotes are the file's, not the text's.
-                let value = |name: &str| record[index[name]].replace("\r\n", "\n");
-                let optional = |name: &Option<String>| {
-                    name.as_deref().map(value).filter(|v| !v.trim().is_empty())
-                };
-                let prompt = columns.prompt(|name| Ok::<_, Problem>(value(name)))?;
-                Ok(Draft {
-                    messages: columns.messages(prompt, value(&columns.completion), options),
-                    id: optional(&columns.id),
-                    group: optional(&columns.group),
-                    fields: columns.fields(),
-                })
+                let values = record.iter().map(|v| v.replace("\r\n", "\n").into());
+                names.iter().map(|name| (*name).to_owned()).zip(values).collect()
             });
-        rows.push(line, row);
+        sink.row(line, row)?;
     }
-    rows.finish()
+    Ok(())
 }
 
 /// The separator that the header line has most of; a comma when it has none.

@@ -1,35 +1,40 @@
-//! What the JSONL formats share: one object per line, and fields of it.
+//! JSONL: one object per line.
 
 use serde_json::{Map, Value};
 
-use super::rows::{Draft, Rows, check_length};
-use super::{ReadOptions, Source};
+use super::rows::check_length;
+use super::values::describe;
+use super::{Container, ReadOptions, RowSink, lines};
 use crate::error::{DataError, Problem, excerpt};
-use crate::example::Example;
+use crate::files::read_utf8;
+use std::path::Path;
 
-/// Reads each line as an object and hands it to `draft`.
-pub(super) fn read_objects(
-    source: &Source<'_>,
+pub(super) const CONTAINER: Container = Container {
+    name: "jsonl",
+    extensions: &["jsonl", "ndjson"],
+    holds: "one JSON object per line",
+    read,
+};
+
+fn read(path: &Path, options: &ReadOptions, sink: &mut dyn RowSink) -> Result<(), DataError> {
+    read_lines(&read_utf8(path, &super::rows_expected())?, options, sink)
+}
+
+/// Reads each line of a text as an object.
+pub(super) fn read_lines(
+    text: &str,
     options: &ReadOptions,
-    mut draft: impl FnMut(usize, Map<String, Value>) -> Result<Draft, Problem>,
-) -> Result<Vec<Example>, DataError> {
-    let mut rows = Rows::new(source.path, options);
-    for (line, text) in source.lines() {
-        let row = check_length(line, text.len(), options)
-            .and_then(|()| object(line, text))
-            .and_then(|object| draft(line, object));
-        rows.push(line, row);
+    sink: &mut dyn RowSink,
+) -> Result<(), DataError> {
+    for (line, text) in lines(text) {
+        let row = check_length(line, text.len(), options).and_then(|()| object(line, text));
+        sink.row(line, row)?;
     }
-    rows.finish()
+    Ok(())
 }
 
-/// The object of the first line, if it is one: what a format is recognised by.
-pub(super) fn first_object(text: &str) -> Option<Map<String, Value>> {
-    let line = text.lines().find(|line| !line.trim().is_empty())?;
-    serde_json::from_str(line).ok()
-}
-
-fn object(line: usize, text: &str) -> Result<Map<String, Value>, Problem> {
+/// The object in `text`, which begins at `line`.
+pub(super) fn object(line: usize, text: &str) -> Result<Map<String, Value>, Problem> {
     let expected = "one JSON object";
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
@@ -55,56 +60,5 @@ fn object(line: usize, text: &str) -> Result<Map<String, Value>, Problem> {
     }
 }
 
-const ARRAY_HINT: &str = "a JSON array becomes JSONL with: jq -c '.[]' in.json > out.jsonl";
-
-/// A value that must be text. Numbers are texts too where `numbers` says so (ids, groups).
-pub(super) fn text_of(
-    line: usize,
-    field: &str,
-    value: Option<Value>,
-    numbers: bool,
-) -> Result<String, Problem> {
-    let expected = if numbers { "a string or a number" } else { "a string" };
-    let hint = match &value {
-        Some(Value::Object(_) | Value::Array(_)) => {
-            "structured values are written as a string that holds JSON"
-        }
-        Some(Value::Number(_) | Value::Bool(_)) => "put it in quotes",
-        _ => "",
-    };
-    match value {
-        Some(Value::String(text)) => Ok(text),
-        Some(Value::Number(number)) if numbers => Ok(number.to_string()),
-        None => Err(Problem::new(line, field, "no such field", expected, hint)),
-        Some(other) => Err(Problem::new(line, field, describe(&other), expected, hint)),
-    }
-}
-
-/// Like [`text_of`] for a field that may be absent, null or empty.
-pub(super) fn optional_text_of(
-    line: usize,
-    field: &str,
-    value: Option<Value>,
-) -> Result<Option<String>, Problem> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let text = text_of(line, field, Some(value), true)?;
-            Ok(Some(text).filter(|text| !text.trim().is_empty()))
-        }
-    }
-}
-
-/// A value in words.
-pub(super) fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
-        Value::String(text) => format!("the string {:?}", excerpt(text)),
-        Value::Array(items) => format!("an array of {}", items.len()),
-        Value::Object(fields) => {
-            let names: Vec<_> = fields.keys().map(String::as_str).collect();
-            format!("an object with the fields {}", excerpt(&names.join(", ")))
-        }
-    }
-}
+const ARRAY_HINT: &str = "a JSON array is read from a file named .json; it becomes JSONL with: \
+                          jq -c '.[]' in.json > out.jsonl";

@@ -5,6 +5,9 @@ use crate::exit;
 use crate::machine::{self, ROOFLINE_BYTES, Roofline};
 use crate::progress;
 use crate::resolve::{self, Base};
+use ::train::{
+    Job, MemoryEstimate, Method, Objective, Provenance, Row, StepSize, TrainData, TrainPlan,
+};
 use anyhow::{Result, bail};
 use engine::{Engine, Event, SamplingParams, SequenceRequest};
 use serde::Serialize;
@@ -17,6 +20,9 @@ const DECODE_PROMPT: usize = 16;
 const PREFILL_PROMPT: usize = 512;
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.what == BenchWhat::Train {
+        return train(args);
+    }
     let base = Base::load(&args.model, args.weights)?;
     let context = base.decoder.config().max_position_embeddings;
     let work = Work::of(args, context)?;
@@ -43,7 +49,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         // Each token reads every weight once; memory is the limit.
         BenchWhat::Decode => speed.median * weight_bytes as f64 / roofline.bytes_per_second,
         // Two operations for each weight and token; arithmetic is the limit.
-        BenchWhat::Prefill => {
+        BenchWhat::Prefill | BenchWhat::Train => {
             speed.median * base.decoder.flops_per_token() / roofline.flops_per_second
         }
     };
@@ -62,7 +68,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     let limit = match args.what {
         BenchWhat::Decode => format!("{:.1} GB/s read", roofline.bytes_per_second / 1e9),
-        BenchWhat::Prefill => format!("{:.0} GFLOP/s in f32", roofline.flops_per_second / 1e9),
+        BenchWhat::Prefill | BenchWhat::Train => {
+            format!("{:.0} GFLOP/s in f32", roofline.flops_per_second / 1e9)
+        }
     };
     println!(
         "{:.1} tokens/s [{:.1} to {:.1}, {} runs], {:.0} % of this machine's {limit}",
@@ -71,6 +79,122 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         speed.max,
         args.runs,
         100.0 * share
+    );
+    Ok(exit::done())
+}
+
+/// LoRA steps on made-up rows of which every token is learnt, through the training loop itself.
+fn train(args: &BenchArgs) -> Result<ExitCode> {
+    let path = resolve::model_path(&args.model)?;
+    let mut decoder = resolve::load_decoder(&path, args.weights.dtype.unwrap_or_default())?;
+    let config = decoder.config();
+    let length =
+        args.prompt_tokens.unwrap_or(PREFILL_PROMPT).min(config.max_position_embeddings - 1);
+    if length < 2 || args.rows == 0 || args.runs == 0 || args.adapters == 0 {
+        bail!("expected rows of at least 2 tokens, and at least 1 row, 1 run and 1 adapter");
+    }
+    let vocab = config.vocab_size;
+    let dir = tempfile::tempdir()?;
+    let plan = |i: usize| TrainPlan {
+        output_dir: dir.path().join(i.to_string()),
+        seed: i as u64,
+        r: args.r,
+        lora_alpha: args.r as f32,
+        max_length: length + 1,
+        step_size: StepSize::Rows(args.rows),
+        // One micro-batch for the rows of all adapters, or of as many as memory is planned for.
+        micro_batch_tokens: args.rows * length,
+        max_steps: args.runs as u64 + 1,
+        gradient_checkpointing: !args.keep_activations,
+        eval_steps: 0,
+        save_steps: 0,
+        ..TrainPlan::new(Method::Lora, Objective::Sft, config)
+    };
+    let plans: Vec<TrainPlan> = (0..args.adapters).map(plan).collect();
+    let rows = |seed: usize| -> Vec<Row> {
+        let row = |n: usize| {
+            let ids = (0..=length).map(|i| ((i * 7919 + n * 104_729 + seed * 31) % vocab) as u32);
+            Row::new(format!("row {n}"), ids.collect(), vec![true; length + 1])
+        };
+        (0..args.rows).map(row).collect()
+    };
+    // Any id may end a made-up row.
+    let stop_ids: Vec<u32> = (0..vocab as u32).collect();
+    let data = plans
+        .iter()
+        .enumerate()
+        .map(|(i, plan)| TrainData::from_rows(rows(i), vec![], &stop_ids, None, plan))
+        .collect::<Result<Vec<_>, _>>()?;
+    let provenance = Provenance::default();
+    let jobs: Vec<Job<'_>> = plans
+        .iter()
+        .zip(&data)
+        .map(|(plan, data)| Job { plan, data, provenance: &provenance })
+        .collect();
+    let flops_per_token = decoder.flops_per_token();
+    let weight_bytes = decoder.weight_bytes();
+    let bar = progress::bar("bench", args.runs as u64 + 1);
+    let mut moments = vec![Instant::now()];
+    let mut losses = Vec::new();
+    let mut observe = |lane: usize, event: &::train::Event| {
+        if let ::train::Event::Step { loss, .. } = event
+            && lane + 1 == args.adapters
+        {
+            moments.push(Instant::now());
+            losses.push(*loss);
+            bar.inc(1);
+        }
+    };
+    let never = std::sync::atomic::AtomicBool::new(false);
+    // The rows of all adapters share the micro-batches, so what one has beside its own counts once.
+    let each: Vec<MemoryEstimate> = plans
+        .iter()
+        .zip(&data)
+        .map(|(plan, data)| ::train::estimate(plan, &decoder, data))
+        .collect();
+    let own: usize = each.iter().map(|e| e.trainable + e.data).sum();
+    let expected =
+        machine::rss_bytes() as usize + own + each[0].total() - each[0].trainable - each[0].data;
+    let expected = (expected as u64).max(machine::peak_rss_bytes());
+    ::train::run_together(&jobs, &mut decoder, false, &mut observe, &never)?;
+    bar.finish_and_clear();
+    // After the peak is read: the measurement takes memory of its own.
+    let peak = machine::peak_rss_bytes();
+    let roofline = Roofline::measure(ROOFLINE_BYTES);
+    let tokens = (args.adapters * args.rows * length) as f64;
+    // The first step warms up.
+    let mut rates: Vec<f64> =
+        moments[1..].windows(2).map(|pair| tokens / (pair[1] - pair[0]).as_secs_f64()).collect();
+    rates.sort_by(f64::total_cmp);
+    let speed =
+        Speed { min: rates[0], median: rates[rates.len() / 2], max: rates[rates.len() - 1] };
+    // Forward, and the gradient of the inputs; with recomputation another forward.
+    let passes = if args.keep_activations { 2.0 } else { 3.0 };
+    let share = speed.median * passes * flops_per_token / roofline.flops_per_second;
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "what": args.what, "model": args.model, "tokens_per_second": speed,
+                "rows": args.rows, "length": length, "r": args.r, "adapters": args.adapters,
+                "keep_activations": args.keep_activations, "runs": args.runs, "losses": losses,
+                "peak_rss_bytes": peak, "expected_peak_bytes": expected,
+                "weight_bytes": weight_bytes, "roofline": roofline, "roofline_share": share,
+                "machine": machine::detect(),
+            })
+        );
+        return Ok(exit::done());
+    }
+    println!(
+        "{:.1} tokens/s [{:.1} to {:.1}, {} steps], {:.0} % of this machine's {:.0} GFLOP/s in f32, peak memory {:.2} GiB ({:.2} expected)",
+        speed.median,
+        speed.min,
+        speed.max,
+        args.runs,
+        100.0 * share,
+        roofline.flops_per_second / 1e9,
+        peak as f64 / (1u64 << 30) as f64,
+        expected as f64 / (1u64 << 30) as f64
     );
     Ok(exit::done())
 }
@@ -95,7 +219,7 @@ impl Work {
         let decode = args.what == BenchWhat::Decode;
         let (prompt, generate) = match args.what {
             BenchWhat::Decode => (args.prompt_tokens.unwrap_or(DECODE_PROMPT), args.tokens),
-            BenchWhat::Prefill => {
+            BenchWhat::Prefill | BenchWhat::Train => {
                 (args.prompt_tokens.unwrap_or(PREFILL_PROMPT.min(context - 1)), 1)
             }
         };

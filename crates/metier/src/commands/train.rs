@@ -3,66 +3,220 @@
 use super::data::read_options;
 use crate::card::{self, Card};
 use crate::cli::{ColumnArgs, TrainArgs};
-use crate::config::ConfigFile;
+use crate::config::{ConfigFile, RunSection};
 use crate::exit;
-use crate::progress::{TrainBar, clock};
+use crate::progress::{TrainBars, clock};
 use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
-use ::data::{Example, SplitOptions};
+use ::data::{Example, Preference, ReadOptions, SplitOptions};
 use ::train::{
-    Event, MANIFEST_FILE, Manifest, Method, Provenance, ReportTo, TrainData, TrainOutcome,
+    Event, Job, MANIFEST_FILE, Manifest, Method, Provenance, ReportTo, TrainData, TrainOutcome,
     TrainPlan, TrainStatus,
 };
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, WeightDtype};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use text::{ChatTemplate, Tokenizer};
 
 /// Share of the training rows that is held out when the user names no validation set.
 const VALID_FRACTION: f64 = 0.05;
 
+/// Trainings that share the base at a time: what each adds in memory is its adapter four times over.
+const MOST_TOGETHER: usize = 8;
+
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let file = match &args.config {
         Some(path) => ConfigFile::read(path)?,
         None => ConfigFile::default(),
     };
-    let start = Start::load(args, &file)?;
-    let mut plan = file.train_plan(start.decoder.config())?;
-    override_plan(&mut plan, args, &file);
-    plan.validate(start.decoder.config())?;
-    let (data, data_files) = load_data(args, &file, &start, &plan)?;
+    let mut start = Start::load(args, &file)?;
+    let jobs = jobs(args, &file, &start)?;
     if args.dry_run {
-        return dry_run(&plan, &data);
+        return dry_run(&jobs);
     }
-    let provenance = Provenance {
-        base_name: start.name.clone(),
-        base_licence: file.base.license.clone().unwrap_or_else(|| license_of(&start.dir)),
-        data_files: data_files.iter().map(|p| p.display().to_string()).collect(),
-        data_licences: file.data.license.iter().cloned().collect(),
-        tokenizer_sha256: start.tokenizer.sha256().to_owned(),
-        chat_template: start.template.source().to_owned(),
-        copied_files: ::train::tokenizer_files(&start.dir),
-    };
-    let mut decoder = start.decoder;
-    let mut bar = TrainBar::default();
-    let mut observe = |event: &Event| match args.json {
-        true => println!("{}", serde_json::json!(event)),
-        false => bar.event(event),
-    };
     let cancel = cancel_on_ctrl_c()?;
-    let outcome =
-        ::train::run(&plan, &mut decoder, &data, &provenance, args.resume, &mut observe, cancel)?;
-    if outcome.status != TrainStatus::Interrupted {
-        write_card(&outcome.output_dir, &start.name, &provenance, plan.method)?;
+    let full = jobs.iter().any(|job| job.plan.method == Method::Full);
+    let mut outcomes: Vec<TrainOutcome> = Vec::new();
+    for (i, group) in jobs.chunks(if full { 1 } else { MOST_TOGETHER }).enumerate() {
+        if full && i > 0 {
+            // The one before has trained the base itself.
+            start.decoder = load_decoder(&start.dir, WeightDtype::F32)?;
+        }
+        let provenances: Vec<Provenance> =
+            group.iter().map(|job| job.provenance(&start, &file)).collect();
+        let together: Vec<Job<'_>> = group
+            .iter()
+            .zip(&provenances)
+            .map(|(job, provenance)| Job { plan: &job.plan, data: &job.data.rows, provenance })
+            .collect();
+        let names: Vec<&str> = group.iter().map(|job| job.name.as_str()).collect();
+        let mut bars = TrainBars::new(&names);
+        let mut observe = |lane: usize, event: &Event| match (args.json, names[lane]) {
+            (true, "") => println!("{}", serde_json::json!(event)),
+            (true, name) => {
+                let mut line = serde_json::json!(event);
+                line["run"] = name.into();
+                println!("{line}");
+            }
+            (false, _) => bars.event(lane, event),
+        };
+        let resume = args.resume;
+        let ended =
+            ::train::run_together(&together, &mut start.decoder, resume, &mut observe, cancel)?;
+        for (job, outcome) in together.iter().zip(&ended) {
+            if outcome.status != TrainStatus::Interrupted {
+                let dir = &outcome.output_dir;
+                write_card(dir, &start.name, job.provenance, job.plan.method)?;
+            }
+        }
+        outcomes.extend(ended);
+        if outcomes.iter().any(|o| o.status == TrainStatus::Interrupted) {
+            break;
+        }
     }
-    if !args.json {
-        print_outcome(&outcome, &start.name, plan.method);
+    let interrupted = outcomes.iter().any(|o| o.status == TrainStatus::Interrupted);
+    match (&outcomes[..], args.json) {
+        ([outcome], false) => print_outcome(outcome, &start.name, jobs[0].plan.method),
+        ([_], true) => {}
+        (outcomes, _) => print_runs(&jobs, outcomes, &start.name, args.json),
     }
-    Ok(match outcome.status {
-        TrainStatus::Interrupted => ExitCode::from(exit::FAILED),
-        _ => exit::done(),
-    })
+    Ok(if interrupted { ExitCode::from(exit::FAILED) } else { exit::done() })
+}
+
+/// One of the trainings of a command.
+struct TrainJob {
+    /// Empty where there is only one.
+    name: String,
+    plan: TrainPlan,
+    data: Rc<JobData>,
+}
+
+/// Rows, and the files that they came from.
+struct JobData {
+    rows: TrainData,
+    files: Vec<PathBuf>,
+}
+
+impl TrainJob {
+    fn provenance(&self, start: &Start, file: &ConfigFile) -> Provenance {
+        Provenance {
+            base_name: start.name.clone(),
+            base_licence: file.base.license.clone().unwrap_or_else(|| license_of(&start.dir)),
+            data_files: self.data.files.iter().map(|p| p.display().to_string()).collect(),
+            data_licences: file.data.license.iter().cloned().collect(),
+            tokenizer_sha256: start.tokenizer.sha256().to_owned(),
+            chat_template: start.template.source().to_owned(),
+            copied_files: ::train::tokenizer_files(&start.dir),
+        }
+    }
+}
+
+/// Every `[[run]]` with every combination of the sweep; one training where there is neither.
+fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result<Vec<TrainJob>> {
+    let config = start.decoder.config();
+    let combinations = combinations(&swept(args, file)?);
+    let alone = [RunSection::default()];
+    let runs = if file.runs.is_empty() { &alone[..] } else { &file.runs };
+    let several = runs.len() * combinations.len() > 1;
+    let common = file.train_plan(config, args.objective, &toml::Table::new())?;
+    let mut loaded: Vec<(String, Rc<JobData>)> = Vec::new();
+    let mut jobs: Vec<TrainJob> = Vec::new();
+    for run in runs {
+        for (name, values) in &combinations {
+            let mut keys = run.train.clone();
+            keys.extend(values.clone());
+            let mut plan = file.train_plan(config, args.objective, &keys)?;
+            override_plan(&mut plan, args, file, &keys);
+            let name = [run.name.as_str(), name.as_str()].into_iter().filter(|n| !n.is_empty());
+            let name = name.collect::<Vec<_>>().join(",");
+            if several {
+                plan.output_dir = plan.output_dir.join(&name);
+            }
+            plan.validate(config)?;
+            // What decides the rows; equal rows are read once.
+            let key = serde_json::json!([
+                run.data,
+                run.valid,
+                plan.objective,
+                plan.max_length,
+                plan.max_dropped_share,
+                plan.held_out_share,
+                plan.held_out_block_bytes,
+            ])
+            .to_string();
+            let data = match loaded.iter().find(|(k, _)| *k == key) {
+                Some((_, data)) => Rc::clone(data),
+                None => {
+                    let (rows, files) = load_data(args, file, run, start, &plan, common.seed)?;
+                    let data = Rc::new(JobData { rows, files });
+                    loaded.push((key, Rc::clone(&data)));
+                    data
+                }
+            };
+            if jobs.iter().any(|job| job.name == name) {
+                bail!("two runs are named \"{name}\"\nhint: give each [[run]] another name");
+            }
+            jobs.push(TrainJob { name: if several { name } else { String::new() }, plan, data });
+        }
+    }
+    Ok(jobs)
+}
+
+/// Keys of the plan with the values to try, from `[sweep]` and then from --sweep.
+fn swept(args: &TrainArgs, file: &ConfigFile) -> Result<Vec<(String, Vec<toml::Value>)>> {
+    let mut swept: Vec<(String, Vec<toml::Value>)> = Vec::new();
+    for (key, values) in &file.sweep {
+        let Some(values) = values.as_array().filter(|v| !v.is_empty()) else {
+            bail!("[sweep] {key}: found {values}, expected a list of values to try");
+        };
+        swept.push((key.clone(), values.clone()));
+    }
+    for text in &args.sweep {
+        let Some((key, values)) = text.split_once('=') else {
+            bail!("--sweep {text}: expected KEY=VALUE,VALUE,...\nhint: --sweep r=8,32");
+        };
+        let values: toml::Table = format!("values = [{values}]")
+            .parse()
+            .or_else(|_| {
+                // Words need no quotes on the command line.
+                let quoted: Vec<String> = values.split(',').map(|v| format!("{v:?}")).collect();
+                format!("values = [{}]", quoted.join(",")).parse()
+            })
+            .with_context(|| format!("--sweep {text}"))?;
+        let values = values["values"].as_array().cloned().unwrap_or_default();
+        swept.retain(|(k, _)| k != key);
+        swept.push((key.to_owned(), values));
+    }
+    Ok(swept)
+}
+
+/// Every combination with its name, as `r=8,learning_rate=0.001`.
+fn combinations(swept: &[(String, Vec<toml::Value>)]) -> Vec<(String, toml::Table)> {
+    let mut all = vec![(String::new(), toml::Table::new())];
+    for (key, values) in swept {
+        all = all
+            .iter()
+            .flat_map(|(name, table)| {
+                values.iter().map(move |value| {
+                    let shown = match value.as_str() {
+                        Some(text) => text.to_owned(),
+                        None => value.to_string(),
+                    };
+                    // A folder's name: what a list or a path holds besides becomes a dash.
+                    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+                    let shown = shown.replace(|c| !plain(c), "-");
+                    let comma = if name.is_empty() { "" } else { "," };
+                    let mut table = table.clone();
+                    table.insert(key.clone(), value.clone());
+                    (format!("{name}{comma}{key}={shown}"), table)
+                })
+            })
+            .collect();
+    }
+    all
 }
 
 /// The model that training starts from.
@@ -121,22 +275,24 @@ impl Start {
     }
 }
 
-fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile) {
-    fn set<T: Copy>(field: &mut T, flag: Option<T>) {
-        if let Some(value) = flag {
+/// Flags come after the file, but before what one run of several has for itself (`own`).
+fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile, own: &toml::Table) {
+    let set = |key: &str| !own.contains_key(key);
+    fn put<T: Copy>(field: &mut T, flag: Option<T>, free: bool) {
+        if let (Some(value), true) = (flag, free) {
             *field = value;
         }
     }
-    set(&mut plan.learning_rate, args.learning_rate);
-    set(&mut plan.r, args.r);
-    set(&mut plan.lora_alpha, args.lora_alpha);
-    set(&mut plan.seed, args.seed);
-    set(&mut plan.num_train_epochs, args.num_train_epochs);
-    if args.num_train_epochs.is_some() {
+    put(&mut plan.learning_rate, args.learning_rate, set("learning_rate"));
+    put(&mut plan.r, args.r, set("r"));
+    put(&mut plan.lora_alpha, args.lora_alpha, set("lora_alpha"));
+    put(&mut plan.seed, args.seed, set("seed"));
+    put(&mut plan.num_train_epochs, args.num_train_epochs, set("num_train_epochs"));
+    if args.num_train_epochs.is_some() && set("max_steps") {
         plan.max_steps = 0;
     }
-    set(&mut plan.max_steps, args.max_steps.map(|n| n as u64));
-    if !args.report_to.is_empty() {
+    put(&mut plan.max_steps, args.max_steps.map(|n| n as u64), set("max_steps"));
+    if !args.report_to.is_empty() && set("report_to") {
         plan.report_to = vec![ReportTo::Tensorboard];
     }
     match &args.out {
@@ -150,10 +306,13 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile) {
 fn load_data(
     args: &TrainArgs,
     file: &ConfigFile,
+    run: &RunSection,
     start: &Start,
     plan: &TrainPlan,
+    split_seed: u64,
 ) -> Result<(TrainData, Vec<PathBuf>)> {
-    if args.data.is_empty() && !file.data.text.is_empty() {
+    let own = [&run.data, &args.data, &file.data.train].into_iter().find(|files| !files.is_empty());
+    if own.is_none() && !file.data.text.is_empty() {
         let mut documents = Vec::new();
         for path in &file.data.text {
             documents.extend(::data::read_text(path)?);
@@ -163,10 +322,11 @@ fn load_data(
             file.data.text.clone(),
         ));
     }
-    let mut files = if args.data.is_empty() { file.data.train.clone() } else { args.data.clone() };
-    if files.is_empty() {
+    let Some(mut files) = own.cloned() else {
         bail!("no training data\nhint: give --data FILE, or [data] train in the config file");
-    }
+    };
+    let valid = [run.valid.as_ref(), args.valid.as_ref(), file.data.valid.as_ref()];
+    let valid = valid.into_iter().flatten().next();
     let columns = ColumnArgs {
         prompt_column: args
             .columns
@@ -186,6 +346,19 @@ fn load_data(
             .or_else(|| file.data.system_prompt.clone()),
     };
     let options = read_options(&columns);
+    let split = SplitOptions {
+        valid_fraction: file.data.valid_fraction.unwrap_or(VALID_FRACTION),
+        test_fraction: 0.0,
+        seed: split_seed,
+        ..SplitOptions::default()
+    };
+    if plan.objective.is_preference() {
+        let (train, held_out) = preferences(&files, valid, &options, &split)?;
+        files.extend(valid.cloned());
+        let (tokenizer, template) = (&start.tokenizer, &start.template);
+        let rows = TrainData::from_preferences(&train, &held_out, tokenizer, template, plan)?;
+        return Ok((rows, files));
+    }
     let mut train: Vec<Example> = Vec::new();
     for path in &files {
         train.extend(::data::read(path, &options)?);
@@ -193,20 +366,13 @@ fn load_data(
     if let Some(test) = &file.data.test {
         warn_of_leaks(&train, &::data::read(test, &options)?, test)?;
     }
-    let held_out = match args.valid.as_ref().or(file.data.valid.as_ref()) {
+    let held_out = match valid {
         Some(path) => {
             files.push(path.clone());
             ::data::read(path, &options)?
         }
         None => {
-            let share = file.data.valid_fraction.unwrap_or(VALID_FRACTION);
-            let options = SplitOptions {
-                valid_fraction: share,
-                test_fraction: 0.0,
-                seed: plan.seed,
-                ..SplitOptions::default()
-            };
-            let (split, _) = ::data::split(train, &options)?;
+            let (split, _) = ::data::split(train, &split)?;
             train = split.train;
             split.valid
         }
@@ -234,18 +400,111 @@ fn warn_of_leaks(train: &[Example], test: &[Example], path: &Path) -> Result<()>
     Ok(())
 }
 
-fn dry_run(plan: &TrainPlan, data: &TrainData) -> Result<ExitCode> {
-    println!("{}", serde_json::to_string_pretty(plan)?);
+/// Judged answers to train on and to hold out.
+fn preferences(
+    files: &[PathBuf],
+    valid: Option<&PathBuf>,
+    options: &ReadOptions,
+    split: &SplitOptions,
+) -> Result<(Vec<Preference>, Vec<Preference>)> {
+    let mut train = Vec::new();
+    for path in files {
+        train.extend(::data::read_preferences(path, options)?);
+    }
+    if let Some(path) = valid {
+        return Ok((train, ::data::read_preferences(path, options)?));
+    }
+    // Dealt by their questions, as conversations are.
+    let examples = train.iter().enumerate().map(|(i, p)| Example {
+        id: i.to_string(),
+        conversation: p.conversations().swap_remove(0),
+        group: p.group.clone(),
+        origin: p.origin.clone(),
+    });
+    let (dealt, _) = ::data::split(examples.collect(), split)?;
+    let held: HashSet<usize> = dealt.valid.iter().filter_map(|e| e.id.parse().ok()).collect();
+    let mut held_out = Vec::new();
+    let mut kept = Vec::new();
+    for (i, preference) in train.into_iter().enumerate() {
+        if held.contains(&i) { held_out.push(preference) } else { kept.push(preference) }
+    }
+    Ok((kept, held_out))
+}
+
+fn dry_run(jobs: &[TrainJob]) -> Result<ExitCode> {
+    let plans: Vec<&TrainPlan> = jobs.iter().map(|job| &job.plan).collect();
+    match &plans[..] {
+        [plan] => println!("{}", serde_json::to_string_pretty(plan)?),
+        plans => println!("{}", serde_json::to_string_pretty(plans)?),
+    }
     let report = |name: &str, r: &::train::RowReport| {
         eprintln!(
             "{name}: {} rows, {} tokens, {} learnt, longest {}; left out: {} too long, {} without a learnt token",
             r.rows, r.tokens, r.supervised_tokens, r.longest, r.too_long, r.unsupervised
         );
     };
-    report("train", &data.train_report);
-    report("held out", &data.held_out_report);
+    for job in jobs {
+        if !job.name.is_empty() {
+            eprintln!("{}:", job.name);
+        }
+        report("train", &job.data.rows.train_report);
+        report("held out", &job.data.rows.held_out_report);
+    }
     eprintln!("nothing was trained (--dry-run)");
     Ok(exit::done())
+}
+
+/// The runs as a table, the lowest held-out loss first, and which won.
+fn print_runs(jobs: &[TrainJob], outcomes: &[TrainOutcome], base: &str, json: bool) {
+    let reached = |o: &TrainOutcome| {
+        let last = o.held_out.map(|h| h.loss);
+        o.best.map(|h| h.loss).into_iter().chain(last).fold(f64::INFINITY, f64::min)
+    };
+    let mut order: Vec<(&TrainJob, &TrainOutcome)> = jobs.iter().zip(outcomes).collect();
+    order.sort_by(|a, b| reached(a.1).total_cmp(&reached(b.1)));
+    let comparable = order.iter().all(|(job, _)| {
+        job.data.rows.held_out == order[0].0.data.rows.held_out
+            && !job.data.rows.held_out.is_empty()
+    }) && outcomes.iter().all(|o| o.status != TrainStatus::Interrupted);
+    let winner = comparable.then(|| order[0].0.name.as_str());
+    if json {
+        let runs: Vec<_> = order
+            .iter()
+            .map(|(job, o)| {
+                serde_json::json!({
+                    "run": job.name, "output_dir": o.output_dir, "status": o.status, "step": o.step,
+                    "train_loss": o.train_loss, "held_out_before": o.held_out_before,
+                    "held_out": o.held_out, "best": o.best,
+                })
+            })
+            .collect();
+        println!("{}", serde_json::json!({"event": "runs", "runs": runs, "winner": winner}));
+        return;
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["run", "steps", "held out before", "best", "at step", "last", "train loss"]);
+    let loss = |h: Option<::train::HeldOut>| h.map_or("-".into(), |h| format!("{:.4}", h.loss));
+    for (job, o) in &order {
+        table.add_row([
+            job.name.clone(),
+            format!("{} of {}", o.step, o.total_steps),
+            loss(o.held_out_before),
+            loss(o.best),
+            o.best.map_or("-".into(), |h| h.step.to_string()),
+            loss(o.held_out),
+            format!("{:.4}", o.train_loss),
+        ]);
+    }
+    println!("{table}");
+    match winner {
+        Some(name) => {
+            let dir = order[0].1.output_dir.display();
+            println!("lowest held-out loss: {name}");
+            println!("next: metier eval --model {base} --adapter {dir} --data TEST.jsonl");
+        }
+        None => println!("no winner: the runs were not all measured on the same held-out rows"),
+    }
 }
 
 /// A flag that the first Ctrl-C or SIGTERM raises.

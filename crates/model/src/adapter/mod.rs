@@ -107,6 +107,15 @@ impl From<LoraConfigError> for ModelError {
     }
 }
 
+/// The size of an adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoraCount {
+    /// Parameters.
+    pub params: usize,
+    /// Bytes of the copy that an [`AdapterSet`] holds for the kernels.
+    pub packed_bytes: usize,
+}
+
 /// One matrix's A [R, in], B [out, R] and, for DoRA, magnitude [out], by place in
 /// [`LoraAdapter::params`].
 #[derive(Clone, Debug, PartialEq)]
@@ -172,6 +181,22 @@ impl LoraAdapter {
             }
         }
         Ok(adapter)
+    }
+
+    /// How large an adapter of this configuration is, without making it.
+    ///
+    /// # Errors
+    /// [`LoraConfigError`] naming the field that a model of this shape cannot honour.
+    pub fn count(config: &LoraConfig, model: &DecoderConfig) -> Result<LoraCount, LoraConfigError> {
+        let mut count = LoraCount::default();
+        for m in layout(&config.choose(model)?, config.use_dora, model) {
+            count.params = m.magnitude.end;
+            // Panels of sixteen outputs, in f32.
+            let panels = |n: usize| n.next_multiple_of(16);
+            let b: usize = m.linear.parts(model).iter().map(|(_, r)| panels(r.len()) * m.r).sum();
+            count.packed_bytes += (panels(m.r) * m.in_features + b) * size_of::<f32>();
+        }
+        Ok(count)
     }
 
     /// Reads a PEFT folder: adapter_config.json and adapter_model.safetensors.

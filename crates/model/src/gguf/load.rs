@@ -132,6 +132,8 @@ fn convert(
     let interleaved = architecture.pairs_interleaved;
     let row_of = |slot, row| if interleaved { paired_row(config, slot, row) } else { row };
     let mut filled = published.fill(tensor, options.dtype, row_of)?;
+    // Or the file would count twice while it is loaded.
+    file.release(bytes);
     if architecture.norms_plus_one {
         for (slot, loaded) in &mut filled {
             if let (Slot::Norm(..) | Slot::FinalNorm, Loaded::Vector(values)) = (slot, loaded) {

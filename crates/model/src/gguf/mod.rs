@@ -86,6 +86,11 @@ impl GgufFile {
         Ok(GgufFile { path: path.to_owned(), map, header })
     }
 
+    /// Lets the pages of a tensor's bytes leave this process; see [`MappedFile::release`].
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -200,8 +200,18 @@ impl Learner<'_> {
     }
 
     fn chunk(&self) -> usize {
-        (LOGIT_FLOATS / self.decoder.config().vocab_size).clamp(16, 1024)
+        chunk(self.decoder.config().vocab_size)
     }
+}
+
+/// Rows of logits at once.
+fn chunk(vocab_size: usize) -> usize {
+    (LOGIT_FLOATS / vocab_size).clamp(16, 1024)
+}
+
+/// Logits held at once, in floats.
+pub(crate) fn logits_floats(vocab_size: usize) -> usize {
+    chunk(vocab_size) * vocab_size
 }
 
 #[cfg(test)]
