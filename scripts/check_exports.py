@@ -172,6 +172,7 @@ def check_transformers(run, name, base, adapter, data):
         )["ids"]
         for prompt in PROMPTS
     }
+    untouched = {p: greedy(plain, ids[p], run.args.tokens, ends)[0] for p in PROMPTS}
     adapted = {p: metier_tokens(run, p, "--model", base, "--adapter", adapter) for p in PROMPTS}
     merged = {p: metier_tokens(run, p, "--model", folders["merged"]) for p in PROMPTS}
     for what, model, ours in [
@@ -182,7 +183,7 @@ def check_transformers(run, name, base, adapter, data):
         same, changed, gaps = 0, 0, []
         for prompt in PROMPTS:
             theirs, logits = greedy(model, ids[prompt], run.args.tokens, ends)
-            changed += theirs != greedy(plain, ids[prompt], run.args.tokens, ends)[0]
+            changed += theirs != untouched[prompt]
             parted = parting(theirs, logits, ours[prompt])
             same += parted is None
             if parted:
