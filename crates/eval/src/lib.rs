@@ -25,8 +25,8 @@ pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
 pub use report::{
     CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
     FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
-    SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_reports,
-    field_reports,
+    RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
+    example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use verdict::{Decision, Verdict, decide, sentences};

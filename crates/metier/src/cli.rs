@@ -1,5 +1,6 @@
 //! The command line as typed. Nothing is done here.
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::WeightDtype;
 use serde::Serialize;
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Adapt a base model to data (LoRA or full fine-tuning)
     Train(TrainArgs),
+    /// The training runs on this machine: list, compare, plot
+    Runs(RunsArgs),
     /// Measure a model on a test set
     Eval(EvalArgs),
     /// Continue a prompt
@@ -64,7 +67,7 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     /// Serve a model and adapters through an OpenAI-compatible API
     Serve(ServeArgs),
-    /// Write an adapter for other tools
+    /// Write a model or an adapter for other tools
     Export(ExportArgs),
     /// How well a model foretells a text
     ///
@@ -346,7 +349,52 @@ pub(crate) struct TrainArgs {
     /// Seed of initialisation and order
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    /// Write the numbers for these too, beside the log: tensorboard
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["tensorboard"])]
+    pub(crate) report_to: Vec<String>,
     /// Print events as JSON lines instead of a progress bar
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `runs`.
+#[derive(Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  metier runs
+  metier runs out experiments --json
+  metier runs compare out/a out/b --html compare.html"
+)]
+pub(crate) struct RunsArgs {
+    /// What to do [default: list]
+    #[command(subcommand)]
+    pub(crate) command: Option<RunsCommand>,
+    /// Folders to look for runs in, and in the folders below [default: this one]
+    #[arg(value_name = "DIR")]
+    pub(crate) dirs: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `runs` subcommands.
+#[derive(Subcommand)]
+pub(crate) enum RunsCommand {
+    /// Settings that differ, results, and a page with all loss curves in one drawing
+    Compare(RunsCompareArgs),
+}
+
+/// Arguments of `runs compare`.
+#[derive(Args)]
+pub(crate) struct RunsCompareArgs {
+    /// Folders of runs, as `metier runs` lists them
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page to write
+    #[arg(long, value_name = "FILE", default_value = "runs.html")]
+    pub(crate) html: PathBuf,
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -516,26 +564,65 @@ pub(crate) struct ServeArgs {
   metier export --base nano --adapter out/tickets --format peft --out export/tickets
   metier export --base nano --adapter out/tickets --format merged --out export/tickets-merged
   metier export --base ./base --adapter out/x --format gguf --dtype q4_k --out export/x
+  metier export --base ./base --adapter out/x --format ollama --data test.jsonl --out export/x
   metier export --base ./base --format gguf --dtype q8_0 --out export/base
-  metier export --base ./base --adapter out/x --format gguf-lora --out export/x-lora")]
+  metier export --base ./base --adapter out/x --format gguf-lora --out export/x-lora
+
+What is written is read back and compared with the model in memory: logits, loss and KL divergence.
+Beyond the bound of its format, nothing is left at --out.")]
 pub(crate) struct ExportArgs {
     /// Base that the adapter was trained on: a folder, a .gguf file or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
     pub(crate) base: String,
-    /// Adapter folder; `merged` and `gguf` without one write the base itself
+    /// Adapter folder; formats of whole models without one write the base itself
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
-    /// peft: the adapter alone; merged: base and adapter in one bf16 safetensors model; gguf: the
-    /// same as one file for llama.cpp; gguf-lora: the adapter alone for llama.cpp
-    #[arg(long, value_parser = ["peft", "merged", "gguf", "gguf-lora"])]
+    /// What to write
+    #[arg(long, value_parser = export_formats())]
     pub(crate) format: String,
-    /// Weights of a gguf file
+    /// Weights of a GGUF file
     #[arg(long, value_name = "T", value_parser = ["f32", "f16", "q8_0", "q6_k", "q4_k", "q4_0"],
         default_value = "q8_0")]
     pub(crate) dtype: String,
+    /// merged: largest file of weights, such as 500MB; more are written with an index
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "5GB")]
+    pub(crate) max_shard_size: u64,
+    /// Compare on the answers of this test set [default: on a bundled text]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Only the first N examples of --data
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
     /// Folder to write
     #[arg(long)]
     pub(crate) out: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The formats of the table beside the command, each with what it holds.
+fn export_formats() -> PossibleValuesParser {
+    let formats = crate::commands::EXPORT_FORMATS.iter();
+    formats.map(|format| PossibleValue::new(format.name).help(format.holds)).into()
+}
+
+/// A number of bytes with Hugging Face's units: KB, MB and GB are powers of 1000.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => 0,
+    };
+    match digits.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a size such as 500MB or 5GB".into()),
+    }
 }
 
 /// Arguments of `perplexity`.

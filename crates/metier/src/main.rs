@@ -2,11 +2,13 @@
 //! typed ([`cli`]), resolved into plans ([`config`]), carried out by [`commands`].
 
 mod assets;
+mod card;
 mod cli;
 mod commands;
 mod config;
 mod exit;
 mod hub;
+mod licences;
 mod machine;
 mod progress;
 mod resolve;

@@ -1,25 +1,35 @@
-//! Progress bars with ETA on standard error; nothing when it is not a terminal.
+//! Progress bars with ETA on standard error. Where that is no terminal there is no bar, and a training
+//! writes a line now and then instead.
 
+use crate::machine;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 use train::Event;
 
 /// A bar over `total` items, named `what`.
 pub(crate) fn bar(what: &str, total: u64) -> ProgressBar {
+    styled(what, total, "{prefix:>10} {wide_bar:.cyan/dim} {pos}/{len} {msg} ETA {eta}")
+}
+
+fn styled(what: &str, total: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
-    let style = ProgressStyle::with_template(
-        "{prefix:>10} {wide_bar:.cyan/dim} {pos}/{len} {msg} ETA {eta}",
-    );
+    let style = ProgressStyle::with_template(template);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_prefix(what.to_owned());
     bar
 }
 
-/// Draws a training: a bar with tokens/s, loss and ETA, lines for what stays worth reading.
+/// Lines that a training writes where there is no bar, beside those for held-out losses.
+const LINES: u64 = 20;
+
+/// Draws a training: a bar with loss, learning rate, speed, ETA and memory, lines for what stays worth
+/// reading.
 #[derive(Default)]
 pub(crate) struct TrainBar {
     bar: Option<ProgressBar>,
     held_out: Option<f64>,
+    /// Step of the last line, where there is no bar.
+    lined: u64,
 }
 
 impl TrainBar {
@@ -39,26 +49,48 @@ impl TrainBar {
                     "  {rows} rows, {tokens} tokens a pass, {held_out_rows} rows held out, \
                      {trainable_parameters} parameters trained"
                 );
-                let bar = bar("training", *total_steps);
+                // The run knows better than the bar how long it will take.
+                let template = "{prefix:>10} {wide_bar:.cyan/dim} {pos}/{len} {msg}";
+                let bar = styled("training", *total_steps, template);
                 bar.set_position(*step);
                 self.bar = Some(bar);
+                self.lined = *step;
             }
-            Event::Step { step, loss, tokens_per_second, eta_seconds, .. } => {
+            Event::Step {
+                step,
+                total_steps,
+                loss,
+                learning_rate,
+                tokens_per_second,
+                eta_seconds,
+                ..
+            } => {
                 let Some(bar) = &self.bar else { return };
                 let held = self.held_out.map_or(String::new(), |l| format!(" held-out {l:.3}"));
-                bar.set_message(format!(
-                    "loss {loss:.3}{held} {tokens_per_second:.0} tok/s, {} left,",
-                    clock(*eta_seconds)
-                ));
+                let mib = machine::peak_rss_bytes() >> 20;
+                let left = clock(*eta_seconds);
+                let numbers = format!(
+                    "loss {loss:.3}{held} lr {learning_rate:.1e} {tokens_per_second:.0} tok/s {mib} MiB"
+                );
+                if bar.is_hidden() {
+                    let every = (total_steps / LINES).max(1);
+                    if *step == *total_steps || *step >= self.lined + every {
+                        self.lined = *step;
+                        eprintln!("  step {step}/{total_steps}: {numbers}, {left} left");
+                    }
+                    return;
+                }
+                bar.set_message(format!("{numbers} {left} left"));
                 bar.set_position(*step);
             }
-            Event::Evaluation { held_out, .. } => {
+            Event::Evaluation { held_out, best } => {
                 self.held_out = Some(held_out.loss);
                 let bits = held_out
                     .bits_per_byte
                     .map_or(String::new(), |b| format!(", {b:.3} bits per byte"));
+                let lowest = if *best { ", the lowest so far" } else { "" };
                 self.line(&format!(
-                    "  step {}: held-out loss {:.4}{bits}",
+                    "  step {}: held-out loss {:.4}{bits}{lowest}",
                     held_out.step, held_out.loss
                 ));
             }
@@ -66,7 +98,7 @@ impl TrainBar {
                 self.line(&format!("  resumed after step {step} from {}", path.display()));
             }
             Event::Warning { message } => self.line(&format!("warning: {message}")),
-            Event::Checkpoint { .. } => {}
+            Event::Plan { .. } | Event::Checkpoint { .. } => {}
             Event::End { .. } => {
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
@@ -139,7 +171,7 @@ impl TrainBars {
                 self.line(&format!("  {name}: resumed after step {step}"));
             }
             Event::Warning { message } => self.line(&format!("warning: {name}: {message}")),
-            Event::Checkpoint { .. } => {}
+            Event::Plan { .. } | Event::Checkpoint { .. } => {}
             Event::End { .. } => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();

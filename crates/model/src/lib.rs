@@ -20,6 +20,7 @@ mod held;
 mod inspect;
 mod kv;
 mod linear;
+mod merged;
 mod params;
 mod tape;
 mod weights;
@@ -44,5 +45,6 @@ pub use kernels::{
     set_num_threads,
 };
 pub use kv::KvCache;
+pub use merged::Merged;
 pub use params::ParamSpec;
 pub use tape::{Tape, TapeMode};

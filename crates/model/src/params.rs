@@ -1,19 +1,15 @@
-//! A decoder's parameters as one flat vector: what full fine-tuning trains, and how a model is
-//! saved.
+//! A decoder's parameters as one flat vector: what full fine-tuning trains.
 
 use crate::adapter::LoraAdapter;
 use crate::config::{DecoderConfig, FeedForward, NormPlacement, NormWeightForm, QkNorm};
 use crate::decoder::{Decoder, Layer, Mlp, NormWeight, WeightDtype};
 use crate::error::ModelError;
 use crate::experts::Experts;
-use crate::files::write_atomic;
 use crate::linear::{Linear, Module};
-use half::bf16;
+use crate::merged::Merged;
 use kernels::PackedMatrix;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
-use rayon::prelude::*;
-use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -329,92 +325,22 @@ impl Decoder {
         Ok(())
     }
 
-    /// A copy of this model with `adapter` in its matrices (f32): W + scale B A, each row brought to
-    /// its magnitude for DoRA.
+    /// A copy of this model with `adapter` added into its matrices (f32): see [`Merged`], which
+    /// writes such a model to files without this copy.
     ///
     /// # Errors
     /// [`ModelError::Params`] when the adapter was made for another shape.
     pub fn merge(&self, adapter: &LoraAdapter) -> Result<Decoder, ModelError> {
-        let mut flat = self.params();
-        for m in adapter.modules() {
-            let name = format!("{}.weight", m.name);
-            let spec = self
-                .layout
-                .specs
-                .iter()
-                .find(|s| s.name == name && s.shape == [m.out_features, m.in_features])
-                .ok_or_else(|| {
-                    ModelError::Params(format!("{name}: this base has no such matrix"))
-                })?;
-            let (a, b) = (&adapter.params[m.a.clone()], &adapter.params[m.b.clone()]);
-            let weight = &mut flat[spec.range.clone()];
-            let magnitude = &adapter.params[m.magnitude.clone()];
-            let rows = weight.par_chunks_exact_mut(m.in_features).zip(b.par_chunks_exact(m.r));
-            rows.enumerate().for_each(|(i, (row, b_row))| {
-                for (a_row, b) in a.chunks_exact(m.in_features).zip(b_row) {
-                    row.iter_mut().zip(a_row).for_each(|(w, a)| *w += m.scale * b * a);
-                }
-                if let Some(magnitude) = magnitude.get(i) {
-                    let length = row.iter().map(|&w| w as f64 * w as f64).sum::<f64>().sqrt();
-                    let gain = magnitude / length as f32;
-                    row.iter_mut().for_each(|w| *w *= gain);
-                }
-            });
-        }
-        let tensors = tensors(&self.config)
-            .iter()
-            .flat_map(|t| {
-                let values = &flat[t.spec.range.clone()];
-                t.values().map(|(slot, range)| (slot, Loaded::from_f32(&values[range], &t.spec)))
-            })
-            .collect();
-        Ok(assemble(&self.config, tensors))
+        Ok(Merged::new(self, Some(adapter))?.decoder())
     }
 
-    /// Writes config.json and model.safetensors in `dir`, in Hugging Face form, as f32 or (any
-    /// other `dtype`) bf16 rounded to nearest even. Each file is replaced whole or not at all.
+    /// Writes config.json and model.safetensors in `dir`: [`Merged::save`] without an adapter, in
+    /// one file.
     ///
     /// # Errors
-    /// [`ModelError::Io`] with the file; [`ModelError::Params`] when a value is not finite.
+    /// Those of [`Merged::save`].
     pub fn save(&self, dir: &Path, dtype: WeightDtype) -> Result<(), ModelError> {
-        let flat = self.params();
-        if let Some(spec) =
-            self.layout.specs.iter().find(|s| flat[s.range.clone()].iter().any(|x| !x.is_finite()))
-        {
-            return Err(ModelError::Params(format!(
-                "{} holds values that are not finite",
-                spec.name
-            )));
-        }
-        let (dtype, name) = match dtype {
-            WeightDtype::F32 => (Dtype::F32, "float32"),
-            _ => (Dtype::BF16, "bfloat16"),
-        };
-        let bytes: Vec<Vec<u8>> = self
-            .layout
-            .specs
-            .iter()
-            .map(|s| {
-                let values = &flat[s.range.clone()];
-                match dtype {
-                    Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                    _ => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-                }
-            })
-            .collect();
-        let path = dir.join("model.safetensors");
-        let views = self.layout.specs.iter().zip(&bytes).map(|(s, b)| {
-            (
-                s.name.clone(),
-                TensorView::new(dtype, s.shape.clone(), b).expect("sizes follow the shape"),
-            )
-        });
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let file = serialize(views.collect::<Vec<_>>(), Some(metadata))
-            .map_err(|e| ModelError::weights(&path, e.to_string()))?;
-        write_atomic(&path, &file)?;
-        let config = serde_json::to_vec_pretty(&self.config.to_json(name)).expect("plain JSON");
-        write_atomic(&dir.join("config.json"), &config)
+        Merged::plain(self).save(dir, dtype, u64::MAX)
     }
 
     fn tensor(&self, slot: Slot) -> TensorRef<'_> {

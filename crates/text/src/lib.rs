@@ -8,6 +8,7 @@
 mod conversation;
 mod error;
 mod gguf_tokens;
+mod go_template;
 mod jinja;
 mod mask;
 mod python;
@@ -21,6 +22,7 @@ mod vocabulary;
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
 pub use gguf_tokens::{GgufTokens, NotInGguf};
+pub use go_template::{GoTemplate, NotInGo};
 pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};

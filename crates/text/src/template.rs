@@ -177,6 +177,19 @@ impl ChatTemplate {
         ids
     }
 
+    /// What the template writes for `messages`, without asking which of it is learnt.
+    pub(crate) fn text(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
+        on_deep_stack(|| {
+            let writer = Writer::new(self, tokenizer, &Conversation::new(messages.to_vec()))?;
+            Ok(writer.clean(writer.write(&writer.messages, add_generation_prompt)?))
+        })?
+    }
+
     fn render_here(
         &self,
         tokenizer: &Tokenizer,

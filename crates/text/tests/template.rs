@@ -687,3 +687,73 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn go_templates_write_the_same_text() {
+    let tokenizer = tokenizer(Some("<s>"), "</s>", &["<|im_start|>", "<|im_end|>", "[INST]"]);
+    let system_first = "{{ bos_token }}{% for m in messages %}{% if loop.first and m.role == 'system' %}{{ '[INST] <<' + m.content + '>> ' }}{% elif m.role == 'user' %}{% if not (loop.index0 == 1 and messages[0].role == 'system') %}{{ '[INST] ' }}{% endif %}{{ m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}";
+    let usual = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}";
+    for (source, notes) in [
+        (CHATML.to_owned(), 0),
+        (format!("{usual}{CHATML}"), 0),
+        (VICUNA.to_owned(), 0),
+        (system_first.to_owned(), 0),
+        // Writes its end token where nothing more is asked.
+        (
+            format!("{CHATML}{{% if not add_generation_prompt %}}{{{{ eos_token }}}}{{% endif %}}"),
+            0,
+        ),
+        // Trims, and takes no system message.
+        (INST.to_owned(), 2),
+    ] {
+        let template = template(&source);
+        let go = template.to_go(&tokenizer).unwrap_or_else(|e| panic!("{source}: {e}"));
+        let talk = talk(&[("user", "a b"), ("assistant", "c\nd"), ("user", "{{ e }}")]);
+        let expected = template.render(&tokenizer, &talk, true).unwrap().text;
+        assert_eq!(go.expand(&talk.messages), expected, "{source}");
+        assert_eq!(go.notes().len(), notes, "{source}: {:?}", go.notes());
+    }
+    let go = template(CHATML).to_go(&tokenizer).unwrap();
+    // As Ollama gathers messages: system first, and neighbours of one role joined.
+    let messages = talk(&[("user", "a"), ("user", "b"), ("system", "s")]).messages;
+    assert_eq!(
+        go.expand(&messages),
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na\n\nb<|im_end|>\n<|im_start|>assistant\n"
+    );
+    for (source, reason) in [
+        ("{% for m in messages %}{{ loop.index ~ m.content ~ '\n' }}{% endfor %}", "it writes"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "not written once"),
+        ("{{ messages | tojson }}", "it writes"),
+        (
+            "{% for m in messages %}{{ m.role ~ (m.content | length) ~ m.content ~ '\n' }}{% endfor %}",
+            "it writes",
+        ),
+        ("{{ raise_exception('never') }}", "never"),
+    ] {
+        let error = template(source).to_go(&tokenizer).unwrap_err().to_string();
+        assert!(error.contains(reason), "{source}: {error}");
+    }
+}
+
+/// Real templates as Go templates; one puts the system message before the last message of the user,
+/// which depends on more than roles.
+#[test]
+fn go_templates_of_real_families() {
+    for (template, tokenizer, golden, ..) in real_templates() {
+        match template.to_go(&tokenizer) {
+            Ok(go) => {
+                assert!(!golden.file.contains("Nemo"), "{}: {}", golden.file, go.source());
+                assert_eq!(
+                    go.notes().iter().any(|note| note.contains("no system message")),
+                    golden.file.contains("gemma-2"),
+                    "{}",
+                    golden.file
+                );
+            }
+            Err(error) => {
+                assert!(golden.file.contains("Nemo"), "{}: {error}", golden.file);
+                assert!(error.to_string().contains("it writes"), "{error}");
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What a run tells while it goes: to the caller's [`Observer`], and as JSON lines to the log.
 
+use crate::plan::TrainPlan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -36,6 +37,15 @@ pub struct Rewards {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// First of all, and again when a run is resumed: what is to be done.
+    Plan {
+        /// Seconds since 1970.
+        time: f64,
+        /// Name of the base.
+        base_name: String,
+        /// The whole plan.
+        plan: Box<TrainPlan>,
+    },
     /// Before the first step.
     Start {
         /// Optimizer steps done by an earlier part of this run.
@@ -120,6 +130,18 @@ pub enum Event {
         #[serde(default)]
         guidance: Vec<String>,
     },
+}
+
+impl Event {
+    /// What is to be done, now.
+    pub(crate) fn plan(plan: &TrainPlan, base_name: &str) -> Event {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Event::Plan {
+            time: now.map_or(0.0, |age| age.as_secs_f64()),
+            base_name: base_name.to_owned(),
+            plan: Box::new(plan.clone()),
+        }
+    }
 }
 
 /// Follows a run, to draw a progress bar for instance. Any `FnMut(&Event)` will do.

@@ -23,6 +23,7 @@ mod reference;
 mod rows;
 mod run;
 mod schedule;
+mod tensorboard;
 mod trainable;
 
 pub use error::TrainError;
@@ -31,7 +32,7 @@ pub use manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
 pub use memory::{MemoryEstimate, estimate};
 pub use objective::{LossType, Objective};
 pub use optimizer::AdamW;
-pub use output::{LOG_FILE, tokenizer_files};
+pub use output::{LOG_FILE, ReportTo, is_running, tokenizer_files};
 pub use plan::{
     DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PREFERENCE_LEARNING_RATE,
     DEFAULT_PRETRAINING_LEARNING_RATE, Method, SaveDtype, StepSize, TrainPlan,
@@ -39,3 +40,4 @@ pub use plan::{
 pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
 pub use run::{Job, TrainOutcome, TrainStatus, run, run_together};
 pub use schedule::{Schedule, SchedulerType};
+pub use tensorboard::{Scalar, TENSORBOARD_FILE, read_scalars};

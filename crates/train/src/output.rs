@@ -4,6 +4,8 @@ use crate::checkpoint;
 use crate::error::TrainError;
 use crate::events::{Event, Observer};
 use crate::manifest::MANIFEST_FILE;
+use crate::tensorboard::EventFile;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,12 @@ use std::path::{Path, PathBuf};
 /// Name of the log, one JSON object per line.
 pub const LOG_FILE: &str = "train_log.jsonl";
 const LOCK_FILE: &str = ".train.lock";
+
+/// Whether a run is going on in `dir`: its lock is held.
+pub fn is_running(dir: &Path) -> bool {
+    let lock = File::open(dir.join(LOCK_FILE));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
 
 /// The files of a model folder that belong to its tokenizer and must go where the weights go.
 pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
@@ -26,8 +34,17 @@ pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Where the numbers of a run go beside its log, under Hugging Face's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// An event file for TensorBoard in the output folder.
+    Tensorboard,
+}
+
 pub(crate) struct Output<'a> {
     pub(crate) dir: PathBuf,
+    event_file: Option<EventFile>,
     log: File,
     log_path: PathBuf,
     observer: &'a mut dyn Observer,
@@ -44,6 +61,7 @@ impl<'a> Output<'a> {
     pub(crate) fn open(
         dir: &Path,
         resume: bool,
+        report_to: &[ReportTo],
         observer: &'a mut dyn Observer,
     ) -> Result<Output<'a>, TrainError> {
         fs::create_dir_all(dir).map_err(|e| TrainError::io(dir, e))?;
@@ -84,15 +102,20 @@ impl<'a> Output<'a> {
         if !resume {
             log.set_len(0).map_err(|e| TrainError::io(&log_path, e))?;
         }
-        Ok(Output { dir: dir.to_owned(), log, log_path, observer, _lock: lock })
+        let event_file = match report_to.contains(&ReportTo::Tensorboard) {
+            true => Some(EventFile::open(dir, resume)?),
+            false => None,
+        };
+        Ok(Output { dir: dir.to_owned(), event_file, log, log_path, observer, _lock: lock })
     }
 
-    /// Tells the observer and writes a log line.
+    /// Tells the observer, writes a log line, and what is drawn.
     pub(crate) fn event(&mut self, event: &Event) -> Result<(), TrainError> {
         self.observer.event(event);
         let mut line = serde_json::to_vec(event).expect("an event is plain JSON");
         line.push(b'\n');
-        self.log.write_all(&line).map_err(|e| TrainError::io(&self.log_path, e))
+        self.log.write_all(&line).map_err(|e| TrainError::io(&self.log_path, e))?;
+        self.event_file.as_mut().map_or(Ok(()), |file| file.event(event))
     }
 
     /// Tells the observer alone.
@@ -100,21 +123,28 @@ impl<'a> Output<'a> {
         self.observer.event(event);
     }
 
-    /// Drops log lines of steps after `step`, which will be done again, and a half-written one.
-    pub(crate) fn rewind_log(&mut self, step: u64) -> Result<(), TrainError> {
+    /// Drops log lines of steps after `step`, which will be done again, and a half-written one; all
+    /// lines when the run begins anew.
+    pub(crate) fn rewind_log(&mut self, step: Option<u64>) -> Result<(), TrainError> {
         let io = |e| TrainError::io(&self.log_path, e);
         let text = String::from_utf8_lossy(&fs::read(&self.log_path).map_err(io)?).into_owned();
         let kept: String = text
             .lines()
             .filter(|line| {
                 serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| {
-                    v["event"] != "end" && v["step"].as_u64().is_none_or(|s| s <= step)
+                    let done = |s: u64| step.is_some_and(|step| s <= step);
+                    step.is_some() && v["event"] != "end" && v["step"].as_u64().is_none_or(done)
                 })
             })
             .flat_map(|line| [line, "\n"])
             .collect();
         model::write_atomic(&self.log_path, kept.as_bytes())?;
         self.log = OpenOptions::new().append(true).open(&self.log_path).map_err(io)?;
+        match (&mut self.event_file, step) {
+            (None, _) => {}
+            (Some(file), Some(step)) => file.rewind(step)?,
+            (Some(file), None) => *file = EventFile::open(&self.dir, false)?,
+        }
         Ok(())
     }
 }

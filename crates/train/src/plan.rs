@@ -2,6 +2,7 @@
 
 use crate::error::TrainError;
 use crate::objective::{LossType, Objective};
+use crate::output::ReportTo;
 use crate::schedule::SchedulerType;
 use indexmap::IndexMap;
 use model::{DecoderConfig, LoraConfig, LoraConfigError, TapeMode, Targets};
@@ -165,6 +166,9 @@ pub struct TrainPlan {
     pub early_stopping_patience: u64,
     /// Type of saved weights in full fine-tuning.
     pub save_dtype: SaveDtype,
+    /// Where the numbers of the run go beside its log.
+    #[serde(default)]
+    pub report_to: Vec<ReportTo>,
 }
 
 impl TrainPlan {
@@ -236,6 +240,7 @@ impl TrainPlan {
             load_best_model_at_end: true,
             early_stopping_patience: 0,
             save_dtype: SaveDtype::Float32,
+            report_to: Vec::new(),
         }
     }
 
@@ -414,6 +419,7 @@ impl TrainPlan {
             "save_steps",
             "save_total_limit",
             "save_dtype",
+            "report_to",
         ] {
             map.shift_remove(free);
         }

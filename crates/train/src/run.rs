@@ -336,7 +336,7 @@ impl<'a> Lane<'a> {
         for rows in [&data.train, &data.held_out] {
             assert!(rows.len().is_multiple_of(per_example), "rows that are no whole examples");
         }
-        let output = Output::open(&plan.output_dir, resume, observer)?;
+        let output = Output::open(&plan.output_dir, resume, &plan.report_to, observer)?;
         let identity = Identity {
             plan: plan.clone(),
             data_sha256: data.digest(),
@@ -407,6 +407,7 @@ impl<'a> Lane<'a> {
         }
         // Also without a checkpoint: from here on a fully trained base is f32, as after a resume.
         self.trainable.publish(decoder, adapters)?;
+        self.output.event(&Event::plan(self.plan, &self.provenance.base_name))?;
         let per_example = self.plan.objective.rows_per_example();
         let report = &self.data.train_report;
         self.output.event(&Event::Start {
@@ -432,11 +433,11 @@ impl<'a> Lane<'a> {
     fn restore(&mut self) -> Result<(), TrainError> {
         let count = self.trainable.params().len();
         let Some(found) = checkpoint::load_newest(&self.output.dir, &self.identity, count)? else {
-            self.output.rewind_log(0)?;
+            self.output.rewind_log(None)?;
             let message = "there is no checkpoint to resume from: starting at step 0".to_owned();
             return self.output.event(&Event::Warning { message });
         };
-        self.output.rewind_log(found.state.step)?;
+        self.output.rewind_log(Some(found.state.step))?;
         for problem in found.problems {
             let message = format!("{problem}; taking the checkpoint before it");
             self.output.event(&Event::Warning { message })?;

@@ -563,3 +563,39 @@ fn best_weights_are_those_of_a_run_that_stops_there() {
     assert!(best == made(step.step, false).1);
     assert!(best != made(30, false).1);
 }
+
+/// What is drawn follows the log: every number of a step once, also when a run is resumed, or begun
+/// anew because there was no checkpoint to resume from.
+#[test]
+fn event_files_hold_each_step_once() {
+    let scalars = |dir: &Path, tag: &str| -> Vec<i64> {
+        let all = train::read_scalars(&dir.join(train::TENSORBOARD_FILE)).unwrap();
+        all.into_iter().filter(|s| s.tag == tag).map(|s| s.step).collect()
+    };
+    let evaluated = |dir: &Path| -> Vec<i64> {
+        let events = log_events(dir).into_iter().filter_map(|e| match e {
+            Event::Evaluation { held_out, .. } => Some(held_out.step as i64),
+            _ => None,
+        });
+        events.collect()
+    };
+    for save_steps in [0, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let report_to = vec![train::ReportTo::Tensorboard];
+        let plan =
+            TrainPlan { max_steps: 5, save_steps, report_to, ..plan(Method::Lora, dir.path()) };
+        simply(&plan, false).unwrap();
+        let once: Vec<i64> = (1..=5).collect();
+        assert_eq!(scalars(dir.path(), "train/loss"), once);
+        if save_steps > 0 {
+            // Back to the checkpoint of step 4.
+            fs::remove_dir_all(dir.path().join("checkpoint-5")).unwrap();
+        }
+        simply(&plan, true).unwrap();
+        assert_eq!(scalars(dir.path(), "train/loss"), once, "save_steps {save_steps}");
+        assert_eq!(scalars(dir.path(), "train/learning_rate"), once);
+        assert_eq!(scalars(dir.path(), "eval/loss"), [0, 2, 4, 5], "save_steps {save_steps}");
+        assert_eq!(evaluated(dir.path()), [0, 2, 4, 5], "save_steps {save_steps}");
+        assert_eq!(logged_steps(dir.path()), [1, 2, 3, 4, 5]);
+    }
+}

@@ -1,6 +1,7 @@
 //! The report as a page: every number and every length of a drawing is made here, the template
 //! only places them. All text goes through the template's escaping; nothing is marked as safe.
 
+use super::drawing::{Axes, averaged, visible};
 use super::{CandidateReport, ExampleAnswer, LossPoint, Report};
 use crate::error::EvalError;
 use crate::numbers::{
@@ -376,9 +377,6 @@ const CURVE_LEFT: f64 = 40.0;
 const CURVE_RIGHT: f64 = 12.0;
 const CURVE_TOP: f64 = 10.0;
 const CURVE_BOTTOM: f64 = 36.0;
-/// Most points of a line; longer curves are averaged.
-const CURVE_POINTS: usize = 300;
-
 /// None when there is no finite loss at all.
 fn curve_view(curve: &[LossPoint]) -> Option<CurveView> {
     let pick = |loss: fn(&LossPoint) -> Option<f64>| -> Vec<(f64, f64)> {
@@ -386,27 +384,9 @@ fn curve_view(curve: &[LossPoint]) -> Option<CurveView> {
         noted.filter(|(_, loss)| loss.is_finite()).collect()
     };
     let (train, held_out) = (pick(|p| p.loss), pick(|p| p.held_out));
-    let all = || train.iter().chain(&held_out);
-    let last_step = all().map(|p| p.0).fold(0.0, f64::max).max(1.0);
-    let (lowest, highest) = all()
-        .map(|p| p.1)
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), loss| (lo.min(loss), hi.max(loss)));
-    if lowest > highest {
-        return None;
-    }
-    let y_ticks = ticks(lowest, highest);
-    let (bottom, top) = (*y_ticks.first()?, *y_ticks.last()?);
-    let x = |step: f64| CURVE_LEFT + step / last_step * (CURVE_WIDTH - CURVE_LEFT - CURVE_RIGHT);
-    let y = |loss: f64| {
-        CURVE_TOP + (top - loss) / (top - bottom) * (CURVE_HEIGHT - CURVE_TOP - CURVE_BOTTOM)
-    };
+    let within = (CURVE_LEFT, CURVE_WIDTH - CURVE_RIGHT, CURVE_TOP, CURVE_HEIGHT - CURVE_BOTTOM);
+    let axes = Axes::new(&mut train.iter().chain(&held_out).copied(), within)?;
     let coordinate = |value: f64| format!("{value:.1}");
-    let line = |points: &[(f64, f64)]| {
-        let points = points.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1)));
-        points.collect::<Vec<_>>().join(" ")
-    };
-    let decimals = if top - bottom < 0.5 { 2 } else { 1 };
-    let x_ticks = ticks(0.0, last_step).into_iter().filter(|&step| step <= last_step);
     Some(CurveView {
         summary: [("Training", &train), ("Held-out", &held_out)]
             .into_iter()
@@ -416,39 +396,15 @@ fn curve_view(curve: &[LossPoint]) -> Option<CurveView> {
             })
             .collect::<Vec<_>>()
             .join(" "),
-        train: line(&averaged(&train)),
-        held_out: line(&averaged(&held_out)),
+        train: axes.line(&averaged(&train)),
+        held_out: axes.line(&averaged(&held_out)),
         held_out_dots: averaged(&held_out)
             .iter()
-            .map(|p| (coordinate(x(p.0)), coordinate(y(p.1))))
+            .map(|p| (coordinate(axes.x(p.0)), coordinate(axes.y(p.1))))
             .collect(),
-        x_ticks: x_ticks.map(|s| (coordinate(x(s)), grouped_u64(s as u64))).collect(),
-        y_ticks: y_ticks.iter().map(|&l| (coordinate(y(l)), format!("{l:.decimals$}"))).collect(),
+        x_ticks: axes.x_ticks().into_iter().map(|(x, step)| (x, grouped_u64(step))).collect(),
+        y_ticks: axes.y_ticks(),
     })
-}
-
-/// At most [`CURVE_POINTS`] points: means of neighbours.
-fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let size = points.len().div_ceil(CURVE_POINTS).max(1);
-    let mean = |chunk: &[(f64, f64)]| {
-        let n = chunk.len() as f64;
-        let sum = chunk.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-        (sum.0 / n, sum.1 / n)
-    };
-    points.chunks(size).map(mean).collect()
-}
-
-/// Three to six round numbers at even distances; the first is not above `lo`, the last not below
-/// `hi`, and they differ.
-fn ticks(lo: f64, hi: f64) -> Vec<f64> {
-    let span = (hi - lo).max(hi.abs() * 1e-3).max(1e-3);
-    let rough = span / 4.0;
-    let power = 10_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|&s| s >= rough);
-    let step = step.unwrap_or(10.0 * power);
-    let first = (lo / step).floor();
-    let last = (hi / step).ceil().max(first + 1.0);
-    (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect()
 }
 
 fn interval_percent(interval: Interval) -> String {
@@ -465,23 +421,6 @@ fn grouped_u64(value: u64) -> String {
     count(usize::try_from(value).unwrap_or(usize::MAX))
 }
 
-/// A control character as a sign for it, so that none can hide or reorder what is read; any other
-/// character as it is.
-fn visible(c: char) -> char {
-    match c {
-        '\n' | '\t' => c,
-        '\0'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-        '\u{7f}' => '\u{2421}',
-        // C1 controls and the marks that change the direction of writing.
-        '\u{80}'..='\u{9f}'
-        | '\u{200e}'
-        | '\u{200f}'
-        | '\u{202a}'..='\u{202e}'
-        | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        _ => c,
-    }
-}
-
 /// Foreign text, cut after [`SHOWN_CHARS`] characters.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
@@ -494,24 +433,8 @@ fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::drawing::CURVE_POINTS;
     use super::*;
-
-    #[test]
-    fn ticks_are_round_and_hold_the_range() {
-        for (lo, hi, expected) in [
-            (0.0, 100.0, &[0.0, 50.0, 100.0][..]),
-            (0.3, 2.9, &[0.0, 1.0, 2.0, 3.0]),
-            (0.0, 7.0, &[0.0, 2.0, 4.0, 6.0, 8.0]),
-            (-1.0, 1.0, &[-1.0, -0.5, 0.0, 0.5, 1.0]),
-        ] {
-            assert_eq!(ticks(lo, hi), expected, "{lo} {hi}");
-        }
-        for (lo, hi) in [(0.0, 0.0), (5.0, 5.0), (1e9, 1e9), (0.1, 0.10001), (0.0, 1e12)] {
-            let ticks = ticks(lo, hi);
-            assert!((2..=7).contains(&ticks.len()), "{lo} {hi}: {ticks:?}");
-            assert!(ticks[0] <= lo && *ticks.last().unwrap() >= hi, "{lo} {hi}: {ticks:?}");
-        }
-    }
 
     #[test]
     fn odd_curves_are_drawn_or_left_out() {
@@ -523,18 +446,6 @@ mod tests {
         let long: Vec<_> =
             (0..10_000).map(|i| point(i, Some(1.0 / (i + 1) as f64), None)).collect();
         assert!(curve_view(&long).unwrap().train.split(' ').count() <= CURVE_POINTS);
-    }
-
-    #[test]
-    fn control_characters_become_visible() {
-        for (text, expected) in [
-            ("a\nb\tc", "a\nb\tc"),
-            ("\0\u{1b}[31m\r", "␀␛[31m␍"),
-            ("\u{202e}evil\u{2069}", "\u{fffd}evil\u{fffd}"),
-            ("Größe 👍", "Größe 👍"),
-        ] {
-            assert_eq!(text.chars().map(visible).collect::<String>(), expected);
-        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The report: one structure, written as `report.json` for programs and `report.html` for people.
 
+mod drawing;
 mod html;
+mod runs;
+
+pub use runs::{RunColumn, RunsPage};
 
 use crate::cost::{Cost, Traffic};
 use crate::error::EvalError;

@@ -12,6 +12,7 @@ mod generate;
 mod models;
 mod perplexity;
 mod pull;
+mod runs;
 mod serve;
 mod tokenize;
 mod train;
@@ -19,6 +20,8 @@ mod train;
 use crate::cli::Command;
 use anyhow::Result;
 use std::process::ExitCode;
+
+pub(crate) use export::FORMATS as EXPORT_FORMATS;
 
 /// Carries out a command.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
@@ -28,6 +31,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Models(args) => models::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Runs(args) => runs::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),

@@ -1,13 +1,17 @@
 //! `metier train`: from a config file and flags to a plan, and the plan carried out.
 
 use super::data::read_options;
+use crate::card::{self, Card};
 use crate::cli::{ColumnArgs, TrainArgs};
 use crate::config::{ConfigFile, RunSection, Source};
 use crate::exit;
 use crate::progress::{TrainBars, clock};
 use crate::resolve::{NANO, license_of, load_decoder, load_text, model_path};
 use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_of};
-use ::train::{Event, Job, Method, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus};
+use ::train::{
+    Event, Job, MANIFEST_FILE, Manifest, Method, Provenance, ReportTo, TrainData, TrainOutcome,
+    TrainPlan, TrainStatus,
+};
 use anyhow::{Context, Result, bail};
 use model::{Decoder, DecoderConfig, WeightDtype};
 use std::collections::{BTreeSet, HashMap};
@@ -62,6 +66,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
         let resume = args.resume;
         let ended =
             ::train::run_together(&together, &mut start.decoder, resume, &mut observe, cancel)?;
+        for (job, outcome) in together.iter().zip(&ended) {
+            if outcome.status != TrainStatus::Interrupted {
+                let dir = &outcome.output_dir;
+                write_card(dir, &start.name, job.provenance, job.plan.method)?;
+            }
+        }
         outcomes.extend(ended);
         if outcomes.iter().any(|o| o.status == TrainStatus::Interrupted) {
             break;
@@ -290,6 +300,9 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile, own:
         plan.max_steps = 0;
     }
     put(&mut plan.max_steps, args.max_steps.map(|n| n as u64), set("max_steps"));
+    if !args.report_to.is_empty() && set("report_to") {
+        plan.report_to = vec![ReportTo::Tensorboard];
+    }
     match &args.out {
         Some(out) => plan.output_dir = out.clone(),
         None if !file.names_output_dir() => plan.output_dir = PathBuf::from("out/train"),
@@ -563,6 +576,29 @@ fn cancel_on_ctrl_c() -> Result<&'static AtomicBool> {
         eprintln!("\nsaving a checkpoint ... (again to stop at once)");
     })?;
     Ok(&CANCEL)
+}
+
+/// The model card beside the result.
+fn write_card(dir: &Path, base: &str, provenance: &Provenance, method: Method) -> Result<()> {
+    let path = dir.join(MANIFEST_FILE);
+    let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path)?)
+        .with_context(|| format!("{}: not a manifest of Metier", path.display()))?;
+    let adapter = method == Method::Lora;
+    let card = Card {
+        title: card::title(dir),
+        what: match adapter {
+            true => "a LoRA adapter in PEFT's format",
+            false => "a whole model in Hugging Face's form",
+        },
+        base_name: base,
+        base_licence: provenance.base_licence.clone(),
+        adapter,
+        manifest: Some(&manifest),
+        usage: if adapter { card::adapter_usage(base, dir) } else { card::model_usage(dir) },
+        checked: None,
+    };
+    model::write_atomic(&dir.join(card::FILE), card.render().as_bytes())?;
+    Ok(())
 }
 
 fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {

@@ -9,10 +9,10 @@ use crate::decoder::Decoder;
 use crate::error::ModelError;
 use crate::families::gguf::{self, Architecture, Described};
 use crate::linear::Module;
+use crate::merged::{Merged, part_of};
 use crate::params::{self, Slot, Tensor};
 use kernels::Dtype;
 use rayon::prelude::*;
-use std::ops::Range;
 use std::path::Path;
 
 /// The formats that a model can be written in, with llama.cpp's number of the kind of file (`enum
@@ -41,7 +41,23 @@ impl Decoder {
         dtype: Dtype,
         general: Vec<(String, Value)>,
     ) -> Result<(), ModelError> {
-        let config = self.config();
+        Merged::plain(self).save_gguf(path, dtype, general)
+    }
+}
+
+impl Merged<'_> {
+    /// Writes the model as a GGUF file, as [`Decoder::save_gguf`] does, the adapter in its matrices.
+    /// Beside the base, one tensor is in memory.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::save_gguf`].
+    pub fn save_gguf(
+        &self,
+        path: &Path,
+        dtype: Dtype,
+        general: Vec<(String, Value)>,
+    ) -> Result<(), ModelError> {
+        let config = self.base.config();
         let Described { architecture, metadata: keys, vectors } = gguf::describe(config)?;
         let kind = GGUF_DTYPES.iter().find(|(known, _)| *known == dtype).ok_or_else(|| {
             ModelError::Params(format!("GGUF files are not written in {}", dtype.name()))
@@ -68,8 +84,11 @@ impl Decoder {
                     shape: tensor_shape(config, tensor),
                     ggml_type: GgmlType::of(stored).expect("GGUF has what is written"),
                     bytes: Box::new(move || {
-                        let packed = |t: &&Tensor| self.packed(architecture, t, stored);
-                        all.iter().flat_map(packed).collect()
+                        let packed = |t: &Tensor| self.packed(architecture, t, stored);
+                        match all[..] {
+                            [one] => packed(one),
+                            _ => all.iter().map(|t| packed(t)).collect::<Vec<_>>().concat(),
+                        }
                     }),
                 }
             })
@@ -103,8 +122,8 @@ impl Decoder {
             || vec![0.0; k],
             |values, (row, bytes)| {
                 let (slot, within) = part_of(tensor, row);
-                let own = own_row(architecture, self.config(), slot, within);
-                self.matrix_of(slot).row(own, values);
+                let own = own_row(architecture, self.base.config(), slot, within);
+                self.row(slot, own, values);
                 dtype.pack(values, bytes);
             },
         );
@@ -114,7 +133,8 @@ impl Decoder {
     fn vector(&self, architecture: &Architecture, tensor: &Tensor) -> Vec<f32> {
         let value = |row: usize| {
             let (slot, within) = part_of(tensor, row);
-            let value = self.vector_of(slot)[own_row(architecture, self.config(), slot, within)];
+            let own = own_row(architecture, self.base.config(), slot, within);
+            let value = self.base.vector_of(slot)[own];
             match slot {
                 Slot::Norm(..) | Slot::FinalNorm if architecture.norms_plus_one => value + 1.0,
                 _ => value,
@@ -127,10 +147,10 @@ impl Decoder {
         tensor.parts.iter().all(|(slot, rows)| match tensor.spec.shape[..] {
             [_, k] => (0..rows.len()).into_par_iter().all(|i| {
                 let mut values = vec![0.0; k];
-                self.matrix_of(*slot).row(i, &mut values);
+                self.row(*slot, i, &mut values);
                 values.iter().all(|x| x.is_finite())
             }),
-            _ => self.vector_of(*slot).iter().all(|x| x.is_finite()),
+            _ => self.base.vector_of(*slot).iter().all(|x| x.is_finite()),
         })
     }
 }
@@ -259,13 +279,6 @@ fn written(dtype: Dtype, tensor: &Tensor) -> Dtype {
     // The float types always fit.
     let mut choices = [first, Dtype::Q8_0].into_iter().filter(fits);
     choices.next().unwrap_or(Dtype::F16)
-}
-
-/// The slot that row `row` of a tensor belongs to, and which row it is there.
-fn part_of(tensor: &Tensor, row: usize) -> (Slot, usize) {
-    let holds = |(_, rows): &&(Slot, Range<usize>)| rows.contains(&row);
-    let (slot, rows) = tensor.parts.iter().find(holds).expect("parts cover the tensor");
-    (*slot, row - rows.start)
 }
 
 /// Which of the decoder's rows of a slot is the file's row `row`: the inverse of
