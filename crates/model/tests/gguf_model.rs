@@ -109,9 +109,9 @@ fn an_adapter_on_a_quantised_base_has_nearly_the_gradients_of_the_dequantised_on
     // in an nf4 model is the head alone; the weights here are large, and let such errors grow.
     let gradients = |decoder: &Decoder| {
         let config = LoraConfig::default();
-        let adapter = LoraAdapter::init(&config, &decoder, 3).unwrap();
+        let adapter = LoraAdapter::init(&config, decoder, 3).unwrap();
         let mut adapters = AdapterSet::new();
-        let slot = adapters.insert("a", &adapter, &decoder).unwrap();
+        let slot = adapters.insert("a", &adapter, decoder).unwrap();
         let batch = Batch {
             tokens: (0..30).collect(),
             segments: vec![Segment { len: 30, adapter: Some(slot), ..Segment::default() }],

@@ -969,4 +969,4 @@ fn due(step: u64, every: u64) -> bool {
 }
 
 #[cfg(test)]
-mod golden;
+mod tests;

@@ -14,7 +14,7 @@ pub(crate) struct Trainable {
 }
 
 enum Kind {
-    Lora { adapter: LoraAdapter, slot: usize },
+    Lora { adapter: Box<LoraAdapter>, slot: usize },
     Full { params: Vec<f32> },
 }
 
@@ -30,7 +30,7 @@ impl Trainable {
             Method::Lora => {
                 let adapter = LoraAdapter::init(&plan.lora_config(), decoder, plan.seed)?;
                 let slot = adapters.insert(name, &adapter, decoder)?;
-                Kind::Lora { adapter, slot }
+                Kind::Lora { adapter: Box::new(adapter), slot }
             }
             Method::Full => Kind::Full { params: decoder.params() },
         };

@@ -86,11 +86,6 @@ pub(super) fn load(dir: &Path, base: &Decoder) -> Result<LoraAdapter, ModelError
     Ok(LoraAdapter { base_digest, ..adapter })
 }
 
-/// Bases for which PEFT fills in `target_modules` by itself, with the query and value projections
-/// (facts: peft `utils/constants.py`).
-const HAS_DEFAULT_TARGETS: &[&str] =
-    &["llama", "mistral", "mixtral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
-
 fn parse_config(
     path: &Path,
     json: &Map<String, Value>,
@@ -158,10 +153,11 @@ fn parse_config(
             Err(_) => Err(bad(field, value, "a list of module names, or a pattern")),
         },
     };
-    let family = base.config().family.name();
     let target_modules = match targets("target_modules")? {
         Some(targets) => targets,
-        None if HAS_DEFAULT_TARGETS.contains(&family) => ["q_proj", "v_proj"].into_iter().collect(),
+        None if base.config().family.has_default_lora_targets() => {
+            ["q_proj", "v_proj"].into_iter().collect()
+        }
         None => {
             let expected = "a list of module names (or \"all-linear\")";
             return Err(bad("target_modules", get("target_modules"), expected));

@@ -118,12 +118,21 @@ impl Family {
         self.spec().model_type
     }
 
+    /// Whether PEFT fills in `target_modules` by itself, with the query and value projections.
+    pub(crate) fn has_default_lora_targets(self) -> bool {
+        HAVE_DEFAULT_LORA_TARGETS.contains(&self.name())
+    }
+
     /// Learning rate of the LoRA rule for hidden size H, where the rule covers this family
     /// (see the source at the exponent's field); None elsewhere.
     pub fn lora_learning_rate(self, hidden_size: usize) -> Option<f64> {
         self.spec().lora_lr_exponent.map(|p| 5e-5 * 10.0 * (2000.0 / hidden_size as f64).powf(p))
     }
 }
+
+/// Facts: peft `utils/constants.py`.
+const HAVE_DEFAULT_LORA_TARGETS: &[&str] =
+    &["llama", "mistral", "mixtral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
 
 /// The family whose `model_type` is `name`.
 pub(crate) fn by_model_type(name: &str) -> Option<Family> {

@@ -251,13 +251,13 @@ mod tests {
 
     fn adapters(decoder: &Decoder) -> (AdapterSet, usize, usize) {
         let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-        let mut adapter = LoraAdapter::init(&lora, &decoder, 1).unwrap();
+        let mut adapter = LoraAdapter::init(&lora, decoder, 1).unwrap();
         // B away from zero, so that gradients reach A.
         for (i, x) in adapter.params.iter_mut().enumerate() {
             *x += 0.05 * ((i % 11) as f32 - 5.0) / 5.0;
         }
         let mut set = AdapterSet::new();
-        let slot = set.insert("a", &adapter, &decoder).unwrap();
+        let slot = set.insert("a", &adapter, decoder).unwrap();
         (set, slot, adapter.param_count())
     }
 
