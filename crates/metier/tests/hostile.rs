@@ -371,10 +371,6 @@ fn adapters_that_do_not_belong() {
     ] {
         run(set(field, value).path(), &[field]);
     }
-    // Options that are honoured ask for tensors that this adapter does not have.
-    run(set("use_dora", json!(true)).path(), &["lora_magnitude_vector is missing"]);
-    let other_rank = set("rank_pattern", json!({"q_proj": 3}));
-    run(other_rank.path(), &["q_proj.lora_A.weight", "found shape", "expected [3, "]);
     run(set("rank_pattern", json!({"nothing": 3})).path(), &["rank_pattern"]);
     let pickled = broken(&|dir: &Path| {
         fs::rename(dir.join("adapter_model.safetensors"), dir.join("adapter_model.bin")).unwrap();
