@@ -23,6 +23,7 @@ const RULES: &[Rule] = &[
     ("engine", engine_without_io),
     ("opening", opening_doc),
     ("finished", finished),
+    ("traps", traps),
 ];
 
 /// A name and a check.
@@ -63,6 +64,9 @@ const FAMILIES: &[&str] =
 
 /// Programs that are named after a family; their names may stand anywhere.
 const PROGRAMS: &[&str] = &["llama.cpp", "llama-cli", "llama-server", "llama-perplexity"];
+
+/// The table of fine-tuning's traps and of the tests that keep them shut.
+const TRAPS: &str = "docs/traps.md";
 
 /// Files that may name a family outside [`FAMILY_HOME`], each with its reason.
 const FAMILY_EXCEPTIONS: &[(&str, &str)] = &[
@@ -328,6 +332,25 @@ fn opening_doc(repository: &Repository) -> Vec<Breach> {
     breaches
 }
 
+/// Every test that the table of traps names, in backquotes, is a function somewhere.
+fn traps(repository: &Repository) -> Vec<Breach> {
+    let mut breaches = Vec::new();
+    for (number, line) in repository.traps.lines().enumerate() {
+        let quoted = line.split('`').skip(1).step_by(2);
+        let test = |name: &&str| {
+            name.contains('_') && name.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+        };
+        for name in quoted.filter(test) {
+            let wanted = format!("fn {name}(");
+            if !repository.sources.iter().any(|source| source.code.contains(&wanted)) {
+                let message = format!("names the test {name}, which does not exist");
+                breaches.push(Breach::new(TRAPS, number + 1, message));
+            }
+        }
+    }
+    breaches
+}
+
 /// Nothing is left for later: no such comments, no such macros.
 fn finished(repository: &Repository) -> Vec<Breach> {
     let mut breaches = Vec::new();
@@ -363,6 +386,8 @@ fn finished(repository: &Repository) -> Vec<Breach> {
 struct Repository {
     crates: Vec<Crate>,
     sources: Vec<Source>,
+    /// The text of [`TRAPS`].
+    traps: String,
 }
 
 struct Crate {
@@ -378,7 +403,9 @@ struct Crate {
 impl Repository {
     fn read(root: &Path) -> Result<Repository> {
         let workspace = read_toml(&root.join("Cargo.toml"))?;
-        let mut repository = Repository::default();
+        let traps =
+            fs::read_to_string(root.join(TRAPS)).with_context(|| format!("cannot read {TRAPS}"))?;
+        let mut repository = Repository { traps, ..Repository::default() };
         for folder in member_folders(root)? {
             let path = format!("{folder}/Cargo.toml");
             let manifest = read_toml(&root.join(&path))?;
@@ -710,11 +737,11 @@ mod tests {
             let manifest: Table = manifest.parse().expect("valid TOML");
             Crate::new(folder, manifest, &workspace).expect("a name")
         };
-        Repository { crates: manifests.iter().map(parse).collect(), sources: Vec::new() }
+        Repository { crates: manifests.iter().map(parse).collect(), ..Repository::default() }
     }
 
     fn with_source(path: &str, text: &str) -> Repository {
-        Repository { crates: Vec::new(), sources: vec![Source::new(path, text)] }
+        Repository { sources: vec![Source::new(path, text)], ..Repository::default() }
     }
 
     fn lines(breaches: &[Breach]) -> Vec<usize> {
@@ -851,6 +878,13 @@ mod tests {
         let source = Source::new("a.rs", text);
         let found: Vec<&str> = source.strings.split_whitespace().collect();
         assert_eq!(found.join(" "), expected, "{text}");
+    }
+
+    #[test]
+    fn a_trap_without_its_test_is_found() {
+        let mut repository = with_source("crates/a/src/lib.rs", "fn kept_shut() {}\n");
+        repository.traps = "a `kept_shut`\n`cargo run` and `left_open`, `kept_shut`\n".into();
+        assert_eq!(lines(&traps(&repository)), [2]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod trainable;
 pub use error::TrainError;
 pub use events::{Event, HeldOut, Observer, Rewards};
 pub use manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
-pub use memory::{MemoryEstimate, estimate};
+pub use memory::{MemoryEstimate, estimate, steps_per_epoch};
 pub use objective::{LossType, Objective};
 pub use optimizer::AdamW;
 pub use output::{LOG_FILE, ReportTo, is_running, tokenizer_files};

@@ -32,6 +32,11 @@ impl MemoryEstimate {
     }
 }
 
+/// Optimizer steps of one pass over the training rows.
+pub fn steps_per_epoch(plan: &TrainPlan, rows: &[Row]) -> u64 {
+    Sampler::new(rows, plan).steps_per_epoch()
+}
+
 /// What `plan` will allocate to train on `data` with the loaded `decoder`.
 pub fn estimate(plan: &TrainPlan, decoder: &Decoder, data: &TrainData) -> MemoryEstimate {
     let config = decoder.config();
