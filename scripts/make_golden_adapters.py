@@ -13,7 +13,6 @@ golden.json holds the base's folder, the loss, and for some the losses of ten op
 
 """
 
-import json
 import shutil
 
 import torch
@@ -24,6 +23,7 @@ from make_golden_llama import (
     fresh,
     load_base,
     logits_of,
+    make_reproducible,
     make_sequences,
     mean_loss,
     write_golden,
@@ -106,7 +106,7 @@ def main() -> None:
             facts["trained"] = TRAINED[name] | {"steps": STEPS}
         move(model)
         model.save_pretrained(folder)
-        tidy(folder, base)
+        make_reproducible(folder, base, sort_keys=False)
         # As it is read back: that is what users have.
         model = PeftModel.from_pretrained(load_base(TESTDATA / base), folder, is_trainable=True)
         loss = mean_loss(model, sequences)
@@ -160,19 +160,6 @@ def train(model, golden, sequences, lr: float, loraplus_lr_ratio: float = 1.0) -
         losses.append(loss.item())
     losses.append(mean_loss(model, sequences).item())
     return losses
-
-
-def tidy(folder, base) -> None:
-    """PEFT stores the path it was given and sets in arbitrary order: make the file reproducible."""
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    stored = json.loads(path.read_text())
-    stored["base_model_name_or_path"] = base
-    for key in ("target_modules", "exclude_modules"):
-        if isinstance(stored[key], list):
-            stored[key].sort()
-    # Not by key: the order within patterns decides.
-    path.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":

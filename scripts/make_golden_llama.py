@@ -209,13 +209,20 @@ def save_adapter(
                 if ".lora_B." in name:
                     parameter.normal_(0.0, b_std)
     model.save_pretrained(folder)
+    make_reproducible(folder, base.name, sort_keys=True)
+
+
+def make_reproducible(folder: Path, base_name: str, sort_keys: bool) -> None:
+    """PEFT stores the path it was given and sets in arbitrary order. (Keys stay as they are where the
+    order within a pattern decides.)"""
     (folder / "README.md").unlink(missing_ok=True)
-    # PEFT stores the path it was given and a set in arbitrary order: make the file reproducible.
     path = folder / "adapter_config.json"
     stored = json.loads(path.read_text())
-    stored["base_model_name_or_path"] = base.name
-    stored["target_modules"] = sorted(stored["target_modules"])
-    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    stored["base_model_name_or_path"] = base_name
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(stored[key], list):
+            stored[key].sort()
+    path.write_text(json.dumps(stored, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def write_golden(

@@ -53,7 +53,7 @@ pub use mapped_file::MappedFile;
 pub use matmul::{
     matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,
 };
-pub use packed::PackedMatrix;
+pub use packed::{PANEL, PackedMatrix};
 pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
 pub use roofline::{multiply_adds, read_all};
 pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};

@@ -13,7 +13,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 /// Outputs per panel.
-pub(crate) const PANEL: usize = 16;
+pub const PANEL: usize = 16;
 
 /// Sixteen f32 lanes. Aligned to the cache line, because a vector load that crosses two lines
 /// costs two loads.
@@ -305,11 +305,52 @@ impl PackedMatrix {
         }
     }
 
+    /// Unpacks the weights of the outputs of panel `panel` (sixteen of them, or what is left) into
+    /// `out`, row-major `[outputs, K]`. Quantised rows are unpacked sixteen at a time anyway, so this
+    /// is how to go through all of them.
+    ///
+    /// # Panics
+    /// When there is no such panel or `out` has another length.
+    pub fn panel(&self, panel: usize, out: &mut [f32]) {
+        let first = panel * PANEL;
+        assert!(first < self.n, "panel {panel} of a weight with {} rows", self.n);
+        let rows = (self.n - first).min(PANEL);
+        assert_eq!(out.len(), rows * self.k, "{rows} rows of {} values", self.k);
+        let k = self.k;
+        let mut put = |input: usize, lanes: &[f32; PANEL]| {
+            for (lane, value) in lanes[..rows].iter().enumerate() {
+                out[lane * k + input] = *value;
+            }
+        };
+        let range = panel * k..(panel + 1) * k;
+        match &self.storage {
+            Storage::F32(lanes) => {
+                lanes[range].iter().enumerate().for_each(|(i, lanes)| put(i, &lanes.0));
+            }
+            Storage::Bf16(lanes) => lanes[range]
+                .iter()
+                .enumerate()
+                .for_each(|(i, lanes)| put(i, &lanes.0.map(bf16::to_f32))),
+            Storage::Quantised(q) => {
+                let mut parts = [[[0.0f32; PANEL]; PART]; 4];
+                for start in (0..k).step_by(parts.len() * PART) {
+                    let len = (k - start).min(parts.len() * PART);
+                    let to = parts.as_mut_ptr().cast();
+                    dispatch_at(Level::detect(), q.unpack_panel(panel, start, len, to));
+                    for (i, lanes) in parts.as_flattened()[..len].iter().enumerate() {
+                        put(start + i, lanes);
+                    }
+                }
+            }
+        }
+    }
+
     /// The matrix as row-major f32 `[N, K]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.n * self.k];
         if self.k > 0 {
-            out.par_chunks_mut(self.k).enumerate().for_each(|(i, row)| self.row(i, row));
+            let panels = out.par_chunks_mut(PANEL * self.k).enumerate();
+            panels.for_each(|(panel, rows)| self.panel(panel, rows));
         }
         out
     }
@@ -418,6 +459,11 @@ mod tests {
                 let packed = PackedMatrix::from_bytes(dtype, n, k, row);
                 let found = packed.to_f32();
                 assert_eq!(found, expected, "{} [{n}, {k}]", dtype.name());
+                let mut row = vec![0.0; k];
+                for (i, expected) in expected.chunks_exact(k.max(1)).enumerate() {
+                    packed.row(i, &mut row);
+                    assert_eq!(row, expected, "{} [{n}, {k}], row {i}", dtype.name());
+                }
                 assert_eq!((packed.n(), packed.k(), packed.dtype()), (n, k, dtype));
                 let published = n.div_ceil(16) * 16 * row_bytes;
                 assert!(packed.bytes() <= published * 6 / 5 + 64, "{}", dtype.name());

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use model::DecoderConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use train::{Method, Objective, TrainPlan};
@@ -65,7 +65,7 @@ pub(crate) struct DataSection {
 }
 
 /// One of the files or folders to learn from: `"a.jsonl"`, or `{ path = "a.jsonl", weight = 0.5 }`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "SourceAsWritten")]
 pub(crate) struct Source {
     /// A file, or a folder as the Hub has them.

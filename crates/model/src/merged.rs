@@ -43,10 +43,7 @@ impl<'a> Merged<'a> {
         let config = base.config();
         let mut modules = HashMap::new();
         for (i, m) in adapter.iter().flat_map(|a| a.modules()).enumerate() {
-            let fits = m.layer < config.num_hidden_layers
-                && config.linears(m.layer).contains(&m.linear)
-                && m.linear.shape(config) == (m.out_features, m.in_features);
-            if !fits {
+            if !m.fits(config) {
                 let problem = format!("{}.weight: this base has no such matrix", m.name);
                 return Err(ModelError::Params(problem));
             }

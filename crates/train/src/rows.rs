@@ -307,7 +307,12 @@ fn keep_usable(rows: Vec<Row>, plan: &TrainPlan) -> Result<(Vec<Row>, RowReport)
     let total = rows.len() / per_example;
     let (mut too_long, mut unsupervised, mut dropped) = (0, 0, Vec::new());
     let mut kept = Vec::with_capacity(rows.len());
-    for example in rows.chunks_exact(per_example) {
+    let mut rows = rows.into_iter();
+    loop {
+        let example: Vec<Row> = rows.by_ref().take(per_example).collect();
+        if example.is_empty() {
+            break;
+        }
         if example.iter().any(|row| row.ids.len() > plan.max_length) {
             too_long += 1;
             dropped.push(example[0].id.clone());
@@ -315,7 +320,7 @@ fn keep_usable(rows: Vec<Row>, plan: &TrainPlan) -> Result<(Vec<Row>, RowReport)
             unsupervised += 1;
             dropped.push(example[0].id.clone());
         } else {
-            kept.extend_from_slice(example);
+            kept.extend(example);
         }
     }
     let share = dropped.len() as f64 / total.max(1) as f64;

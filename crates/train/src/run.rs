@@ -10,9 +10,7 @@ use crate::events::{Event, HeldOut, Observer, Rewards};
 use crate::guard;
 use crate::guidance::Facts;
 use crate::manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
-#[cfg(test)]
-use crate::objective::Objective;
-use crate::objective::{Answer, Learner};
+use crate::objective::{Answer, Judgement, Learner};
 use crate::optimizer::{AdamW, clip_factor, global_norm};
 use crate::output::Output;
 use crate::pack::{MicroBatch, Packed, Sampler, Share, dropout_key, micro_batches};
@@ -25,6 +23,7 @@ use model::{AdapterSet, Decoder, Grads, Tape};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -194,13 +193,117 @@ struct Pace {
     steps: u64,
 }
 
-/// What a set of examples adds up to: the loss, and how answers were rewarded.
+/// How many examples and targets there are: what means are over.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    examples: u64,
+    targets: u64,
+    /// Targets of the next-token part.
+    nll_targets: u64,
+    /// Tokens that go through the model.
+    tokens: u64,
+}
+
+impl Counts {
+    fn add(&mut self, example: &Packed, tokens: usize, plan: &TrainPlan) {
+        self.examples += 1;
+        self.targets += example.rows.iter().map(|targets| targets.len() as u64).sum::<u64>();
+        if plan.objective.nll(plan).weight != 0.0 {
+            self.nll_targets += example.rows[0].len() as u64;
+        }
+        self.tokens += tokens as u64;
+    }
+}
+
+/// How the gradient and the loss of one lane's examples come out of their cross-entropies.
+struct Terms<'a> {
+    plan: &'a TrainPlan,
+    rows: &'a [Row],
+    references: &'a References,
+    /// Of the whole step.
+    counts: Counts,
+    /// KTO's reference point.
+    z: f64,
+}
+
+impl Terms<'_> {
+    /// What the objective makes of the answers of an example; None where it judges none.
+    fn judge(&self, example: &Packed, micro: &MicroBatch, losses: &[f32]) -> Option<Judgement> {
+        let objective = self.plan.objective;
+        if !objective.is_preference() {
+            return None;
+        }
+        let first_row = example.index * example.rows.len();
+        let answer = |(n, targets): (usize, &Range<usize>)| {
+            let own = targets.clone().filter(|&t| micro.in_answer[t]);
+            let (tokens, loss) =
+                own.fold((0.0, 0.0), |(n, sum), t| (n + 1.0, sum + losses[t] as f64));
+            Answer { logp: -loss, reference: self.references.of(first_row + n), tokens }
+        };
+        let answers: Vec<Answer> = example.rows.iter().enumerate().map(answer).collect();
+        objective.judge(self.plan, &answers, self.rows[first_row].wanted, self.z)
+    }
+
+    /// Sets the weights that the cross-entropies of an example's targets have in the loss.
+    fn weigh(&self, example: &Packed, micro: &MicroBatch, losses: &[f32], weights: &mut [f32]) {
+        let judged = self.judge(example, micro, losses).unwrap_or_default();
+        let nll = self.plan.objective.nll(self.plan);
+        for (n, targets) in example.rows.iter().enumerate() {
+            for t in targets.clone() {
+                let mut weight = 0.0;
+                if micro.in_answer[t] {
+                    weight -= judged.slopes[n] / self.counts.examples as f64;
+                }
+                if n == 0 && nll.weight != 0.0 {
+                    weight += nll.weight / self.counts.nll_targets as f64;
+                }
+                weights[t] = weight as f32;
+            }
+        }
+    }
+
+    /// Adds an example, whose targets have the cross-entropies `losses`, to `sums`.
+    fn add(&self, example: &Packed, micro: &MicroBatch, losses: &[f32], sums: &mut Sums) {
+        if self.plan.objective.nll(self.plan).weight != 0.0 {
+            let first = &losses[example.rows[0].clone()];
+            sums.nll += first.iter().map(|&l| l as f64).sum::<f64>();
+        }
+        let Some(judged) = self.judge(example, micro, losses) else { return };
+        sums.judged += judged.loss;
+        let pair = example.rows.len() == 2;
+        let wanted = self.rows[example.index * example.rows.len()].wanted;
+        // Chosen or wanted answers are counted apart from the others.
+        for n in 0..example.rows.len() {
+            let kind = if pair { n } else { usize::from(!wanted) };
+            sums.rewards[kind] += judged.rewards[n];
+            sums.answers[kind] += 1;
+        }
+        sums.right += u64::from(pair && judged.rewards[0] > judged.rewards[1]);
+    }
+
+    fn loss(&self, sums: &Sums) -> f64 {
+        let nll = self.plan.objective.nll(self.plan).weight;
+        let mean = |sum: f64, count: u64| if count > 0 { sum / count as f64 } else { 0.0 };
+        mean(sums.judged, self.counts.examples) + nll * mean(sums.nll, self.counts.nll_targets)
+    }
+
+    fn rewards(&self, sums: &Sums) -> Option<Rewards> {
+        let mean =
+            |n: usize| (sums.answers[n] > 0).then(|| sums.rewards[n] / sums.answers[n] as f64);
+        let (chosen, rejected) = (mean(0), mean(1));
+        let pairs = self.plan.objective.rows_per_example() == 2;
+        self.plan.objective.is_preference().then(|| Rewards {
+            chosen,
+            rejected,
+            margins: chosen.zip(rejected).map(|(c, r)| c - r),
+            accuracies: pairs.then(|| sums.right as f64 / self.counts.examples.max(1) as f64),
+        })
+    }
+}
+
+/// What examples add up to.
 #[derive(Default)]
 struct Sums {
-    examples: f64,
-    nll_targets: f64,
-    targets: u64,
-    tokens: u64,
     /// Of the judged part, by example.
     judged: f64,
     /// Of the next-token part, by target.
@@ -212,110 +315,11 @@ struct Sums {
     right: u64,
 }
 
-/// How the gradient and the loss of one lane's examples come out of their cross-entropies.
-struct Terms<'a> {
-    plan: &'a TrainPlan,
-    rows: &'a [Row],
-    references: &'a References,
-    /// Examples and next-token targets of the whole step: what the means are over.
-    examples: f64,
-    nll_targets: f64,
-    /// KTO's reference point.
-    z: f64,
-}
-
-impl Terms<'_> {
-    /// Adds one example, whose targets have the cross-entropies `losses`, to `sums`, and sets the
-    /// weights of its targets.
-    fn example(
-        &self,
-        example: &Packed,
-        micro: &MicroBatch,
-        losses: &[f32],
-        sums: &mut Sums,
-        weights: Option<&mut [f32]>,
-    ) {
-        let (plan, objective) = (self.plan, self.plan.objective);
-        let per_example = example.rows.len();
-        let mut answers = [Answer { logp: 0.0, reference: 0.0, tokens: 0.0 }; 2];
-        if objective.is_preference() {
-            for (n, (answer, targets)) in answers.iter_mut().zip(&example.rows).enumerate() {
-                for t in targets.clone().filter(|&t| micro.in_answer[t]) {
-                    answer.logp -= losses[t] as f64;
-                    answer.tokens += 1.0;
-                }
-                answer.reference = self.references.of(example.index * per_example + n);
-            }
-        }
-        let wanted = self.rows[example.index * per_example].wanted;
-        let judged = objective.judge(plan, &answers[..per_example], wanted, self.z);
-        let nll = objective.nll(plan);
-        sums.examples += 1.0;
-        if let Some(judged) = judged {
-            sums.judged += judged.loss;
-            match (per_example, wanted) {
-                (2, _) => {
-                    (0..2).for_each(|n| sums.rewards[n] += judged.rewards[n]);
-                    sums.answers.iter_mut().for_each(|n| *n += 1);
-                    sums.right += u64::from(judged.rewards[0] > judged.rewards[1]);
-                }
-                (_, wanted) => {
-                    let n = usize::from(!wanted);
-                    sums.rewards[n] += judged.rewards[0];
-                    sums.answers[n] += 1;
-                }
-            }
-        }
-        if nll.weight != 0.0 && !losses.is_empty() {
-            let first = &losses[example.rows[0].clone()];
-            sums.nll += first.iter().map(|&l| l as f64).sum::<f64>();
-        }
-        let Some(weights) = weights else { return };
-        for (n, targets) in example.rows.iter().enumerate() {
-            let slope = judged.map_or(0.0, |j| j.slopes[n]);
-            for t in targets.clone() {
-                let mut weight = 0.0;
-                if micro.in_answer[t] && slope != 0.0 {
-                    weight -= slope / self.examples;
-                }
-                if n == 0 && nll.weight != 0.0 {
-                    weight += nll.weight / self.nll_targets;
-                }
-                weights[t] = weight as f32;
-            }
-        }
-    }
-}
-
-impl Sums {
-    /// Counts what goes into the means.
-    fn count(&mut self, example: &Packed, plan: &TrainPlan) {
-        self.examples += 1.0;
-        let targets = |rows: &[std::ops::Range<usize>]| rows.iter().map(|r| r.len()).sum::<usize>();
-        self.targets += targets(&example.rows) as u64;
-        if plan.objective.nll(plan).weight != 0.0 {
-            self.nll_targets += targets(&example.rows[..1]) as f64;
-        }
-    }
-
-    fn loss(&self, plan: &TrainPlan) -> f64 {
-        let nll = plan.objective.nll(plan).weight;
-        let mean = |sum: f64, count: f64| if count > 0.0 { sum / count } else { 0.0 };
-        mean(self.judged, self.examples) + nll * mean(self.nll, self.nll_targets)
-    }
-
-    fn rewards(&self, plan: &TrainPlan) -> Option<Rewards> {
-        let mean =
-            |n: usize| (self.answers[n] > 0).then(|| self.rewards[n] / self.answers[n] as f64);
-        let (chosen, rejected) = (mean(0), mean(1));
-        let pairs = plan.objective.rows_per_example() == 2;
-        plan.objective.is_preference().then(|| Rewards {
-            chosen,
-            rejected,
-            margins: chosen.zip(rejected).map(|(c, r)| c - r),
-            accuracies: pairs.then(|| self.right as f64 / self.examples.max(1.0)),
-        })
-    }
+/// What one lane's part of a step came to.
+struct Done {
+    counts: Counts,
+    loss: f64,
+    rewards: Option<Rewards>,
 }
 
 impl<'a> Lane<'a> {
@@ -366,7 +370,8 @@ impl<'a> Lane<'a> {
         };
         let all: Vec<usize> = (0..data.held_out.len() / per_example).collect();
         let held_out = Share {
-            lane: index,
+            // Measured alone.
+            lane: 0,
             rows: &data.held_out,
             per_example,
             chosen: &all,
@@ -476,14 +481,6 @@ impl<'a> Lane<'a> {
         late.then_some(TrainStatus::TimeLimit)
     }
 
-    fn learner<'l>(
-        decoder: &'l Decoder,
-        adapters: &'l AdapterSet,
-        tape: &'l mut Tape,
-    ) -> Learner<'l> {
-        Learner { decoder, adapters, tape }
-    }
-
     /// KTO's reference point: the mean of how much likelier the policy makes the answers of these
     /// examples, each put behind the prompt of another one, at least 0. None when cancelled.
     fn kl(
@@ -527,7 +524,7 @@ impl<'a> Lane<'a> {
             return Ok(true);
         }
         let (step, rows, plan) = (self.state.step, &self.data.held_out, self.plan);
-        let mut learner = Lane::learner(decoder, adapters, tape);
+        let mut learner = Learner { decoder, adapters, tape };
         let per_example = plan.objective.rows_per_example();
         let all: Vec<usize> = (0..rows.len() / per_example).collect();
         if plan.objective.needs_reference() {
@@ -538,32 +535,27 @@ impl<'a> Lane<'a> {
             }
         }
         let Some(z) = self.kl(&mut learner, rows, &all, cancel)? else { return Ok(false) };
-        let mut sums = Sums::default();
-        for micro in &self.held_out {
-            micro.examples.iter().for_each(|e| sums.count(e, plan));
-        }
-        let (examples, nll_targets) = (sums.examples, sums.nll_targets);
         let references = &self.references[1];
-        let terms = Terms { plan, rows, references, examples, nll_targets, z };
-        sums.examples = 0.0;
+        let counts = counts_of(&self.held_out, 1, |_| plan).remove(0);
+        let terms = Terms { plan, rows, references, counts, z };
+        let mut sums = Sums::default();
         for micro in &self.held_out {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(false);
             }
             let losses = learner.losses(micro)?;
             for example in &micro.examples {
-                terms.example(example, micro, &losses, &mut sums, None);
+                terms.add(example, micro, &losses, &mut sums);
             }
-            let whole = sums.judged + sums.nll;
-            check_finite(whole, &losses, micro, |_| rows, plan, step, "held-out loss")?;
+            check_finite(&sums, &losses, micro, |_| rows, step, "held-out loss")?;
         }
         let bytes = self.data.held_out_bytes;
         let held_out = HeldOut {
             step,
-            loss: sums.loss(plan),
-            tokens: sums.targets,
+            loss: terms.loss(&sums),
+            tokens: counts.targets,
             bits_per_byte: (bytes > 0).then(|| sums.nll / std::f64::consts::LN_2 / bytes as f64),
-            rewards: sums.rewards(plan),
+            rewards: terms.rewards(&sums),
         };
         // The untrained base is no candidate.
         let better = self.state.best.is_none_or(|b| held_out.loss < b.loss);
@@ -708,7 +700,11 @@ impl Group<'_> {
                 let sets = [&lane.data.train, &lane.data.held_out];
                 for (references, rows) in lane.references.iter_mut().zip(sets) {
                     let all: Vec<usize> = (0..rows.len() / per_example).collect();
-                    let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+                    let mut learner = Learner {
+                        decoder: self.decoder,
+                        adapters: &self.adapters,
+                        tape: &mut self.tape,
+                    };
                     // When cancelled, the loop ends before its first step.
                     references.complete(&mut learner, rows, per_example, &all, budget, cancel)?;
                 }
@@ -756,7 +752,8 @@ impl Group<'_> {
             chosen[i] = lane.sampler.step(lane.state.step).to_vec();
             let (rows, plan) = (&lane.data.train, lane.plan);
             let per_example = plan.objective.rows_per_example();
-            let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+            let mut learner =
+                Learner { decoder: self.decoder, adapters: &self.adapters, tape: &mut self.tape };
             if plan.objective.needs_reference() {
                 let references = &mut lane.references[0];
                 let done = references.complete(
@@ -794,26 +791,20 @@ impl Group<'_> {
             })
             .collect();
         let micros = micro_batches(&shares, budget);
-        let mut sums: Vec<Sums> = lanes.iter().map(|_| Sums::default()).collect();
-        for micro in &micros {
-            for (example, segments) in micro.examples.iter().zip(micro.example_tokens()) {
-                sums[example.lane].count(example, lanes[example.lane].plan);
-                sums[example.lane].tokens += segments as u64;
-            }
-        }
+        let counts = counts_of(&micros, lanes.len(), |lane| lanes[lane].plan);
         let terms: Vec<Terms<'_>> = lanes
             .iter()
-            .zip(&mut sums)
-            .zip(&z)
-            .map(|((lane, sums), &z)| Terms {
+            .zip(counts)
+            .zip(z)
+            .map(|((lane, counts), z)| Terms {
                 plan: lane.plan,
                 rows: &lane.data.train,
                 references: &lane.references[0],
-                examples: std::mem::take(&mut sums.examples),
-                nll_targets: sums.nll_targets,
+                counts,
                 z,
             })
             .collect();
+        let mut sums: Vec<Sums> = lanes.iter().map(|_| Sums::default()).collect();
         self.grads.zero();
         for micro in &micros {
             if cancel.load(Ordering::Relaxed) {
@@ -821,28 +812,31 @@ impl Group<'_> {
             }
             let preference = |e: &Packed| lanes[e.lane].plan.objective.is_preference();
             let needs = micro.examples.iter().any(preference);
-            let mut learner = Lane::learner(self.decoder, &self.adapters, &mut self.tape);
+            let mut learner =
+                Learner { decoder: self.decoder, adapters: &self.adapters, tape: &mut self.tape };
             let weigh = |losses: &[f32]| {
                 let mut weights = vec![0.0; micro.targets.len()];
                 for example in &micro.examples {
-                    let mut unused = Sums::default();
-                    let into = Some(&mut weights[..]);
-                    terms[example.lane].example(example, micro, losses, &mut unused, into);
+                    terms[example.lane].weigh(example, micro, losses, &mut weights);
                 }
                 weights
             };
             let losses = learner.backward(micro, needs, weigh, &mut self.grads)?;
             for example in &micro.examples {
                 let (lane, sums) = (example.lane, &mut sums[example.lane]);
-                terms[lane].example(example, micro, &losses, sums, None);
-                let step = lanes[lane].state.step + 1;
-                let whole = sums.judged + sums.nll;
+                terms[lane].add(example, micro, &losses, sums);
                 let rows = |lane: usize| &lanes[lane].data.train;
-                check_finite(whole, &losses, micro, rows, lanes[lane].plan, step, "loss")?;
+                check_finite(sums, &losses, micro, rows, lanes[lane].state.step + 1, "loss")?;
             }
         }
+        let done = |(terms, sums): (&Terms<'_>, &Sums)| Done {
+            counts: terms.counts,
+            loss: terms.loss(sums),
+            rewards: terms.rewards(sums),
+        };
+        let done: Vec<Done> = terms.iter().zip(&sums).map(done).collect();
         for &i in &going {
-            self.apply(i, &chosen[i], &sums[i], started)?;
+            self.apply(i, &chosen[i], &done[i], started)?;
         }
         Ok(true)
     }
@@ -852,7 +846,7 @@ impl Group<'_> {
         &mut self,
         index: usize,
         chosen: &[usize],
-        sums: &Sums,
+        done: &Done,
         started: Instant,
     ) -> Result<(), TrainError> {
         let lane = &mut self.lanes[index];
@@ -869,14 +863,14 @@ impl Group<'_> {
 
         let seconds = started.elapsed().as_secs_f64();
         lane.pace.seconds += seconds;
-        lane.pace.tokens += sums.tokens;
+        lane.pace.tokens += done.counts.tokens;
         lane.pace.steps += 1;
         lane.state.step = step;
         lane.state.epoch = step as f64 / lane.sampler.steps_per_epoch() as f64;
         lane.state.seconds += seconds;
-        lane.state.tokens += sums.tokens;
-        lane.state.supervised_tokens += sums.targets;
-        lane.state.train_loss = sums.loss(plan);
+        lane.state.tokens += done.counts.tokens;
+        lane.state.supervised_tokens += done.counts.targets;
+        lane.state.train_loss = done.loss;
         lane.state.clipped_steps += u64::from(scale < 1.0);
         let event = Event::Step {
             step,
@@ -885,13 +879,13 @@ impl Group<'_> {
             loss: lane.state.train_loss,
             learning_rate,
             grad_norm,
-            tokens: sums.tokens,
-            supervised_tokens: sums.targets,
+            tokens: done.counts.tokens,
+            supervised_tokens: done.counts.targets,
             tokens_per_second: lane.pace.tokens as f64 / lane.pace.seconds.max(1e-9),
             seconds: lane.state.seconds,
             eta_seconds: (lane.total_steps - step) as f64 * lane.pace.seconds
                 / lane.pace.steps as f64,
-            rewards: sums.rewards(plan),
+            rewards: done.rewards,
         };
         if step == 1 || step == lane.total_steps || due(step, plan.logging_steps) {
             lane.output.event(&event)
@@ -942,24 +936,39 @@ impl Group<'_> {
     }
 }
 
-/// Refuses a loss that is not finite, naming the examples whose own loss is not.
+/// Examples, targets and tokens of each of `lanes` lanes in all micro-batches.
+fn counts_of<'p>(
+    micros: &[MicroBatch],
+    lanes: usize,
+    plan: impl Fn(usize) -> &'p TrainPlan,
+) -> Vec<Counts> {
+    let mut counts = vec![Counts::default(); lanes];
+    for micro in micros {
+        for (example, tokens) in micro.examples.iter().zip(micro.example_tokens()) {
+            counts[example.lane].add(example, tokens, plan(example.lane));
+        }
+    }
+    counts
+}
+
+/// Refuses a loss that is not finite, naming the examples whose own loss is not. `rows` are those of
+/// a lane.
 fn check_finite<'r>(
-    sum: f64,
+    sums: &Sums,
     losses: &[f32],
     micro: &MicroBatch,
     rows: impl Fn(usize) -> &'r Vec<Row>,
-    plan: &TrainPlan,
     step: u64,
     what: &'static str,
 ) -> Result<(), TrainError> {
+    let sum = sums.judged + sums.nll;
     if sum.is_finite() {
         return Ok(());
     }
-    let per_example = plan.objective.rows_per_example();
     let broken = micro.examples.iter().filter(|e| {
         e.rows.iter().any(|targets| losses[targets.clone()].iter().any(|l| !l.is_finite()))
     });
-    let names: Vec<&String> = broken.map(|e| &rows(e.lane)[e.index * per_example].id).collect();
+    let names: Vec<&String> = broken.map(|e| &rows(e.lane)[e.index * e.rows.len()].id).collect();
     let examples = name_some(names);
     Err(TrainError::NonFinite { step, what, value: sum.to_string(), examples })
 }

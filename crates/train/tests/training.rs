@@ -474,6 +474,55 @@ fn values_that_are_not_finite_stop_the_run_and_are_not_saved() {
 }
 
 #[test]
+fn examples_that_are_not_finite_are_named_as_those_of_their_own_run() {
+    let root = tempfile::tempdir().unwrap();
+    let provenance = Provenance::default();
+    // Runs of one and of two rows per example share a batch, and only single rows are broken.
+    let sft = TrainPlan {
+        micro_batch_tokens: 10_000,
+        step_size: StepSize::Rows(10),
+        ..plan(Method::Lora, &root.path().join("sft"))
+    };
+    let sft_data = TrainData::from_rows(rows(10, 0), vec![], &[STOP], None, &sft).unwrap();
+    let defaults = TrainPlan::new(Method::Lora, Objective::Dpo, &config());
+    let dpo = TrainPlan {
+        objective: Objective::Dpo,
+        loss_type: defaults.loss_type,
+        beta: defaults.beta,
+        output_dir: root.path().join("dpo"),
+        ..sft.clone()
+    };
+    let judged = judged(3, Objective::Dpo);
+    let dpo_data = TrainData::from_rows(judged, vec![], &[STOP], None, &dpo).unwrap();
+    let holders = |data: &TrainData, id: u32| -> Vec<String> {
+        let held = data.train.iter().filter(|r| r.ids[..r.input_len()].contains(&id));
+        held.map(|r| r.id.clone()).collect()
+    };
+    // Late in its own run, so that an index of the other's form would reach beyond its end.
+    let token = (3..64)
+        .find(|&id| {
+            holders(&dpo_data, id).is_empty() && holders(&sft_data, id) == ["example-9".to_owned()]
+        })
+        .unwrap();
+    let mut broken = decoder_with(|name, p| {
+        if name.contains("embed_tokens") {
+            p[token as usize * 32] = f32::NAN;
+        }
+    });
+    for order in [[0, 1], [1, 0]] {
+        let jobs = [
+            Job { plan: &sft, data: &sft_data, provenance: &provenance },
+            Job { plan: &dpo, data: &dpo_data, provenance: &provenance },
+        ];
+        let jobs = order.map(|i| jobs[i]);
+        let never = AtomicBool::new(false);
+        let error = run_together(&jobs, &mut broken, false, &mut |_, _| {}, &never).unwrap_err();
+        let TrainError::NonFinite { examples, .. } = &error else { panic!("{error}") };
+        assert_eq!(examples, "example-9");
+    }
+}
+
+#[test]
 fn parameters_that_do_not_move_stop_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let base = plan(Method::Lora, dir.path());

@@ -1,9 +1,7 @@
 //! Chat: `{"messages": [{"role": ..., "content": ...}, ...]}`, OpenAI's fine-tuning format, with
 //! optional `tools`, `id` and `group`.
 
-use super::rows::{Draft, Fields};
-use super::turns::{messages, tools};
-use super::values::optional_text_of;
+use super::turns::{draft, messages};
 use super::{Form, Opening, RowReader};
 use crate::error::DataError;
 
@@ -25,13 +23,8 @@ pub(super) const FORM: Form = Form {
 fn open<'a>(opening: &Opening<'a, '_>) -> Result<RowReader<'a>, DataError> {
     let options = opening.options;
     Ok(Box::new(move |line, mut object| {
-        let group_field = options.group_column.as_deref().unwrap_or("group");
-        let id_field = options.id_column.as_deref().unwrap_or("id");
         let list = object.remove("messages").unwrap_or_default();
         let messages = messages(line, "messages", list)?;
-        let tools = tools(line, &mut object)?;
-        let group = optional_text_of(line, group_field, object.remove(group_field))?;
-        let id = optional_text_of(line, id_field, object.remove(id_field))?;
-        Ok(Draft { messages, tools, id, group, fields: Fields::List("messages") })
+        draft(line, "messages", messages, object, options)
     }))
 }

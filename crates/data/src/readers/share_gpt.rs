@@ -5,8 +5,7 @@
 use serde_json::{Value, json};
 use text::Message;
 
-use super::rows::{Draft, Fields};
-use super::turns::{messages, tools};
+use super::turns::{draft, messages};
 use super::values::optional_text_of;
 use super::{Form, Opening, RowReader};
 use crate::error::{DataError, Problem, excerpt};
@@ -29,8 +28,6 @@ pub(super) const FORM: Form = Form {
 fn open<'a>(opening: &Opening<'a, '_>) -> Result<RowReader<'a>, DataError> {
     let options = opening.options;
     Ok(Box::new(move |line, mut object| {
-        let group_field = options.group_column.as_deref().unwrap_or("group");
-        let id_field = options.id_column.as_deref().unwrap_or("id");
         let list = object.remove("conversations").unwrap_or_default();
         let mut messages = messages(line, "conversations", list)?;
         for (index, message) in messages.iter_mut().enumerate() {
@@ -43,10 +40,7 @@ fn open<'a>(opening: &Opening<'a, '_>) -> Result<RowReader<'a>, DataError> {
         {
             messages.insert(0, Message::new("system", system));
         }
-        let tools = tools(line, &mut object)?;
-        let group = optional_text_of(line, group_field, object.remove(group_field))?;
-        let id = optional_text_of(line, id_field, object.remove(id_field))?;
-        Ok(Draft { messages, tools, id, group, fields: Fields::List("conversations") })
+        draft(line, "conversations", messages, object, options)
     }))
 }
 

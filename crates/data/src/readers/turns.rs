@@ -3,8 +3,27 @@
 use serde_json::{Map, Value, json};
 use text::Message;
 
+use super::ReadOptions;
+use super::rows::{Draft, Fields};
 use super::values::{describe, optional_text_of, text_of};
 use crate::error::{Problem, excerpt};
+
+/// The draft of a row whose turns, those of the list field `field`, are already read: with the tools,
+/// the id and the group that the row has besides.
+pub(super) fn draft(
+    line: usize,
+    field: &'static str,
+    messages: Vec<Message>,
+    mut object: Map<String, Value>,
+    options: &ReadOptions,
+) -> Result<Draft, Problem> {
+    let group_field = options.group_column.as_deref().unwrap_or("group");
+    let id_field = options.id_column.as_deref().unwrap_or("id");
+    let tools = tools(line, &mut object)?;
+    let group = optional_text_of(line, group_field, object.remove(group_field))?;
+    let id = optional_text_of(line, id_field, object.remove(id_field))?;
+    Ok(Draft { messages, tools, id, group, fields: Fields::List(field) })
+}
 
 /// The messages of a list field. Each is `{"role": ..., "content": ...}` (OpenAI) or `{"from": ...,
 /// "value": ...}` (ShareGPT). Content may be a string or OpenAI's list of text parts; beside tool

@@ -321,6 +321,13 @@ impl LoraAdapter {
 }
 
 impl LoraModule {
+    /// Whether a model of this shape has the matrix.
+    pub(crate) fn fits(&self, model: &DecoderConfig) -> bool {
+        self.layer < model.num_hidden_layers
+            && model.linears(self.layer).contains(&self.linear)
+            && self.linear.shape(model) == (self.out_features, self.in_features)
+    }
+
     /// This module with another rank and scale, its values from `at` on.
     fn placed(&self, at: usize, r: usize, scale: f32, dora: bool) -> LoraModule {
         let a = at..at + r * self.in_features;

@@ -47,24 +47,42 @@ pub(crate) struct Dora {
 }
 
 impl Part {
-    fn new(adapter: &LoraAdapter, module: usize, of: Module, rows: Range<usize>) -> Part {
+    fn new(
+        adapter: &LoraAdapter,
+        module: usize,
+        of: Module,
+        rows: Range<usize>,
+        a: &PackedMatrix,
+        base: &Decoder,
+    ) -> Part {
         let m = &adapter.modules[module];
         let b = PackedMatrix::from_f32(&adapter.params[m.b_rows(&rows)], rows.len(), m.r);
-        let dora =
-            (!m.magnitude.is_empty()).then(|| Dora { lengths: Vec::new(), gain: Vec::new() });
+        let dora = Dora::new(adapter, m, of, &rows, a, base);
         Part { module, of, rows, b, dora }
     }
 
     fn refresh(&mut self, adapter: &LoraAdapter, a: &PackedMatrix, base: &Decoder) {
         let m = &adapter.modules[self.module];
-        let b = &adapter.params[m.b_rows(&self.rows)];
-        self.b.repack_f32(b);
-        if let Some(dora) = &mut self.dora {
-            dora.lengths = row_lengths(base.layers[m.layer].matrix(self.of), a, b, m.scale);
-            let start = m.magnitude.start;
-            let magnitude = &adapter.params[start + self.rows.start..start + self.rows.end];
-            dora.gain = magnitude.iter().zip(&dora.lengths).map(|(m, length)| m / length).collect();
-        }
+        self.b.repack_f32(&adapter.params[m.b_rows(&self.rows)]);
+        self.dora = Dora::new(adapter, m, self.of, &self.rows, a, base);
+    }
+}
+
+impl Dora {
+    /// None where the module has no magnitudes.
+    fn new(
+        adapter: &LoraAdapter,
+        m: &LoraModule,
+        of: Module,
+        rows: &Range<usize>,
+        a: &PackedMatrix,
+        base: &Decoder,
+    ) -> Option<Dora> {
+        let magnitude = adapter.params[m.magnitude.clone()].get(rows.clone())?;
+        let b = &adapter.params[m.b_rows(rows)];
+        let lengths = row_lengths(base.layers[m.layer].matrix(of), a, b, m.scale);
+        let gain = magnitude.iter().zip(&lengths).map(|(m, length)| m / length).collect();
+        Some(Dora { lengths, gain })
     }
 }
 
@@ -98,34 +116,29 @@ impl AdapterSet {
         }
         let model = base.config();
         let mut index = vec![[None; 7]; model.num_hidden_layers];
-        let mut parts = Vec::new();
+        let (mut packed_a, mut parts) = (Vec::new(), Vec::new());
         for (i, m) in adapter.modules.iter().enumerate() {
-            let fits = m.layer < model.num_hidden_layers
-                && model.linears(m.layer).contains(&m.linear)
-                && m.linear.shape(model) == (m.out_features, m.in_features);
-            if !fits {
+            if !m.fits(model) {
                 return Err(ModelError::Params(format!(
                     "adapter \"{name}\": {} is {} x {}, which this base does not have",
                     m.name, m.out_features, m.in_features
                 )));
             }
+            let a = PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features);
             for (module, rows) in m.linear.parts(model) {
                 index[m.layer][module as usize] = Some(parts.len());
-                parts.push(Part::new(adapter, i, module, rows));
+                parts.push(Part::new(adapter, i, module, rows, &a, base));
             }
+            packed_a.push(a);
         }
-        let pack_a = |m: &LoraModule| {
-            PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features)
-        };
-        let mut slot = Slot {
+        let slot = Slot {
             name: name.to_owned(),
             dropout: adapter.config.lora_dropout,
             modules: adapter.modules.clone(),
-            a: adapter.modules.iter().map(pack_a).collect(),
+            a: packed_a,
             parts,
             index,
         };
-        slot.refresh(adapter, base);
         let free = self.slots.iter().position(Option::is_none);
         match free {
             Some(i) => self.slots[i] = Some(slot),
@@ -141,7 +154,12 @@ impl AdapterSet {
     pub fn refresh(&mut self, slot: usize, adapter: &LoraAdapter, base: &Decoder) {
         let slot = self.slots[slot].as_mut().expect("the slot holds an adapter");
         assert!(slot.modules == adapter.modules, "refresh with an adapter of another layout");
-        slot.refresh(adapter, base);
+        for (m, a) in slot.modules.iter().zip(&mut slot.a) {
+            a.repack_f32(&adapter.params[m.a.clone()]);
+        }
+        for part in &mut slot.parts {
+            part.refresh(adapter, &slot.a[part.module], base);
+        }
     }
 
     /// Frees `slot`; sequences must not name it any more.
@@ -223,21 +241,10 @@ pub(crate) struct LoraGrads<'g> {
     pub(crate) magnitude: &'g mut [f32],
 }
 
-impl Slot {
-    fn refresh(&mut self, adapter: &LoraAdapter, base: &Decoder) {
-        for (m, a) in self.modules.iter().zip(&mut self.a) {
-            a.repack_f32(&adapter.params[m.a.clone()]);
-        }
-        for part in &mut self.parts {
-            part.refresh(adapter, &self.a[part.module], base);
-        }
-    }
-}
-
 /// The length of every row of W [N, K] + scale · B [N, R] A [R, K].
 pub(super) fn row_lengths(w: &PackedMatrix, a: &PackedMatrix, b: &[f32], scale: f32) -> Vec<f32> {
-    /// Rows whose delta is made at a time.
-    const ROWS: usize = 256;
+    /// Rows whose delta is made at a time: whole panels.
+    const ROWS: usize = 16 * kernels::PANEL;
     let (n, k, r) = (w.n(), w.k(), a.n());
     let mut lengths = vec![0.0f32; n];
     let mut delta = Vec::new();
@@ -245,18 +252,20 @@ pub(super) fn row_lengths(w: &PackedMatrix, a: &PackedMatrix, b: &[f32], scale: 
         let rows = start..n.min(start + ROWS);
         delta.resize(rows.len() * k, 0.0);
         kernels::matmul_dx(&mut delta, &b[rows.start * r..rows.end * r], a, rows.len(), false);
-        let each = lengths[rows.clone()].par_iter_mut().zip(delta.par_chunks_exact(k));
-        each.enumerate().for_each_init(
-            || vec![0.0; k],
-            |row, (i, (length, delta))| {
-                w.row(rows.start + i, row);
+        let lengths = lengths[rows].par_chunks_mut(kernels::PANEL);
+        let each = lengths.zip(delta.par_chunks(kernels::PANEL * k)).enumerate();
+        each.for_each_init(Vec::new, |values, (panel, (lengths, delta))| {
+            values.resize(delta.len(), 0.0);
+            w.panel(start / kernels::PANEL + panel, values);
+            let rows = values.chunks_exact(k).zip(delta.chunks_exact(k));
+            for (length, (row, delta)) in lengths.iter_mut().zip(rows) {
                 let squares = row.iter().zip(delta).map(|(w, d)| {
                     let value = w + scale * d;
                     value as f64 * value as f64
                 });
                 *length = squares.sum::<f64>().sqrt() as f32;
-            },
-        );
+            }
+        });
     }
     lengths
 }

@@ -2,6 +2,7 @@
 //! `scripts/make_golden_objectives.py` makes.
 
 use super::*;
+use crate::objective::Objective;
 use crate::plan::StepSize;
 use safetensors::SafeTensors;
 use serde_json::Value;

@@ -22,7 +22,7 @@ pub(super) struct Run {
     /// Seconds since 1970 when it began; of an older log, when it was last written.
     pub(super) time: f64,
     pub(super) base: String,
-    /// completed, time_limit, interrupted, running, or stopped: killed before its end.
+    /// completed, early_stopped, time_limit, interrupted, running, or stopped: killed before its end.
     pub(super) status: String,
     /// Optimizer steps done.
     pub(super) step: u64,
