@@ -3,6 +3,7 @@
 
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use crate::vector::{load_at, store_at};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Values per parallel task.
@@ -22,6 +23,30 @@ pub fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {
 /// x · factor, in place.
 pub fn scale_inplace(x: &mut [f32], factor: f32) {
     x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// to = from, rounded to nearest even; of one length.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn to_bf16(to: &mut [bf16], from: &[f32]) {
+    assert_eq!(to.len(), from.len(), "to_bf16: lengths differ");
+    let level = Level::detect();
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| {
+        dispatch_at(level, Round { to, from });
+    });
+}
+
+/// to = from, exactly; of one length.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn from_bf16(to: &mut [f32], from: &[bf16]) {
+    assert_eq!(to.len(), from.len(), "from_bf16: lengths differ");
+    let level = Level::detect();
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| {
+        dispatch_at(level, Widen { to, from });
+    });
 }
 
 /// Adds `row` [N] to every row of y [T, N].
@@ -91,6 +116,33 @@ fn soft_cap_at(level: Level, x: &mut [f32], cap: f32) {
     x.par_chunks_mut(CHUNK).for_each(|x| dispatch_at(level, Cap { x, cap }));
 }
 
+struct Round<'a> {
+    to: &'a mut [bf16],
+    from: &'a [f32],
+}
+
+// Plain loops: the compiler makes vectors of them at each level.
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.to.iter_mut().zip(self.from).for_each(|(to, from)| *to = bf16::from_f32(*from));
+    }
+}
+
+struct Widen<'a> {
+    to: &'a mut [f32],
+    from: &'a [bf16],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.to.iter_mut().zip(self.from).for_each(|(to, from)| *to = from.to_f32());
+    }
+}
+
 struct Cap<'a> {
     x: &'a mut [f32],
     cap: f32,
@@ -158,6 +210,23 @@ mod tests {
             reference_soft_cap(&mut y, 4.0);
             inner(&y, &dy)
         });
+    }
+
+    #[test]
+    fn bf16_is_rounded_to_nearest_even_and_widened_exactly() {
+        let mut values = random(CHUNK + 3, 1);
+        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1.0 + 1.0 / 256.0]);
+        values.push(f32::NAN);
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        to_bf16(&mut rounded, &values);
+        let mut back = vec![0.0; values.len()];
+        from_bf16(&mut back, &rounded);
+        for (i, value) in values.iter().enumerate() {
+            assert_eq!(rounded[i].to_bits(), bf16::from_f32(*value).to_bits(), "{value}");
+            assert!(back[i].to_bits() == rounded[i].to_f32().to_bits(), "{value}");
+        }
+        assert!(back.last().is_some_and(|v| v.is_nan()), "NaN is not hidden");
+        assert_eq!(back[values.len() - 2], 1.0, "a tie goes to even");
     }
 
     #[test]

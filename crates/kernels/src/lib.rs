@@ -11,6 +11,7 @@
 //! the batch.
 
 mod attention;
+mod blocks;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -40,15 +41,18 @@ pub use cross_entropy::{
 };
 pub use dropout::dropout;
 pub use elementwise::{
-    add_row, add_scaled, reference_soft_cap, reference_soft_cap_backward, scale_inplace, soft_cap,
-    soft_cap_backward, sum_rows,
+    add_row, add_scaled, from_bf16, reference_soft_cap, reference_soft_cap_backward, scale_inplace,
+    soft_cap, soft_cap_backward, sum_rows, to_bf16,
 };
 pub use embedding::{
     embedding, embedding_backward, reference_embedding, reference_embedding_backward,
 };
 pub use formats::Dtype;
 pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
-pub use lora::{LoraRef, lora, lora_backward, reference_lora, reference_lora_backward};
+pub use lora::{
+    LoraRef, lora, lora_dx, lora_grads, matmul_dx_lora, matmul_lora, reference_lora,
+    reference_lora_backward,
+};
 pub use mapped_file::MappedFile;
 pub use matmul::{
     matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,

@@ -1,7 +1,10 @@
 //! Low-rank adapters (LoRA, arXiv:2106.09685): y += scale · (x·Aᵀ)·Bᵀ, per row group of a ragged
 //! batch, so that one forward serves many adapters. Rows without an adapter cost nothing.
 
-use crate::matmul::{matmul_at, matmul_dw_at, matmul_dx_at};
+use crate::blocks::{self, Rider};
+use crate::matmul::{
+    Panels, matmul_at, matmul_dw_at, matmul_dx_at, matmul_dx_riders, matmul_riders, panels_of,
+};
 use crate::packed::PackedMatrix;
 use crate::simd::Level;
 use rayon::prelude::*;
@@ -27,22 +30,142 @@ pub fn lora(y: &mut [f32], x: &[f32], groups: &[(Range<usize>, LoraRef)], n: usi
     lora_at(Level::detect(), y, x, groups, n, k);
 }
 
-/// Gradients of [`lora`] for one group of `t` rows: dx `[T, K]` +=, da `[R, K]` +=, db `[N, R]` +=
-/// (both row-major), from dy `[T, N]` and x `[T, K]`. x·Aᵀ is computed again, which is cheaper than
-/// keeping it.
+/// [`crate::matmul`] and [`lora`] in one: y `[T, N]` (+)= x `[T, K]` · Wᵀ, then the adapter of each
+/// group on its rows. The bits are those of the two one after the other; over many rows it takes
+/// less time, as x and y are passed over once.
+///
+/// # Panics
+/// As [`crate::matmul`] and [`lora`].
+pub fn matmul_lora(
+    y: &mut [f32],
+    x: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    groups: &[(Range<usize>, LoraRef)],
+) {
+    matmul_lora_at(Level::detect(), y, x, w, t, accumulate, groups);
+}
+
+/// dx `[T, K]` (+)= dy `[T, N]` · W, then scale · (dy · B) · A of each group on its rows. Returns
+/// scale · dy · B of each group, `[rows, R]`, for [`lora_grads`].
+///
+/// # Panics
+/// As [`crate::matmul_dx`] and [`lora`].
+pub fn matmul_dx_lora(
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    groups: &[(Range<usize>, LoraRef)],
+) -> Vec<Vec<f32>> {
+    matmul_dx_lora_at(Level::detect(), dx, dy, w, t, accumulate, groups)
+}
+
+/// dx `[T, K]` += scale · (dy `[T, N]` · B) · A, for one group of `t` rows. Returns scale · dy · B,
+/// `[T, R]`, for [`lora_grads`].
 ///
 /// # Panics
 /// When a slice's length does not fit `t` and the adapter's shapes.
-pub fn lora_backward(
-    dx: &mut [f32],
+pub fn lora_dx(dx: &mut [f32], dy: &[f32], t: usize, adapter: LoraRef) -> Vec<f32> {
+    lora_dx_at(Level::detect(), dx, dy, t, adapter)
+}
+
+/// The gradients of an adapter over a group of `t` rows: da `[R, K]` += dhᵀ · x and db `[N, R]` +=
+/// dyᵀ · scale · x·Aᵀ (both row-major), from dy `[T, N]`, x `[T, K]` and the dh `[T, R]` of
+/// [`matmul_dx_lora`]. x·Aᵀ is computed again, which is cheaper than keeping it.
+///
+/// # Panics
+/// When a slice's length does not fit `t` and the adapter's shapes.
+pub fn lora_grads(
     da: &mut [f32],
     db: &mut [f32],
     dy: &[f32],
+    dh: &[f32],
     x: &[f32],
     t: usize,
     adapter: LoraRef,
 ) {
-    lora_backward_at(Level::detect(), dx, da, db, dy, x, t, adapter);
+    lora_grads_at(Level::detect(), da, db, dy, dh, x, t, adapter);
+}
+
+fn matmul_lora_at(
+    level: Level,
+    y: &mut [f32],
+    x: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    groups: &[(Range<usize>, LoraRef)],
+) {
+    let (n, k) = (w.n(), w.k());
+    if !ride(groups, t, n, k) || w.in_integers() {
+        matmul_at(level, y, x, w, t, accumulate);
+        return lora_at(level, y, x, groups, n, k);
+    }
+    let mut inner: Vec<Vec<f32>> = results(groups);
+    let riders = groups.iter().zip(&mut inner).map(|((rows, lora), h)| {
+        check(lora, n, k);
+        let (inner, outer) = (panels_of(lora.a), panels_of(lora.b));
+        Rider { rows: rows.clone(), inner, outer, r: lora.a.n(), scale: lora.scale, h }
+    });
+    matmul_riders(level, y, x, w, t, accumulate, riders.collect());
+}
+
+fn matmul_dx_lora_at(
+    level: Level,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    groups: &[(Range<usize>, LoraRef)],
+) -> Vec<Vec<f32>> {
+    let (n, k) = (w.n(), w.k());
+    if !ride(groups, t, k, n) {
+        matmul_dx_at(level, dx, dy, w, t, accumulate);
+        let each = groups.iter().map(|(rows, lora)| {
+            check(lora, n, k);
+            let dx = &mut dx[rows.start * k..rows.end * k];
+            lora_dx_at(level, dx, &dy[rows.start * n..rows.end * n], rows.len(), *lora)
+        });
+        return each.collect();
+    }
+    let mut inner: Vec<Vec<f32>> = results(groups);
+    let riders = groups.iter().zip(&mut inner).map(|((rows, lora), h)| {
+        check(lora, n, k);
+        let (inner, outer) = (Panels::Turned(lora.b), Panels::Turned(lora.a));
+        Rider { rows: rows.clone(), inner, outer, r: lora.a.n(), scale: lora.scale, h }
+    });
+    matmul_dx_riders(level, dx, dy, w, t, accumulate, riders.collect());
+    inner
+}
+
+fn lora_dx_at(level: Level, dx: &mut [f32], dy: &[f32], t: usize, adapter: LoraRef) -> Vec<f32> {
+    let mut dh = vec![0.0; t * adapter.a.n()];
+    matmul_dx_at(level, &mut dh, dy, adapter.b, t, false);
+    dh.iter_mut().for_each(|value| *value *= adapter.scale);
+    matmul_dx_at(level, dx, &dh, adapter.a, t, true);
+    dh
+}
+
+/// Whether adapters can ride along on a product of `t` rows.
+fn ride(groups: &[(Range<usize>, LoraRef)], t: usize, columns: usize, depth: usize) -> bool {
+    !groups.is_empty()
+        && blocks::pays(t, columns, depth)
+        && groups.iter().all(|(_, lora)| lora.a.n() > 0)
+        && ordered(groups)
+}
+
+/// Whether the groups are in order and apart.
+fn ordered(groups: &[(Range<usize>, LoraRef)]) -> bool {
+    groups.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start)
+}
+
+/// Room for a row of R values per row of each group.
+fn results(groups: &[(Range<usize>, LoraRef)]) -> Vec<Vec<f32>> {
+    groups.iter().map(|(rows, lora)| vec![0.0; rows.len() * lora.a.n()]).collect()
 }
 
 fn lora_at(
@@ -55,8 +178,7 @@ fn lora_at(
 ) {
     // Many small groups (decoding with many adapters): one task each. That needs every group's
     // own piece of y, so the groups must be in order and apart.
-    let ordered = groups.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start);
-    if groups.len() < 2 || !ordered {
+    if groups.len() < 2 || !ordered(groups) {
         for (rows, adapter) in groups {
             let (y, x) = (&mut y[rows.start * n..rows.end * n], &x[rows.start * k..rows.end * k]);
             add_group(level, y, x, rows.len(), adapter, n, k);
@@ -100,12 +222,12 @@ fn scaled_inner(level: Level, x: &[f32], t: usize, adapter: &LoraRef) -> Vec<f32
     h
 }
 
-fn lora_backward_at(
+fn lora_grads_at(
     level: Level,
-    dx: &mut [f32],
     da: &mut [f32],
     db: &mut [f32],
     dy: &[f32],
+    dh: &[f32],
     x: &[f32],
     t: usize,
     adapter: LoraRef,
@@ -114,14 +236,7 @@ fn lora_backward_at(
     check(&adapter, n, k);
     let h = scaled_inner(level, x, t, &adapter);
     matmul_dw_at(level, db, dy, &h, t, n, r);
-    // dh takes the scale once, for both da and dx.
-    let mut dh = h;
-    matmul_dx_at(level, &mut dh, dy, adapter.b, t, false);
-    for value in &mut dh {
-        *value *= adapter.scale;
-    }
-    matmul_dw_at(level, da, &dh, x, t, r, k);
-    matmul_dx_at(level, dx, &dh, adapter.a, t, true);
+    matmul_dw_at(level, da, dh, x, t, r, k);
 }
 
 fn check(adapter: &LoraRef, n: usize, k: usize) {
@@ -159,7 +274,7 @@ pub fn reference_lora(
     }
 }
 
-/// [`lora_backward`] by the definition, with row-major A `[R, K]` and B `[N, R]`.
+/// The gradients of [`lora`] by the definition, with row-major A `[R, K]` and B `[N, R]`.
 pub fn reference_lora_backward(
     dx: &mut [f32],
     da: &mut [f32],
@@ -192,7 +307,7 @@ pub fn reference_lora_backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matmul::tests::{assert_near, differences, packed, values};
+    use crate::matmul::tests::{assert_near, bits, differences, packed, values};
 
     #[test]
     fn groups_match_the_reference_and_other_rows_stay() {
@@ -257,10 +372,59 @@ mod tests {
                 let (a, b) = (PackedMatrix::from_f32(&a, r, k), PackedMatrix::from_f32(&b, n, r));
                 let adapter = LoraRef { a: &a, b: &b, scale: 0.25 };
                 let [dx, da, db] = &mut found;
-                lora_backward_at(level, dx, da, db, &dy, &x, t, adapter);
+                let zero = PackedMatrix::from_f32(&vec![0.0; n * k], n, k);
+                let dh = matmul_dx_lora_at(level, dx, &dy, &zero, t, true, &[(0..t, adapter)]);
+                lora_grads_at(level, da, db, &dy, &dh[0], &x, t, adapter);
                 for (i, name) in ["dx", "da", "db"].iter().enumerate() {
                     let what = format!("{name} {level:?} T={t} N={n} R={r} K={k}");
                     assert_near(&found[i], &expected[i], &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn riding_along_has_the_bits_of_one_after_the_other() {
+        // More than one block of rows and of depth, ragged panels, ranks below, at and above a
+        // panel; rows without an adapter, groups of a few rows and of none.
+        for (t, n, k) in [(230, 70, 300), (230, 300, 70), (13, 64, 64), (5, 80, 40)] {
+            let third = |len, seed| values(len, seed).iter().map(|v| v / 3.0).collect::<Vec<f32>>();
+            let (x, dy) = (third(t * k, 1), third(t * n, 2));
+            for (r1, r2) in [(1, 8), (16, 33)] {
+                let a1 = PackedMatrix::from_f32(&third(r1 * k, 3), r1, k);
+                let b1 = PackedMatrix::from_f32(&third(n * r1, 4), n, r1);
+                let a2 = PackedMatrix::from_f32(&third(r2 * k, 5), r2, k);
+                let b2 = PackedMatrix::from_f32(&third(n * r2, 6), n, r2);
+                let one = LoraRef { a: &a1, b: &b1, scale: 2.0 };
+                let two = LoraRef { a: &a2, b: &b2, scale: 0.3 };
+                let groups = [(1..3, one), (3..3, two), (3..t - 1, two)];
+                for w in packed(&third(n * k, 7), n, k) {
+                    for level in Level::available() {
+                        for accumulate in [false, true] {
+                            let mut y = third(t * n, 8);
+                            let mut apart = y.clone();
+                            matmul_lora_at(level, &mut y, &x, &w, t, accumulate, &groups);
+                            matmul_at(level, &mut apart, &x, &w, t, accumulate);
+                            lora_at(level, &mut apart, &x, &groups, n, k);
+                            let what = format!("{level:?} [{n}, {k}] T={t} R={r1},{r2}");
+                            assert!(bits(&y) == bits(&apart), "y, {what}");
+
+                            let mut dx = third(t * k, 9);
+                            let mut apart = dx.clone();
+                            let dh =
+                                matmul_dx_lora_at(level, &mut dx, &dy, &w, t, accumulate, &groups);
+                            matmul_dx_at(level, &mut apart, &dy, &w, t, accumulate);
+                            for ((rows, lora), dh) in groups.iter().zip(&dh) {
+                                let (dx, dy) = (
+                                    &mut apart[rows.start * k..rows.end * k],
+                                    &dy[rows.start * n..rows.end * n],
+                                );
+                                let h = lora_dx_at(level, dx, dy, rows.len(), *lora);
+                                assert!(bits(&h) == bits(dh), "dh, {what}");
+                            }
+                            assert!(bits(&dx) == bits(&apart), "dx, {what}");
+                        }
+                    }
                 }
             }
         }
@@ -282,7 +446,9 @@ mod tests {
         {
             let (a, b) = (PackedMatrix::from_f32(&a, r, k), PackedMatrix::from_f32(&b, n, r));
             let adapter = LoraRef { a: &a, b: &b, scale };
-            lora_backward(&mut dx, &mut da, &mut db, &g, &x, t, adapter);
+            let zero = PackedMatrix::from_f32(&vec![0.0; n * k], n, k);
+            let dh = matmul_dx_lora(&mut dx, &g, &zero, t, false, &[(0..t, adapter)]);
+            lora_grads(&mut da, &mut db, &g, &dh[0], &x, t, adapter);
         }
         assert_near(&dx, &differences(&x, |x| loss(x, &a, &b)), "dx");
         assert_near(&da, &differences(&a, |a| loss(&x, a, &b)), "da");

@@ -16,13 +16,13 @@
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
 //! ACM TOMS 34(3), 2008: a block of B stays in the first cache while the rows pass by.
 
+use crate::blocks::{self, Blocks, Rider};
 use crate::formats::PART;
 use crate::int8;
 use crate::packed::{PANEL, PackedMatrix, Quantised, Storage};
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
-use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -60,8 +60,8 @@ pub(crate) fn matmul_at(
 ) {
     check("y", y, t, w.n);
     check("x", x, t, w.k);
-    if let Storage::Quantised(q) = &w.storage
-        && q.has_integers()
+    if w.in_integers()
+        && let Storage::Quantised(q) = &w.storage
         && !x.is_empty()
         && !y.is_empty()
     {
@@ -71,7 +71,45 @@ pub(crate) fn matmul_at(
     product(level, y, w.n, a, panels_of(w), t, w.k, accumulate);
 }
 
-fn panels_of(w: &PackedMatrix) -> Panels<'_> {
+/// [`matmul_at`] over many rows with adapters on some of them, for a weight that is not multiplied
+/// in integers.
+pub(crate) fn matmul_riders(
+    level: Level,
+    y: &mut [f32],
+    x: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    riders: Vec<Rider<'_>>,
+) {
+    check("y", y, t, w.n);
+    check("x", x, t, w.k);
+    let a = Strided { start: x, row: w.k, depth: 1 };
+    let (columns, depth) = (w.n, w.k);
+    let product = Product { c: y.as_mut_ptr(), a, b: panels_of(w), columns, depth, accumulate };
+    Blocks::new(product, t, riders).run(level);
+}
+
+/// [`matmul_dx_at`] over many rows with adapters on some of them.
+pub(crate) fn matmul_dx_riders(
+    level: Level,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    riders: Vec<Rider<'_>>,
+) {
+    check("dx", dx, t, w.k);
+    check("dy", dy, t, w.n);
+    let a = Strided { start: dy, row: w.n, depth: 1 };
+    let (columns, depth) = (w.k, w.n);
+    let product =
+        Product { c: dx.as_mut_ptr(), a, b: Panels::Turned(w), columns, depth, accumulate };
+    Blocks::new(product, t, riders).run(level);
+}
+
+pub(crate) fn panels_of(w: &PackedMatrix) -> Panels<'_> {
     match &w.storage {
         Storage::F32(lanes) => Panels::F32(lanes.as_ptr().cast()),
         Storage::Bf16(lanes) => Panels::Bf16(lanes.as_ptr().cast()),
@@ -105,8 +143,30 @@ pub(crate) fn matmul_dw_at(
     check("dw", dw, n, k);
     check("dy", dy, t, n);
     check("x", x, t, k);
+    if k <= NARROW && n > k {
+        // The other way round: few columns of x leave little to do for each value of dy, which
+        // would be read from cache lines a row apart. A product of two values does not depend on
+        // which comes first, so the bits are the same.
+        let mut turned = vec![0.0; k * n];
+        transpose_into(&mut turned, dw, n, k);
+        let a = Strided { start: x, row: 1, depth: k };
+        product(level, &mut turned, n, a, Panels::Rows(dy.as_ptr()), k, t, true);
+        return transpose_into(dw, &turned, k, n);
+    }
     let a = Strided { start: dy, row: 1, depth: n };
     product(level, dw, k, a, Panels::Rows(x.as_ptr()), n, t, true);
+}
+
+/// Columns below which a gradient of a weight is computed turned.
+const NARROW: usize = 4 * PANEL;
+
+/// to `[columns, rows]` = from `[rows, columns]`, turned.
+fn transpose_into(to: &mut [f32], from: &[f32], rows: usize, columns: usize) {
+    for r in 0..rows {
+        for c in 0..columns {
+            to[c * rows + r] = from[r * columns + c];
+        }
+    }
 }
 
 fn check(name: &str, slice: &[f32], rows: usize, columns: usize) {
@@ -148,32 +208,26 @@ pub fn reference_matmul_dw(dw: &mut [f32], dy: &[f32], x: &[f32], t: usize, n: u
 
 /// Rows of C per tile. Six rows of two 8-lane vectors are twelve accumulators; with two vectors of
 /// B and one broadcast that fills the sixteen registers of AVX2.
-const TILE_ROWS: usize = 6;
+pub(crate) const TILE_ROWS: usize = 6;
 /// Depth of a block of B: 256 · 64 bytes = 16 KiB, half of the first-level cache.
-const BLOCK_DEPTH: usize = 256;
+pub(crate) const BLOCK_DEPTH: usize = 256;
 /// Rows of C per task: 192 · 256 · 4 bytes of A = 192 KiB, which stays in the second-level cache
 /// while the task's panels pass by, and repays a panel that must first be widened or turned.
-const BLOCK_ROWS: usize = 192;
-/// Depth to which A is brought into the order of tiles at once: at most 192 · 4096 · 4 bytes = 3 MiB
-/// per thread, whatever the product (an output layer's gradient is as deep as its vocabulary).
-const SLAB_DEPTH: usize = 16 * BLOCK_DEPTH;
-/// Panels whose sums a task keeps side by side between blocks of depth: 192 · 16 · 64 bytes =
-/// 192 KiB, which fit a second-level cache of 512 KiB beside the block of A.
-const GROUP: usize = 16;
+pub(crate) const BLOCK_ROWS: usize = 192;
 /// Multiply-adds below which waking other threads costs more than it gains (some microseconds).
 pub(crate) const SERIAL_WORK: usize = 1 << 16;
 
 /// A: element (r, d) is `start[r * row + d * depth]`.
 #[derive(Clone, Copy)]
-struct Strided<'a> {
-    start: &'a [f32],
-    row: usize,
-    depth: usize,
+pub(crate) struct Strided<'a> {
+    pub(crate) start: &'a [f32],
+    pub(crate) row: usize,
+    pub(crate) depth: usize,
 }
 
 /// B, sixteen columns at a time. The pointers reach as far as the product's shape says.
 #[derive(Clone, Copy)]
-enum Panels<'a> {
+pub(crate) enum Panels<'a> {
     /// `[panel][depth][16]`
     F32(*const f32),
     /// `[panel][depth][16]`
@@ -188,13 +242,13 @@ enum Panels<'a> {
 
 /// One product C (+)= A·B as its tasks see it.
 #[derive(Clone, Copy)]
-struct Product<'a> {
-    c: *mut f32,
-    a: Strided<'a>,
-    b: Panels<'a>,
-    columns: usize,
-    depth: usize,
-    accumulate: bool,
+pub(crate) struct Product<'a> {
+    pub(crate) c: *mut f32,
+    pub(crate) a: Strided<'a>,
+    pub(crate) b: Panels<'a>,
+    pub(crate) columns: usize,
+    pub(crate) depth: usize,
+    pub(crate) accumulate: bool,
 }
 
 // SAFETY: A and B are only read, and every task writes its own elements of C.
@@ -222,6 +276,9 @@ fn product(
         return;
     }
     let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate };
+    if blocks::pays(rows, columns, depth) {
+        return Blocks::new(product, rows, Vec::new()).run(level);
+    }
     in_tasks(rows, columns, depth, |rows, panels| {
         dispatch_at(level, Task { product, rows, panels });
     });
@@ -300,98 +357,21 @@ impl Kernel for Task<'_> {
         let Task { product, rows, panels } = self;
         let mut scratch = Scratch([MaybeUninit::uninit(); 2 * BLOCK_DEPTH * PANEL]);
         let scratch = scratch.0.as_mut_ptr().cast::<f32>();
-        // SAFETY: the caller's contract: the processor supports S; rows and panels are inside the
-        // product, and scratch is as large as both ask for.
-        unsafe {
-            if rows.len() > 2 * TILE_ROWS && panels.len() >= 4 {
-                product.by_blocks::<S>(rows, panels, scratch);
-            } else {
-                product.by_panels::<S>(rows, panels, scratch);
-            }
-        }
+        // SAFETY: the caller's contract: the processor supports S, rows and panels are inside the
+        // product.
+        unsafe { product.by_panels::<S>(rows, panels, scratch) }
     }
-}
-
-thread_local! {
-    /// A's rows of a task in the order of its tiles, and the sums of a group of panels; kept,
-    /// because fresh ones would cost page faults.
-    static BLOCKS: Cell<(Vec<f32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
 impl Product<'_> {
-    /// Many rows that meet many panels. A is first brought into the order in which tiles read it:
-    /// that leaves the inner loop with constant distances, and no rows of A that fall on the same
-    /// cache sets. Between blocks of depth the sums of a group of panels rest side by side, for
-    /// the same reason: rows of C lie a power of two apart all too often, and would be fetched from
-    /// beyond the second cache each time.
-    ///
-    /// # Safety
-    /// The rows, more than twelve, and the panels lie inside the product; scratch holds two panels
-    /// of BLOCK_DEPTH; the processor supports `S`.
-    #[inline(always)]
-    unsafe fn by_blocks<S: Simd>(
-        &self,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        scratch: *mut f32,
-    ) {
-        let full = self.columns / PANEL;
-        let (mut a, mut sums) = BLOCKS.take();
-        let reserve = |values: &mut Vec<f32>, len| {
-            if values.len() < len {
-                values.resize(len, 0.0);
-            }
-        };
-        reserve(&mut a, rows.len() * self.depth.min(SLAB_DEPTH));
-        reserve(&mut sums, rows.len() * GROUP * PANEL);
-        for slab in stretches(0..self.depth, SLAB_DEPTH) {
-            let blocks = slab.len().div_ceil(BLOCK_DEPTH);
-            let block_depth = slab.len().div_ceil(blocks).next_multiple_of(PART);
-            for depth in stretches(slab.clone(), block_depth) {
-                let to = &mut a[rows.len() * (depth.start - slab.start)..];
-                // SAFETY: rows and depth are inside the product.
-                unsafe { self.pack_a(to, rows.clone(), depth) };
-            }
-            for group in stretches(panels.clone(), GROUP) {
-                for depth in stretches(slab.clone(), block_depth) {
-                    let mut panel = group.start;
-                    while panel < group.end {
-                        let pair = S::LANES == 16 && panel + 2 <= group.end.min(full);
-                        let count = if pair { 2 } else { 1 };
-                        // SAFETY: panel and depth are inside the product, and depth is no longer
-                        // than BLOCK_DEPTH and starts at a multiple of a part; a and sums are as
-                        // large as all tiles of a slab and of a group need.
-                        unsafe {
-                            let at = (panel - group.start) * PANEL * rows.len();
-                            let stretch = Stretch {
-                                rows: rows.clone(),
-                                panel,
-                                depth: depth.clone(),
-                                packed_a: a.as_ptr().add(rows.len() * (depth.start - slab.start)),
-                                sums: sums.as_mut_ptr().add(at),
-                                from_sums: depth.start > slab.start,
-                                to_sums: depth.end < slab.end,
-                                ahead: self.ahead(panel + count, count, depth.clone()),
-                            };
-                            let depth = depth.clone();
-                            let b = self.block_of_b::<S>(panel, count, depth, scratch, BLOCK_DEPTH);
-                            self.tiles::<S, f32>(stretch, count, b);
-                        }
-                        panel += count;
-                    }
-                }
-            }
-        }
-        BLOCKS.set((a, sums));
-    }
-
     /// Few rows, or few panels. Few rows: B is read once, straight from where it lies, several
     /// panels at a time so that enough independent sums are under way; quantised panels are
     /// unpacked into as little scratch as stays in the first cache, so that their bytes, too, are
     /// read once.
     ///
     /// # Safety
-    /// As for [`Product::by_blocks`], for any rows and panels.
+    /// The rows and the panels lie inside the product; scratch holds two panels of BLOCK_DEPTH; the
+    /// processor supports `S`.
     #[inline(always)]
     unsafe fn by_panels<S: Simd>(
         &self,
@@ -468,7 +448,7 @@ impl Product<'_> {
 
     /// What [`Product::block_of_b`] will read for these panels. Quantised panels take so long to
     /// unpack that the processor has fetched them by itself; rows are too many pieces to gain.
-    fn ahead(&self, panel: usize, count: usize, depth: Range<usize>) -> Ahead {
+    pub(crate) fn ahead(&self, panel: usize, count: usize, depth: Range<usize>) -> Ahead {
         let start = (panel * self.depth + depth.start) * PANEL;
         let packed = |at: *const u8, row: usize| Ahead {
             start: at,
@@ -508,7 +488,7 @@ impl Product<'_> {
     /// unless B is f32 panels, scratch holds `count` panels of `apart` rows and depth is no longer;
     /// the processor supports `S`.
     #[inline(always)]
-    unsafe fn block_of_b<S: Simd>(
+    pub(crate) unsafe fn block_of_b<S: Simd>(
         &self,
         panel: usize,
         count: usize,
@@ -546,7 +526,7 @@ impl Product<'_> {
 /// Memory that is needed soon: `pieces` of `len` bytes, `apart` bytes from each other. Only asked
 /// for, so it may reach past what there is.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(crate) struct Ahead {
     start: *const u8,
     len: usize,
     apart: usize,
@@ -556,7 +536,8 @@ struct Ahead {
 }
 
 impl Ahead {
-    const NOTHING: Ahead = Ahead { start: std::ptr::null(), len: 0, apart: 0, pieces: 0, done: 0 };
+    pub(crate) const NOTHING: Ahead =
+        Ahead { start: std::ptr::null(), len: 0, apart: 0, pieces: 0, done: 0 };
 
     /// Cache lines in all.
     fn lines(&self) -> usize {
@@ -587,14 +568,14 @@ const LINE: usize = 64;
 
 /// Where a block of B lies: its first value, and how far rows and panels are apart.
 #[derive(Clone, Copy)]
-struct BlockOfB<E> {
-    b: *const E,
-    row: usize,
-    panel: usize,
+pub(crate) struct BlockOfB<E> {
+    pub(crate) b: *const E,
+    pub(crate) row: usize,
+    pub(crate) panel: usize,
 }
 
 /// A range in pieces of `len`; the last may be shorter.
-fn stretches(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn stretches(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(len).map(move |start| start..end.min(start + len))
 }
@@ -728,16 +709,61 @@ fn transpose(to: &mut [[f32; PANEL]; PANEL], from: &[[f32; PANEL]; PANEL]) {
 /// # Safety
 /// `from` covers H rows and the depth, which is `to.len() / H`.
 #[inline(always)]
-unsafe fn interleave<const H: usize>(to: &mut [f32], from: *const f32, row: usize, step: usize) {
-    for (d, to) in to.as_chunks_mut::<H>().0.iter_mut().enumerate() {
+pub(crate) unsafe fn interleave<const H: usize>(
+    to: &mut [f32],
+    from: *const f32,
+    row: usize,
+    step: usize,
+) {
+    let depth = to.len() / H;
+    let mut done = 0;
+    // Four steps of depth of four rows at once, and of the two rows that a tile of six has
+    // besides, with SSE, which every x86-64 has: one value after another took a tenth of a product
+    // of few columns.
+    #[cfg(target_arch = "x86_64")]
+    if step == 1 && H >= 4 {
+        use std::arch::x86_64::{
+            _MM_TRANSPOSE4_PS, _mm_castps_pd, _mm_cvtsd_f64, _mm_loadu_ps, _mm_storeu_ps,
+            _mm_unpackhi_pd, _mm_unpackhi_ps, _mm_unpacklo_ps,
+        };
+        while done + 4 <= depth {
+            // SAFETY: four values of each of H rows are read, four times H written.
+            unsafe {
+                let (from, to) = (from.add(done), to.as_mut_ptr().add(done * H));
+                let [mut a, mut b, mut c, mut d] =
+                    std::array::from_fn(|r| _mm_loadu_ps(from.add(r * row)));
+                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                for (i, four) in [a, b, c, d].into_iter().enumerate() {
+                    _mm_storeu_ps(to.add(i * H), four);
+                }
+                if H == 6 {
+                    let [a, b] = [4, 5].map(|r| _mm_loadu_ps(from.add(r * row)));
+                    let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+                    for (i, two) in [low, high].into_iter().enumerate() {
+                        let two = _mm_castps_pd(two);
+                        let pair = |step: usize| to.add((2 * i + step) * H + 4).cast::<f64>();
+                        pair(0).write_unaligned(_mm_cvtsd_f64(two));
+                        pair(1).write_unaligned(_mm_cvtsd_f64(_mm_unpackhi_pd(two, two)));
+                    }
+                } else if H == 5 {
+                    for i in 0..4 {
+                        *to.add(i * H + 4) = *from.add(4 * row + i);
+                    }
+                }
+            }
+            done += 4;
+        }
+    }
+    for d in done..depth {
+        let to = &mut to[d * H..(d + 1) * H];
         // SAFETY: the caller's contract.
         unsafe {
             let from = from.add(d * step);
             if row == 1 {
-                *to = from.cast::<[f32; H]>().read();
+                to.copy_from_slice(&from.cast::<[f32; H]>().read());
             } else {
-                for r in 0..H {
-                    to[r] = *from.add(r * row);
+                for (r, to) in to.iter_mut().enumerate() {
+                    *to = *from.add(r * row);
                 }
             }
         }
@@ -745,28 +771,28 @@ unsafe fn interleave<const H: usize>(to: &mut [f32], from: *const f32, row: usiz
 }
 
 /// Some rows of C, where a group of panels starts, and a stretch of depth.
-struct Stretch {
-    rows: Range<usize>,
-    panel: usize,
-    depth: Range<usize>,
+pub(crate) struct Stretch {
+    pub(crate) rows: Range<usize>,
+    pub(crate) panel: usize,
+    pub(crate) depth: Range<usize>,
     /// The rows and depth of A as [`Product::pack_a`] lays them out, or null.
-    packed_a: *const f32,
+    pub(crate) packed_a: *const f32,
     /// The block of B that is needed next.
-    ahead: Ahead,
+    pub(crate) ahead: Ahead,
     /// Where sums rest that are not in C yet, `[row][16 · panels]`; whether they start from there
     /// and whether they go there.
-    sums: *mut f32,
-    from_sums: bool,
-    to_sums: bool,
+    pub(crate) sums: *mut f32,
+    pub(crate) from_sums: bool,
+    pub(crate) to_sums: bool,
 }
 
 impl Product<'_> {
     /// Copies a block of A: tile after tile, each `[depth][height]`.
     ///
     /// # Safety
-    /// The rows, more than twelve, and the depth lie inside the product.
+    /// The rows and the depth lie inside the product.
     #[inline(always)]
-    unsafe fn pack_a(&self, to: &mut [f32], rows: Range<usize>, depth: Range<usize>) {
+    pub(crate) unsafe fn pack_a(&self, to: &mut [f32], rows: Range<usize>, depth: Range<usize>) {
         let mut to = to;
         for (row, height) in tiles_of(rows) {
             let (tile, rest) = to.split_at_mut(height * depth.len());
@@ -778,7 +804,9 @@ impl Product<'_> {
                     6 => interleave::<6>(tile, from, a_row, a_depth),
                     5 => interleave::<5>(tile, from, a_row, a_depth),
                     4 => interleave::<4>(tile, from, a_row, a_depth),
-                    _ => unreachable!("more than twelve rows make no tile of {height}"),
+                    3 => interleave::<3>(tile, from, a_row, a_depth),
+                    2 => interleave::<2>(tile, from, a_row, a_depth),
+                    _ => interleave::<1>(tile, from, a_row, a_depth),
                 }
             }
             to = rest;
@@ -791,18 +819,22 @@ impl Product<'_> {
     /// The stretch lies inside the product, `b` and what the stretch points to cover it; the
     /// processor supports `S`.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, E: Element>(&self, stretch: Stretch, count: usize, b: BlockOfB<E>) {
+    pub(crate) unsafe fn tiles<S: Simd, E: Element>(
+        &self,
+        stretch: Stretch,
+        count: usize,
+        b: BlockOfB<E>,
+    ) {
         let Stretch { rows, panel, depth, packed_a, sums, from_sums, to_sums, mut ahead } = stretch;
         let ahead_per_tile = ahead.lines().div_ceil(rows.len().div_ceil(TILE_ROWS));
         let column = panel * PANEL;
         // Groups end before a panel that is not full, so this is a group of one.
         let ragged = self.columns - column < PANEL;
         let first = rows.start;
-        let dense = !packed_a.is_null();
         for (row, height) in tiles_of(rows) {
             // SAFETY: row, column and depth are inside the product.
             unsafe {
-                let c = self.c.add(row * self.columns + column);
+                let c = self.c.wrapping_add(row * self.columns + column);
                 let mut tile = Tile {
                     from: c.cast_const(),
                     from_row: self.columns,
@@ -817,8 +849,13 @@ impl Product<'_> {
                     b_panel: b.panel,
                     depth: depth.len(),
                 };
+                let mut dense = !packed_a.is_null();
                 if dense {
                     tile.a = packed_a.add((row - first) * depth.len());
+                    // Too small for tiles of its own kind.
+                    if height < LEAST_DENSE {
+                        (tile.a_row, tile.a_depth, dense) = (1, height, false);
+                    }
                 }
                 // The last panel reaches past C's columns: let the tile work on a copy.
                 let mut copy = [0.0f32; TILE_ROWS * PANEL];
@@ -858,7 +895,7 @@ impl Product<'_> {
 }
 
 /// A value of B: f32, or bf16 widened on the way into the register.
-trait Element: Copy {
+pub(crate) trait Element: Copy {
     unsafe fn load<S: Simd>(p: *const Self) -> S::F;
 }
 
@@ -895,6 +932,9 @@ struct Tile<E> {
     b_panel: usize,
     depth: usize,
 }
+
+/// Rows from which on a tile of packed A has constant distances.
+const LEAST_DENSE: usize = 4;
 
 /// A tile and its shape. `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever
 /// the tile's fields say.
@@ -1083,11 +1123,6 @@ pub(crate) mod tests {
             .collect()
     }
 
-    /// Whether y is had in integers, with an error of its own: see the tests there.
-    fn in_integers(w: &PackedMatrix) -> bool {
-        matches!(&w.storage, Storage::Quantised(q) if q.has_integers())
-    }
-
     #[test]
     fn quantised_products_match_their_reference() {
         for level in Level::available() {
@@ -1100,7 +1135,7 @@ pub(crate) mod tests {
                         reference_matmul(&mut y, &x, &w, t, n, k);
                         reference_matmul_dx(&mut dx, &dy, &w, t, n, k);
                         let what = format!("{level:?} {:?} [{n}, {k}] T={t}", packed.dtype());
-                        if !in_integers(&packed) {
+                        if !packed.in_integers() {
                             let mut found = vec![0.0; t * n];
                             matmul_at(level, &mut found, &x, &packed, t, false);
                             assert_near(&found, &y, &format!("y, {what}"));
@@ -1124,7 +1159,7 @@ pub(crate) mod tests {
                 for rows in [1, 2, 3, t] {
                     let product = |w: &PackedMatrix| {
                         let (mut y, mut dx) = (vec![0.0; rows * n], vec![0.0; rows * k]);
-                        if !in_integers(&packed) {
+                        if !packed.in_integers() {
                             matmul_at(level, &mut y, &x[..rows * k], w, rows, false);
                         }
                         matmul_dx_at(level, &mut dx, &dy[..rows * n], w, rows, false);
@@ -1146,7 +1181,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn bits(values: &[f32]) -> Vec<u32> {
+    pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|v| v.to_bits()).collect()
     }
 
@@ -1204,7 +1239,7 @@ pub(crate) mod tests {
 
     #[test]
     fn many_rows_have_the_bits_of_each_alone_beyond_a_slab_of_depth() {
-        let (t, long, short) = (29, SLAB_DEPTH + BLOCK_DEPTH + 40, 300);
+        let (t, long, short) = (29, blocks::SLAB_DEPTH + BLOCK_DEPTH + 40, 300);
         for level in Level::available() {
             for (n, k) in [(short, long), (long, short)] {
                 let (x, dy) = (values(t * k, 2), values(t * n, 3));
@@ -1429,7 +1464,13 @@ pub(crate) mod tests {
             let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate: true };
             let (rows, panels) = (0..c.len() / columns, 0..columns.div_ceil(PANEL));
             // SAFETY: the shapes below fit one another; plain Rust needs no processor feature.
-            unsafe { Task { product, rows, panels }.run::<Sixteen>() };
+            unsafe {
+                if blocks::pays(rows.len(), columns, depth) {
+                    blocks::tests::run::<Sixteen>(product, rows.len(), Vec::new());
+                } else {
+                    Task { product, rows, panels }.run::<Sixteen>();
+                }
+            }
         };
         for (n, k) in [(16, 16), (8, 24), (37, 300), (150, 31), (240, 70), (240, 256)] {
             for t in [1, 2, 3, 4, 5, 6, 7, 12, 13, 64] {
@@ -1441,7 +1482,7 @@ pub(crate) mod tests {
                 for w in weights {
                     let (mut y, mut dx) = (values(t * n, 4), values(t * k, 5));
                     let (mut wide_y, mut wide_dx) = (y.clone(), dx.clone());
-                    if !in_integers(&w) {
+                    if !w.in_integers() {
                         matmul_at(Level::Portable, &mut y, &x, &w, t, true);
                         let a = Strided { start: &x, row: k, depth: 1 };
                         run(&mut wide_y, n, a, panels_of(&w), k);

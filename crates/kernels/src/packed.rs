@@ -250,6 +250,12 @@ impl PackedMatrix {
         self.k
     }
 
+    /// Whether products with it are computed in integers, with an error of their own: see
+    /// [`crate::int8`].
+    pub(crate) fn in_integers(&self) -> bool {
+        matches!(&self.storage, Storage::Quantised(q) if q.has_integers())
+    }
+
     /// How the values are stored.
     pub fn dtype(&self) -> Dtype {
         match &self.storage {

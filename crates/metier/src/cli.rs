@@ -686,9 +686,10 @@ pub(crate) struct BenchArgs {
     /// Adapters trained side by side, each on its own rows
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) adapters: usize,
-    /// Keep all activations: faster, with more memory
-    #[arg(long)]
-    pub(crate) keep_activations: bool,
+    /// Activations between forward and backward: computed again, or kept in this type (faster, with
+    /// more memory)
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = BenchActivations::Recompute)]
+    pub(crate) activations: BenchActivations,
     /// Counted runs (for train: steps), after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
@@ -707,6 +708,18 @@ pub(crate) enum BenchWhat {
     Prefill,
     /// LoRA steps
     Train,
+}
+
+/// What `bench train` does about activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BenchActivations {
+    /// gradient_checkpointing = true
+    Recompute,
+    /// activation_dtype = "bfloat16"
+    Bfloat16,
+    /// activation_dtype = "float32"
+    Float32,
 }
 
 /// Arguments of `doctor`.

@@ -23,7 +23,7 @@ use crate::experts::{ExpertMatrix, Experts};
 use crate::kv::KvCache;
 use crate::linear::{self, Module};
 use crate::params::{self, NormPlace, ParamLayout, Slot};
-use crate::tape::{Activations, Tape};
+use crate::tape::{Activations, Tape, TapeMode};
 use crate::weights;
 use kernels::{KvPages, PackedMatrix};
 use std::ops::Range;
@@ -300,7 +300,7 @@ impl Decoder {
                 let mut out = vec![0.0; x.len()];
                 for l in 0..self.layers.len() {
                     let pages = (&mut cache.k[l][..], &mut cache.v[l][..]);
-                    self.layer_forward(l, &x, &mut out, &mut acts, &layout, pages, adapters);
+                    self.layer_forward(l, &x, &mut out, &mut acts, &layout, pages, adapters, false);
                     std::mem::swap(&mut x, &mut out);
                 }
                 gather(&x, &batch.logit_rows, h)
@@ -319,7 +319,12 @@ impl Decoder {
                     out.resize(before[l].len(), 0.0);
                     let pages = (&mut tape.k_pages[..], &mut tape.v_pages[..]);
                     let acts = &mut tape.activations[index];
-                    self.layer_forward(l, &before[l], out, acts, &layout, pages, adapters);
+                    self.layer_forward(l, &before[l], out, acts, &layout, pages, adapters, false);
+                    if let Some(rounded) = tape.rounded.get_mut(l)
+                        && self.layers[l].experts().is_none()
+                    {
+                        rounded.keep(acts);
+                    }
                 }
                 let last = tape.inputs.last().expect("a tape has L + 1 inputs");
                 tape.gathered = gather(last, &batch.logit_rows, h);
@@ -473,7 +478,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// x [T, H] -> out [T, H]; fills `acts`, and the pages with this batch's keys and values.
+    /// x [T, H] -> out [T, H]; fills `acts`, and the pages with this batch's keys and values. `again`:
+    /// only these are wanted, so what leads to `out` alone is left out.
     fn layer_forward(
         &self,
         l: usize,
@@ -483,6 +489,7 @@ impl Decoder {
         layout: &Layout,
         (k_pages, v_pages): (&mut [f32], &mut [f32]),
         adapters: &AdapterSet,
+        again: bool,
     ) {
         let c = &self.config;
         let layer = &self.layers[l];
@@ -535,19 +542,23 @@ impl Decoder {
         }
         // Feed-forward block.
         let mlp_in = self.normed(l, NormPlace::MlpIn, &acts.mid, &mut acts.mlp_in);
-        out.copy_from_slice(&acts.mid);
         let direct = c.adds_directly();
+        if !again {
+            out.copy_from_slice(&acts.mid);
+        }
         let y = if direct { &mut *out } else { &mut acts.mlp_y[..] };
         match &layer.mlp {
             Mlp::Dense(_) => {
                 project(Module::Gate, &mut acts.gate, mlp_in, false);
                 project(Module::Up, &mut acts.up, mlp_in, false);
                 kernels::gated(c.activation, &mut acts.act, &acts.gate, &acts.up);
-                project(Module::Down, y, &acts.act, direct);
+                if !(again && direct) {
+                    project(Module::Down, y, &acts.act, direct);
+                }
             }
             Mlp::Experts(experts) => experts.forward(y, mlp_in, direct, &mut acts.experts),
         }
-        if !direct {
+        if !direct && !again {
             self.add_block(l, NormPlace::MlpOut, out, &acts.mlp_y);
         }
     }
@@ -642,13 +653,24 @@ impl Decoder {
         let (k_pages, v_pages) = (&mut tape.k_pages[..], &mut tape.v_pages[..]);
         let acts = &mut tape.activations[index];
         let x = &tape.inputs[l];
-        match tape.mode {
-            crate::TapeMode::Recompute => {
-                s.out.resize(x.len(), 0.0);
-                self.layer_forward(l, x, &mut s.out, acts, layout, (k_pages, v_pages), adapters);
+        let again = match tape.mode {
+            TapeMode::Recompute => true,
+            TapeMode::Keep => false,
+            TapeMode::KeepBf16 => layer.experts().is_some(),
+        };
+        if again {
+            s.out.resize(x.len(), 0.0);
+            let pages = (&mut k_pages[..], &mut v_pages[..]);
+            self.layer_forward(l, x, &mut s.out, acts, layout, pages, adapters, true);
+        } else {
+            if let Some(rounded) = tape.rounded.get(l) {
+                rounded.restore(acts, c, l, layout.positions.len());
+                self.normed(l, NormPlace::AttnIn, x, &mut acts.attn_in);
+                self.normed(l, NormPlace::MlpIn, &acts.mid, &mut acts.mlp_in);
+                kernels::gated(c.activation, &mut acts.act, &acts.gate, &acts.up);
             }
             // The pages hold another layer's keys and values by now.
-            crate::TapeMode::Keep => kernels::write_kv(
+            kernels::write_kv(
                 k_pages,
                 v_pages,
                 &acts.k,
@@ -656,7 +678,7 @@ impl Decoder {
                 &segments,
                 c.num_key_value_heads,
                 c.head_dim,
-            ),
+            );
         }
         let project = |module: Module,
                        dx: &mut Vec<f32>,

@@ -162,31 +162,32 @@ pub(crate) fn forward(
     dropout: &DropoutRows,
 ) {
     let (n, k) = (weight.n(), weight.k());
-    let (dora, plain): (Vec<&Group<'_>>, Vec<&Group<'_>>) =
-        groups.iter().partition(|g| g.dora.is_some());
+    let dora = groups.iter().filter_map(|g| Some((g, g.dora?)));
     // What base and adapter yield is scaled before it is added to what was there.
-    let kept = |g: &&Group<'_>| y[g.rows.start * n..g.rows.end * n].to_vec();
-    let kept: Vec<Vec<f32>> = if accumulate { dora.iter().map(kept).collect() } else { Vec::new() };
-    kernels::matmul(y, x, weight, t, accumulate);
-    for (i, group) in dora.iter().enumerate() {
-        let y = &mut y[group.rows.start * n..group.rows.end * n];
-        let x = &x[group.rows.start * k..group.rows.end * k];
+    let kept = |(g, _): (&Group<'_>, _)| y[g.spans(n, k).1].to_vec();
+    let kept: Vec<Vec<f32>> =
+        if accumulate { dora.clone().map(kept).collect() } else { Vec::new() };
+    // Adapters that read what the base reads ride along with it.
+    let riding = refs(groups.iter().filter(|g| !g.drops(dropout)));
+    kernels::matmul_lora(y, x, weight, t, accumulate, &riding);
+    for (i, (group, dora)) in dora.enumerate() {
+        let (ins, outs) = group.spans(n, k);
+        let y = &mut y[outs];
         if accumulate {
-            kernels::matmul(y, x, weight, group.rows.len(), false);
+            let rows = group.rows.len();
+            kernels::matmul_lora(y, &x[ins], weight, rows, false, &[(0..rows, group.lora)]);
         }
-        kernels::lora(y, x, &[(0..group.rows.len(), group.lora)], n, k);
-        multiply_rows(y, group.dora.map_or(&[], |d| &d.gain));
+        multiply_rows(y, &dora.gain);
         if let Some(kept) = kept.get(i) {
             kernels::add_scaled(y, kept, 1.0);
         }
     }
+    if let Some(dropped) = dropped(x, k, groups, dropout) {
+        let dropping = refs(groups.iter().filter(|g| g.drops(dropout)));
+        kernels::lora(y, &dropped, &dropping, n, k);
+    }
     if let Some(bias) = bias {
         kernels::add_row(y, bias);
-    }
-    if !plain.is_empty() {
-        let dropped = dropped(x, k, &plain, dropout);
-        let groups: Vec<_> = plain.iter().map(|g| (g.rows.clone(), g.lora)).collect();
-        kernels::lora(y, dropped.as_deref().unwrap_or(x), &groups, n, k);
     }
 }
 
@@ -212,8 +213,8 @@ pub(crate) fn backward<'d>(
         let (ins, outs) = group.spans(n, k);
         // The forward does not keep what is brought to its length: x·Wᵀ and the adapter's part.
         let mut z = vec![0.0; outs.len()];
-        kernels::matmul(&mut z, &x[ins.clone()], weight, group.rows.len(), false);
-        kernels::lora(&mut z, &x[ins], &[(0..group.rows.len(), group.lora)], n, k);
+        let rows = group.rows.len();
+        kernels::matmul_lora(&mut z, &x[ins], weight, rows, false, &[(0..rows, group.lora)]);
         let dy = &mut dy.to_mut()[outs];
         if let Some(own) = adapters.grads(group.slot, layer, module, grads) {
             for (z, dy) in z.chunks_exact(n).zip(dy.chunks_exact(n)) {
@@ -223,33 +224,36 @@ pub(crate) fn backward<'d>(
         }
         multiply_rows(dy, &dora.gain);
     }
-    kernels::matmul_dx(dx, &dy, weight, t, accumulate);
-    let all: Vec<&Group<'_>> = groups.iter().collect();
-    let dropped = dropped(x, k, &all, dropout);
+    let riding = refs(groups.iter().filter(|g| !g.drops(dropout)));
+    let mut ridden = kernels::matmul_dx_lora(dx, &dy, weight, t, accumulate, &riding).into_iter();
+    let dropped = dropped(x, k, groups, dropout);
     let x = dropped.as_deref().unwrap_or(x);
     for group in groups {
         let (ins, outs) = group.spans(n, k);
         let (x, dy, dx) = (&x[ins.clone()], &dy[outs], &mut dx[ins]);
-        let (t, r) = (group.rows.len(), group.lora.a.n());
-        // An adapter that is not trained still passes the gradient on to `dx`.
-        let mut unused;
-        let (da, db) = match adapters.grads(group.slot, layer, module, grads) {
-            Some(own) => (own.a, own.b),
-            None => {
-                unused = (vec![0.0; r * k], vec![0.0; n * r]);
-                (&mut unused.0[..], &mut unused.1[..])
-            }
-        };
-        if group.drops(dropout) {
+        let t = group.rows.len();
+        let dh = if group.drops(dropout) {
             let mut part = vec![0.0; dx.len()];
-            kernels::lora_backward(&mut part, da, db, dy, x, t, group.lora);
+            let dh = kernels::lora_dx(&mut part, dy, t, group.lora);
             group.drop(&mut part, k, dropout);
             kernels::add_scaled(dx, &part, 1.0);
+            dh
         } else {
-            kernels::lora_backward(dx, da, db, dy, x, t, group.lora);
+            ridden.next().expect("one result for each adapter that rode along")
+        };
+        // An adapter that is not trained still passed the gradient on to `dx`.
+        if let Some(own) = adapters.grads(group.slot, layer, module, grads) {
+            kernels::lora_grads(own.a, own.b, dy, &dh, x, t, group.lora);
         }
     }
     dy
+}
+
+/// Groups as the kernels take them.
+fn refs<'a: 'b, 'b>(
+    groups: impl Iterator<Item = &'b Group<'a>>,
+) -> Vec<(Range<usize>, LoraRef<'a>)> {
+    groups.map(|g| (g.rows.clone(), g.lora)).collect()
 }
 
 impl Group<'_> {
@@ -278,7 +282,7 @@ impl Group<'_> {
 }
 
 /// x with values dropped in the rows of groups that drop any; None where none does.
-fn dropped(x: &[f32], k: usize, groups: &[&Group<'_>], rows: &DropoutRows) -> Option<Vec<f32>> {
+fn dropped(x: &[f32], k: usize, groups: &[Group<'_>], rows: &DropoutRows) -> Option<Vec<f32>> {
     let mut copy: Option<Vec<f32>> = None;
     for group in groups.iter().filter(|g| g.drops(rows)) {
         let x = copy.get_or_insert_with(|| x.to_vec());

@@ -3,6 +3,7 @@
 use crate::batch::Layout;
 use crate::config::{DecoderConfig, FeedForward, NormPlacement, QkNorm};
 use crate::experts::ExpertActivations;
+use half::bf16;
 
 /// How much the tape keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum TapeMode {
     Recompute,
     /// Every activation of every layer: a quarter less arithmetic, far more memory.
     Keep,
+    /// As [`TapeMode::Keep`], but what a matrix or attention yields is kept in bf16, and what takes no
+    /// product is computed again: a third of the memory. The forward is not rounded; gradients are
+    /// those of activations with seven bits. Layers of experts are computed again.
+    KeepBf16,
 }
 
 /// Buffers of a training step, reused from step to step.
@@ -19,8 +24,10 @@ pub struct Tape {
     pub(crate) mode: TapeMode,
     /// Input of each layer and, last, of the final norm: L + 1 times [T, H].
     pub(crate) inputs: Vec<Vec<f32>>,
-    /// One set of activations when recomputing, L when keeping.
+    /// L sets of activations when keeping them, otherwise one.
     pub(crate) activations: Vec<Activations>,
+    /// Per layer, when keeping in bf16.
+    pub(crate) rounded: Vec<Rounded>,
     /// Transient pages of one layer.
     pub(crate) k_pages: Vec<f32>,
     pub(crate) v_pages: Vec<f32>,
@@ -33,14 +40,13 @@ pub struct Tape {
 impl Tape {
     /// An empty tape; buffers grow with the first batch.
     pub fn new(config: &DecoderConfig, mode: TapeMode) -> Tape {
-        let sets = match mode {
-            TapeMode::Recompute => 1,
-            TapeMode::Keep => config.num_hidden_layers,
-        };
+        let sets = if mode == TapeMode::Keep { config.num_hidden_layers } else { 1 };
+        let rounded = if mode == TapeMode::KeepBf16 { config.num_hidden_layers } else { 0 };
         Tape {
             mode,
             inputs: vec![Vec::new(); config.num_hidden_layers + 1],
             activations: (0..sets).map(|_| Activations::default()).collect(),
+            rounded: (0..rounded).map(|_| Rounded::default()).collect(),
             k_pages: Vec::new(),
             v_pages: Vec::new(),
             gathered: Vec::new(),
@@ -55,9 +61,13 @@ impl Tape {
         let layers = 0..config.num_hidden_layers;
         let widths = layers.map(|l| Activations::widths(config, l).iter().sum::<usize>());
         let (largest, all) = (widths.clone().max().unwrap_or(0), widths.sum::<usize>());
+        let rounded =
+            (0..config.num_hidden_layers).map(|l| Rounded::width(config, l)).sum::<usize>();
         let kept = match mode {
             TapeMode::Recompute => largest,
             TapeMode::Keep => all,
+            // Two bytes each.
+            TapeMode::KeepBf16 => largest + rounded / 2,
         };
         // The backward has one gradient for each activation of a layer, but of two norms' outputs
         // only one; beside them the gradient of the stream and the layer's output, computed again.
@@ -70,10 +80,7 @@ impl Tape {
 
     /// Which activations hold layer `layer`.
     pub(crate) fn activation_index(&self, layer: usize) -> usize {
-        match self.mode {
-            TapeMode::Recompute => 0,
-            TapeMode::Keep => layer,
-        }
+        if self.mode == TapeMode::Keep { layer } else { 0 }
     }
 }
 
@@ -143,9 +150,9 @@ impl Activations {
         ]
     }
 
-    /// Makes room for `t` rows of layer `layer`.
-    pub(crate) fn resize(&mut self, config: &DecoderConfig, layer: usize, t: usize) {
-        let buffers = [
+    /// The buffers, in the order of the fields but for the experts'.
+    fn buffers(&mut self) -> [&mut Vec<f32>; 14] {
+        [
             &mut self.attn_in,
             &mut self.q_raw,
             &mut self.k_raw,
@@ -160,9 +167,57 @@ impl Activations {
             &mut self.up,
             &mut self.act,
             &mut self.mlp_y,
-        ];
-        for (buffer, width) in buffers.into_iter().zip(Activations::widths(config, layer)) {
+        ]
+    }
+
+    /// Makes room for `t` rows of layer `layer`.
+    pub(crate) fn resize(&mut self, config: &DecoderConfig, layer: usize, t: usize) {
+        for (buffer, width) in self.buffers().into_iter().zip(Activations::widths(config, layer)) {
             buffer.resize(t * width, 0.0);
+        }
+    }
+}
+
+/// What [`TapeMode::KeepBf16`] keeps of one layer.
+#[derive(Default)]
+pub(crate) struct Rounded {
+    buffers: [Vec<bf16>; Rounded::KEPT.len()],
+}
+
+impl Rounded {
+    /// Those of [`Activations::buffers`] that cost a product: without the normed inputs and f(gate)·up.
+    const KEPT: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13];
+
+    /// Values per token.
+    fn width(config: &DecoderConfig, layer: usize) -> usize {
+        let widths = Activations::widths(config, layer);
+        match config.layers[layer].feed_forward {
+            FeedForward::Dense => Rounded::KEPT.iter().map(|&i| widths[i]).sum(),
+            FeedForward::Experts => 0,
+        }
+    }
+
+    /// Takes over what `acts` hold.
+    pub(crate) fn keep(&mut self, acts: &mut Activations) {
+        let from = acts.buffers();
+        for (to, i) in self.buffers.iter_mut().zip(Rounded::KEPT) {
+            to.resize(from[i].len(), bf16::ZERO);
+            kernels::to_bf16(to, from[i]);
+        }
+    }
+
+    /// Gives it back; the rest of `acts` is only made room for.
+    pub(crate) fn restore(
+        &self,
+        acts: &mut Activations,
+        config: &DecoderConfig,
+        layer: usize,
+        t: usize,
+    ) {
+        acts.resize(config, layer, t);
+        let to = acts.buffers();
+        for (from, i) in self.buffers.iter().zip(Rounded::KEPT) {
+            kernels::from_bf16(to[i], from);
         }
     }
 }

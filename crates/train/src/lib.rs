@@ -35,7 +35,7 @@ pub use optimizer::AdamW;
 pub use output::{LOG_FILE, ReportTo, is_running, tokenizer_files};
 pub use plan::{
     DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PREFERENCE_LEARNING_RATE,
-    DEFAULT_PRETRAINING_LEARNING_RATE, Method, SaveDtype, StepSize, TrainPlan,
+    DEFAULT_PRETRAINING_LEARNING_RATE, FloatDtype, Method, StepSize, TrainPlan,
 };
 pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
 pub use run::{Job, TrainOutcome, TrainStatus, run, run_together};

@@ -41,11 +41,12 @@ pub enum StepSize {
     Tokens(usize),
 }
 
-/// Type of the saved weights of full fine-tuning; adapters are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Type of saved weights or kept activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SaveDtype {
-    /// As trained.
+pub enum FloatDtype {
+    /// As computed.
+    #[default]
     Float32,
     /// Rounded to nearest even: half the size.
     Bfloat16,
@@ -145,6 +146,10 @@ pub struct TrainPlan {
     /// Keep only layer inputs for the backward and compute the rest again: far less memory for
     /// about a third more arithmetic.
     pub gradient_checkpointing: bool,
+    /// Type of the activations that are kept where gradient_checkpointing is off. bfloat16 takes a
+    /// third of the memory, rounds what gradients are computed from, and nothing in the forward.
+    #[serde(default)]
+    pub activation_dtype: FloatDtype,
     /// Largest share of rows that may be unusable (too long, nothing supervised).
     pub max_dropped_share: f64,
     /// Text only: share of the blocks that is held out.
@@ -164,8 +169,8 @@ pub struct TrainPlan {
     pub load_best_model_at_end: bool,
     /// Stop after so many measurements of the held-out loss without a new lowest one; 0 never does.
     pub early_stopping_patience: u64,
-    /// Type of saved weights in full fine-tuning.
-    pub save_dtype: SaveDtype,
+    /// Type of saved weights in full fine-tuning; adapters are always f32.
+    pub save_dtype: FloatDtype,
     /// Where the numbers of the run go beside its log.
     #[serde(default)]
     pub report_to: Vec<ReportTo>,
@@ -230,6 +235,7 @@ impl TrainPlan {
             step_size: if text { StepSize::Tokens(16_384) } else { StepSize::Rows(16) },
             micro_batch_tokens: 2048,
             gradient_checkpointing: true,
+            activation_dtype: FloatDtype::Float32,
             max_dropped_share: 0.05,
             held_out_share: 0.01,
             held_out_block_bytes: 64 << 10,
@@ -239,7 +245,7 @@ impl TrainPlan {
             save_total_limit: 2,
             load_best_model_at_end: true,
             early_stopping_patience: 0,
-            save_dtype: SaveDtype::Float32,
+            save_dtype: FloatDtype::Float32,
             report_to: Vec::new(),
         }
     }
@@ -304,6 +310,10 @@ impl TrainPlan {
         if self.max_length < 2 || self.max_length > config.max_position_embeddings {
             let most = format!("2 to the base's context of {}", config.max_position_embeddings);
             return bad("max_length", &self.max_length, &most);
+        }
+        if self.gradient_checkpointing && self.activation_dtype != FloatDtype::Float32 {
+            let expected = "float32, or gradient_checkpointing = false: nothing is kept otherwise";
+            return bad("activation_dtype", &"bfloat16", expected);
         }
         let (StepSize::Rows(size) | StepSize::Tokens(size)) = self.step_size;
         for (field, value) in [
@@ -405,7 +415,11 @@ impl TrainPlan {
     }
 
     pub(crate) fn tape_mode(&self) -> TapeMode {
-        if self.gradient_checkpointing { TapeMode::Recompute } else { TapeMode::Keep }
+        match (self.gradient_checkpointing, self.activation_dtype) {
+            (true, _) => TapeMode::Recompute,
+            (false, FloatDtype::Float32) => TapeMode::Keep,
+            (false, FloatDtype::Bfloat16) => TapeMode::KeepBf16,
+        }
     }
 
     fn deciding(&self) -> serde_json::Map<String, serde_json::Value> {

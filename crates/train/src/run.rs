@@ -129,6 +129,12 @@ pub fn run_together(
             let expected = "lora, where several trainings share a base";
             return Err(TrainError::plan("method", "full", expected));
         }
+        // What is rounded must not depend on the company.
+        let rounds = |job: &Job<'_>| job.plan.tape_mode() == model::TapeMode::KeepBf16;
+        if rounds(job) != rounds(&jobs[0]) {
+            let expected = "the same in all trainings that share a base";
+            return Err(TrainError::plan("activation_dtype", "different ones", expected));
+        }
     }
     let observer = RefCell::new(observer);
     let mut tell: Vec<_> = (0..jobs.len())

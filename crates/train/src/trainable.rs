@@ -2,7 +2,7 @@
 
 use crate::error::TrainError;
 use crate::optimizer::ParamGroup;
-use crate::plan::{Method, SaveDtype, TrainPlan};
+use crate::plan::{FloatDtype, Method, TrainPlan};
 use model::{AdapterSet, Decoder, Grads, LoraAdapter, WeightDtype};
 use std::ops::Range;
 use std::path::Path;
@@ -175,7 +175,7 @@ impl Trainable {
         decoder: &Decoder,
         base_name: &str,
         base_digest: &str,
-        dtype: SaveDtype,
+        dtype: FloatDtype,
         metadata: &[(String, String)],
     ) -> Result<(), TrainError> {
         match &self.kind {
@@ -188,8 +188,8 @@ impl Trainable {
             }
             Kind::Full { .. } => {
                 let dtype = match dtype {
-                    SaveDtype::Float32 => WeightDtype::F32,
-                    SaveDtype::Bfloat16 => WeightDtype::Bf16,
+                    FloatDtype::Float32 => WeightDtype::F32,
+                    FloatDtype::Bfloat16 => WeightDtype::Bf16,
                 };
                 decoder.save(dir, dtype)?;
             }

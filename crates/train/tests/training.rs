@@ -258,7 +258,10 @@ fn every_way(dir: &Path) -> Vec<(String, TrainPlan, TrainData)> {
 fn resuming_changes_no_bit_whatever_is_trained() {
     let never = AtomicBool::new(false);
     let dir = Path::new("unused");
-    for (name, plan, data) in every_way(dir) {
+    let rounded = rounded(TrainPlan { max_steps: 5, ..plan(Method::Lora, dir) });
+    let rounded_data = data(&rounded);
+    let ways = every_way(dir).into_iter().chain([("bf16".into(), rounded, rounded_data)]);
+    for (name, plan, data) in ways {
         let file = weights_file(plan.method);
         let whole = tempfile::tempdir().unwrap();
         let plan = TrainPlan { output_dir: whole.path().to_owned(), ..plan };
@@ -282,6 +285,48 @@ fn resuming_changes_no_bit_whatever_is_trained() {
             assert!(found == expected, "{name}, stopped after step {stop_at}");
         }
     }
+}
+
+/// The plan with activations kept in bf16.
+fn rounded(plan: TrainPlan) -> TrainPlan {
+    let activation_dtype = FloatDtype::Bfloat16;
+    TrainPlan { gradient_checkpointing: false, activation_dtype, ..plan }
+}
+
+#[test]
+fn activations_in_bf16_do_not_hurt() {
+    let losses = |change: fn(TrainPlan) -> TrainPlan, micro_batch_tokens: usize| -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = TrainPlan { micro_batch_tokens, ..plan(Method::Lora, dir.path()) };
+        simply(&change(plan), false).unwrap();
+        let of = |e: &Event| if let Event::Step { loss, .. } = e { Some(*loss) } else { None };
+        log_events(dir.path()).iter().filter_map(of).collect()
+    };
+    let (exact, rounded_losses) = (losses(|plan| plan, 24), losses(rounded, 24));
+    assert!(exact[8] < 0.8 * exact[0], "it learns: {exact:?}");
+    assert_eq!(exact[0], rounded_losses[0], "the forward is not rounded");
+    assert_ne!(exact, rounded_losses);
+    for (a, b) in exact.iter().zip(&rounded_losses) {
+        assert!((a - b).abs() < 5e-3 * a, "{exact:?} and {rounded_losses:?}");
+    }
+    // Each row is rounded by itself.
+    assert_eq!(rounded_losses[0], losses(rounded, 10_000)[0]);
+}
+
+#[test]
+fn runs_that_round_and_runs_that_do_not_are_kept_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let exact = plan(Method::Lora, &dir.path().join("a"));
+    let rounding = rounded(plan(Method::Lora, &dir.path().join("b")));
+    let (data, provenance) = (data(&exact), Provenance::default());
+    let job = |plan| Job { plan, data: &data, provenance: &provenance };
+    let never = AtomicBool::new(false);
+    let jobs = [job(&exact), job(&rounding)];
+    let error = run_together(&jobs, &mut decoder(), false, &mut |_, _| {}, &never).unwrap_err();
+    assert!(error.to_string().starts_with("activation_dtype: found different ones"), "{error}");
+    let useless = TrainPlan { gradient_checkpointing: true, ..rounding };
+    let error = useless.validate(&config()).unwrap_err();
+    assert!(error.to_string().starts_with("activation_dtype: found bfloat16"), "{error}");
 }
 
 #[test]

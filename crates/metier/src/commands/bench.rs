@@ -1,12 +1,13 @@
 //! `metier bench`: how fast a model runs here, and how near that is to what the machine can do.
 
-use crate::cli::{BenchArgs, BenchWhat};
+use crate::cli::{BenchActivations, BenchArgs, BenchWhat};
 use crate::exit;
 use crate::machine::{self, ROOFLINE_BYTES, Roofline};
 use crate::progress;
 use crate::resolve::{self, Base};
 use ::train::{
-    Job, MemoryEstimate, Method, Objective, Provenance, Row, StepSize, TrainData, TrainPlan,
+    FloatDtype, Job, MemoryEstimate, Method, Objective, Provenance, Row, StepSize, TrainData,
+    TrainPlan,
 };
 use anyhow::{Result, bail};
 use engine::{Engine, Event, SamplingParams, SequenceRequest};
@@ -105,7 +106,11 @@ fn train(args: &BenchArgs) -> Result<ExitCode> {
         // One micro-batch for the rows of all adapters, or of as many as memory is planned for.
         micro_batch_tokens: args.rows * length,
         max_steps: args.runs as u64 + 1,
-        gradient_checkpointing: !args.keep_activations,
+        gradient_checkpointing: args.activations == BenchActivations::Recompute,
+        activation_dtype: match args.activations {
+            BenchActivations::Bfloat16 => FloatDtype::Bfloat16,
+            BenchActivations::Recompute | BenchActivations::Float32 => FloatDtype::Float32,
+        },
         eval_steps: 0,
         save_steps: 0,
         ..TrainPlan::new(Method::Lora, Objective::Sft, config)
@@ -169,7 +174,7 @@ fn train(args: &BenchArgs) -> Result<ExitCode> {
     let speed =
         Speed { min: rates[0], median: rates[rates.len() / 2], max: rates[rates.len() - 1] };
     // Forward, and the gradient of the inputs; with recomputation another forward.
-    let passes = if args.keep_activations { 2.0 } else { 3.0 };
+    let passes = if args.activations == BenchActivations::Recompute { 3.0 } else { 2.0 };
     let share = speed.median * passes * flops_per_token / roofline.flops_per_second;
     if args.json {
         println!(
@@ -177,7 +182,7 @@ fn train(args: &BenchArgs) -> Result<ExitCode> {
             serde_json::json!({
                 "what": args.what, "model": args.model, "tokens_per_second": speed,
                 "rows": args.rows, "length": length, "r": args.r, "adapters": args.adapters,
-                "keep_activations": args.keep_activations, "runs": args.runs, "losses": losses,
+                "activations": args.activations, "runs": args.runs, "losses": losses,
                 "peak_rss_bytes": peak, "expected_peak_bytes": expected,
                 "weight_bytes": weight_bytes, "roofline": roofline, "roofline_share": share,
                 "machine": machine::detect(),
