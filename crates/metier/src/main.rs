@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod config;
 mod exit;
+mod general_text;
 mod hub;
 mod licences;
 mod machine;

@@ -1,6 +1,7 @@
 //! From conversations and texts to rows of token ids, each id marked as learnt or not.
 
 use crate::error::{TrainError, name_some};
+use crate::forgetting::GeneralText;
 use crate::plan::TrainPlan;
 use data::{Answers, Document, Example, Preference};
 use rayon::prelude::*;
@@ -76,6 +77,8 @@ pub struct TrainData {
     pub held_out: Vec<Row>,
     /// Bytes of the held-out text, for bits per byte; 0 for conversations.
     pub held_out_bytes: u64,
+    /// Read before and after, to tell what was forgotten; nothing is learnt of it.
+    pub general: GeneralText,
     /// About `train`.
     pub train_report: RowReport,
     /// About `held_out`.
@@ -192,7 +195,8 @@ impl TrainData {
         if train.is_empty() {
             return Err(TrainError::NoData("the training set is empty".into()));
         }
-        Ok(TrainData { train, held_out, held_out_bytes: 0, train_report, held_out_report })
+        let general = GeneralText::default();
+        Ok(TrainData { train, held_out, held_out_bytes: 0, general, train_report, held_out_report })
     }
 
     /// Cuts documents into blocks of about `held_out_block_bytes` at paragraph ends, holds out
@@ -242,7 +246,8 @@ impl TrainData {
             ));
         }
         let (train_report, held_out_report) = (report(&train), report(&held_out));
-        Ok(TrainData { train, held_out, held_out_bytes, train_report, held_out_report })
+        let general = GeneralText::default();
+        Ok(TrainData { train, held_out, held_out_bytes, general, train_report, held_out_report })
     }
 
     /// SHA-256 over all rows, by ids and masks in order.

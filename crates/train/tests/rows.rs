@@ -128,6 +128,7 @@ fn text_is_learnt_whole_and_blocks_are_held_out() {
 fn digest_tells_rows_masks_and_sets_apart() {
     let row = |id: u32, learnt: bool| Row::new("r", vec![1, id], vec![false, learnt]);
     let data = |train: Vec<Row>, held_out: Vec<Row>| TrainData {
+        general: GeneralText::default(),
         train,
         held_out,
         held_out_bytes: 0,
