@@ -151,8 +151,8 @@ pub fn run_together(
     let tape = Tape::new(decoder.config(), mode);
     let mut group = Group { decoder, adapters, tape, grads, lanes };
     group.start(resume, cancel)?;
-    group.go(cancel)?;
-    group.finish(cancel)
+    let ended = group.go(cancel).and_then(|()| group.finish(cancel));
+    ended.map_err(|error| group.stopped(error))
 }
 
 /// The runs that share a base.
@@ -956,8 +956,25 @@ impl Group<'_> {
         }
     }
 
+    /// A file that could not be written, with the checkpoints that stand.
+    fn stopped(&self, source: TrainError) -> TrainError {
+        let Some(io) = source.io_source() else { return source };
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let hint = match io.kind() {
+            StorageFull | QuotaExceeded => "make room on the disk",
+            FileTooLarge => "allow larger files (ulimit -f)",
+            _ => "see to it that the folder can be written",
+        };
+        let stands = self.lanes.iter().map(|lane| match lane.saved_step {
+            Some(step) => format!("{} stands", checkpoint::path(&lane.output.dir, step).display()),
+            None => format!("{} has no checkpoint yet", lane.output.dir.display()),
+        });
+        let stands = format!("the training stopped; {}", name_some(stands));
+        TrainError::Stopped { source: Box::new(source), stands, hint }
+    }
+
     /// Writes every lane's result, or after an interruption its checkpoint.
-    fn finish(mut self, cancel: &AtomicBool) -> Result<Vec<TrainOutcome>, TrainError> {
+    fn finish(&mut self, cancel: &AtomicBool) -> Result<Vec<TrainOutcome>, TrainError> {
         let mut outcomes = Vec::new();
         for lane in &mut self.lanes {
             let mut status = lane.ended.unwrap_or(TrainStatus::Interrupted);

@@ -439,6 +439,29 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     }
 }
 
+/// One bit anywhere in the state: in a number, a name, a digest, a setting of the plan.
+#[test]
+fn a_flipped_bit_in_the_state_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    simply(&plan, false).unwrap();
+    let file = dir.path().join("checkpoint-9/state.json");
+    let whole = fs::read(&file).unwrap();
+    for at in (0..whole.len()).step_by(whole.len() / 40) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        let mut fell_back = false;
+        let note = |event: &Event| fell_back |= matches!(event, Event::Resumed { step: 8, .. });
+        go(&plan, &mut decoder(), &data(&plan), true, note, &AtomicBool::new(false)).unwrap();
+        assert!(
+            fell_back,
+            "byte {at}: {}",
+            String::from_utf8_lossy(&bytes[at.max(30) - 30..at + 1])
+        );
+    }
+}
+
 #[test]
 fn output_folder_is_not_overwritten_or_shared() {
     let dir = tempfile::tempdir().unwrap();
@@ -653,7 +676,7 @@ fn event_files_hold_each_step_once() {
 fn general() -> GeneralText {
     let piece = |n: u32| {
         let ids: Vec<u32> = (0..12 + n).map(|p| 3 + (n * 19 + p * p * 3) % 60).collect();
-        let mask = (0..ids.len()).map(|p| n % 2 == 0 || p % 3 != 1).collect();
+        let mask = (0..ids.len()).map(|p| n.is_multiple_of(2) || p % 3 != 1).collect();
         Piece { bytes: ids.len() * 2, ids, mask }
     };
     GeneralText { what: "numbers".into(), pieces: (0..5).map(piece).collect() }
