@@ -141,8 +141,8 @@ fn a_full_disk_costs_no_more_than_the_work_since_the_checkpoint() {
     trained(dir, "whole");
     let size = |name: &str| fs::metadata(dir.join("whole").join(name)).unwrap().len();
     let checkpoint = size("checkpoint-7/tensors.safetensors");
-    // Room for the four smaller checkpoints at two at a time, and not for the first large one beside
-    // them; then for nothing at all; then for all of it.
+    // Room for two checkpoints, and not for a third beside them before the oldest goes; then for nothing
+    // at all; then for all of it.
     let first = (checkpoint * 9 / 4) >> 10;
     let output = within(&format!(
         "mount -o remount,size={first}k disk\n\
@@ -156,8 +156,13 @@ fn a_full_disk_costs_no_more_than_the_work_since_the_checkpoint() {
     let said = said(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("ended 1") && said.contains("ended again 1"), "{said}");
-    assert!(said.contains("No space left on device"), "{said}");
-    assert!(said.contains("make room on the disk") && said.contains("stands"), "{said}");
+    for file in ["tensors.safetensors", "train_log.jsonl"] {
+        assert!(said.contains(&format!("{file}: No space left on device")), "{said}");
+    }
+    let told = "checkpoint-2 stands\nhint: make room on the disk";
+    assert_eq!(said.matches(told).count(), 2, "{said}");
+    // After the resume no step is lost but those since the checkpoint.
+    assert!(said.contains("resumed after step 2"), "{said}");
     assert!(!said.contains("panicked") && !said.contains(".tmp\n"), "{said}");
     assert!(adapter(dir, "kept/out") == adapter(dir, "whole"), "the resumed adapter differs");
 }

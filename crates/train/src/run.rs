@@ -150,8 +150,8 @@ pub fn run_together(
     let mode = jobs.first().map_or(model::TapeMode::Recompute, |job| job.plan.tape_mode());
     let tape = Tape::new(decoder.config(), mode);
     let mut group = Group { decoder, adapters, tape, grads, lanes };
-    group.start(resume, cancel)?;
-    let ended = group.go(cancel).and_then(|()| group.finish(cancel));
+    let started = group.start(resume, cancel);
+    let ended = started.and_then(|()| group.go(cancel)).and_then(|()| group.finish(cancel));
     ended.map_err(|error| group.stopped(error))
 }
 
@@ -452,6 +452,7 @@ impl<'a> Lane<'a> {
             let message = "there is no checkpoint to resume from: starting at step 0".to_owned();
             return self.output.event(&Event::Warning { message });
         };
+        self.saved_step = Some(found.state.step);
         self.output.rewind_log(Some(found.state.step))?;
         for problem in found.problems {
             let message = format!("{problem}; taking the checkpoint before it");
@@ -462,7 +463,6 @@ impl<'a> Lane<'a> {
         self.optimizer.exp_avg_sq = found.exp_avg_sq;
         self.best = found.best;
         self.state = found.state;
-        self.saved_step = Some(self.state.step);
         self.output.event(&Event::Resumed { step: self.state.step, path: found.path })
     }
 
