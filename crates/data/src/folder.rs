@@ -107,6 +107,29 @@ pub fn files_of(path: &Path, split: FolderSplit) -> Result<Vec<PathBuf>, DataErr
     Ok(files)
 }
 
+/// Whether `path` is plain text, by names alone: a `.txt` or `.md` file, or a folder with such files and
+/// no file of rows (the card of a data set is none).
+pub fn is_text(path: &Path) -> bool {
+    if !path.is_dir() {
+        return crate::readers::text::is_text_file(path);
+    }
+    let mut open = vec![path.to_owned()];
+    let mut found = false;
+    while let Some(folder) = open.pop() {
+        for child in children(&folder).unwrap_or_default() {
+            // A linked folder could contain itself.
+            if child.is_dir() && !child.is_symlink() {
+                open.push(child);
+            } else if is_known(&child) {
+                return false;
+            } else {
+                found |= crate::readers::text::is_text_file(&child);
+            }
+        }
+    }
+    found
+}
+
 fn children(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let io = |source| DataError::Io { path: folder.to_owned(), action: "read", source };
     let entries = fs::read_dir(folder).map_err(io)?;

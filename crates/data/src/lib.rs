@@ -29,7 +29,7 @@ pub use dedup::{
 };
 pub use error::{DataError, Problem, RowErrors};
 pub use example::{Example, Origin, make_ids_unique};
-pub use folder::{FolderSplit, files_of, license_of};
+pub use folder::{FolderSplit, files_of, is_text, license_of};
 pub use leak::{Leak, LeakKind, LeakOptions, LeakReport, leak_check};
 pub use mix::{Drawn, mix};
 pub use normalise::normalise;

@@ -6,7 +6,7 @@ use crate::licences;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
-use train::{HeldOut, Manifest};
+use train::{Forgetting, HeldOut, Manifest};
 
 /// Name of the card in a model's folder.
 pub(crate) const FILE: &str = "README.md";
@@ -231,6 +231,14 @@ fn training(out: &mut String, m: &Manifest) {
         out.push_str("| not measured: no rows were held out | | |\n");
     }
     let _ = writeln!(out, "\nThe weights are those of step {}.", m.saved_step);
+    if let Some(guard) = &m.guard {
+        let _ = writeln!(
+            out,
+            "\nWhat it costs in general ability, on a text that has nothing to do with the task: {}.",
+            // Where a file lies is nobody's business.
+            Forgetting { text: file_name(&guard.text), ..guard.clone() }.sentence()
+        );
+    }
     out.push_str("\n## Where it comes from\n\n| | SHA-256 |\n|---|---|\n");
     let files: Vec<String> = m.data_files.iter().map(|f| file_name(f)).collect();
     for (what, digest) in [

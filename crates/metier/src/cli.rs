@@ -349,6 +349,9 @@ pub(crate) struct TrainArgs {
     /// Seed of initialisation and order
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    /// General text on which forgetting is measured: a file or folder, or `off` [default: a bundled one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) guard: Option<PathBuf>,
     /// Write the numbers for these too, beside the log: tensorboard
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["tensorboard"])]
     pub(crate) report_to: Vec<String>,

@@ -6,7 +6,7 @@ use model::DecoderConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-use train::{Method, Objective, TrainPlan};
+use train::{Guard, Method, Objective, TrainPlan};
 
 /// A config file: its sections as written. Paths in it are relative to the file's folder.
 #[derive(Default)]
@@ -244,6 +244,9 @@ impl ConfigFile {
         if self.train.contains_key("output_dir") {
             plan.output_dir = self.anchored(&plan.output_dir);
         }
+        if let Guard::Data(path) = &plan.guard {
+            plan.guard = Guard::Data(self.anchored(path));
+        }
         Ok(plan)
     }
 
@@ -365,12 +368,13 @@ mod tests {
 
     #[test]
     fn keys_override_the_defaults_of_the_method() {
-        let text = "[data]\ntrain = ['a.jsonl']\n[train]\nmethod = 'full'\nlearning_rate = 1e-3\noutput_dir = 'o'";
+        let text = "[data]\ntrain = ['a.jsonl']\n[train]\nmethod = 'full'\nlearning_rate = 1e-3\noutput_dir = 'o'\nguard = 'g.txt'";
         let config = ConfigFile::parse(text, Path::new("dir/m.toml")).unwrap();
         let plan = config.train_plan(&base_shape(), None, &Table::new()).unwrap();
         assert_eq!(plan.method, Method::Full);
         assert_eq!(plan.learning_rate, 1e-3);
         assert_eq!(plan.output_dir, Path::new("dir/o"));
+        assert_eq!(plan.guard, Guard::Data("dir/g.txt".into()));
         assert_eq!(config.data.train, [Source::new("dir/a.jsonl".into())]);
     }
 

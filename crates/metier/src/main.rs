@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod config;
 mod exit;
+mod general_text;
 mod hub;
 mod licences;
 mod machine;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     init_logging(cli.verbose);
+    survive_full_files();
     if let Some(threads) = cli.threads {
         model::set_num_threads(threads);
     }
@@ -29,6 +31,18 @@ fn main() -> ExitCode {
             exit::print_error(&error);
             ExitCode::from(exit::FAILED)
         }
+    }
+}
+
+/// A file that outgrows the limit for files (`ulimit -f`) is an error of the write, told with the file's
+/// name, and does not end the program without a word, as the signal for it would.
+fn survive_full_files() {
+    #[cfg(unix)]
+    if let Err(error) = signal_hook::flag::register(
+        signal_hook::consts::SIGXFSZ,
+        std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
+    ) {
+        tracing::warn!("files that outgrow `ulimit -f` will end the program: {error}");
     }
 }
 

@@ -98,7 +98,7 @@ impl TrainBar {
                 self.line(&format!("  resumed after step {step} from {}", path.display()));
             }
             Event::Warning { message } => self.line(&format!("warning: {message}")),
-            Event::Plan { .. } | Event::Checkpoint { .. } => {}
+            Event::Plan { .. } | Event::Checkpoint { .. } | Event::Guard(_) => {}
             Event::End { .. } => {
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
@@ -171,7 +171,7 @@ impl TrainBars {
                 self.line(&format!("  {name}: resumed after step {step}"));
             }
             Event::Warning { message } => self.line(&format!("warning: {name}: {message}")),
-            Event::Plan { .. } | Event::Checkpoint { .. } => {}
+            Event::Plan { .. } | Event::Checkpoint { .. } | Event::Guard(_) => {}
             Event::End { .. } => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();

@@ -265,6 +265,42 @@ fn an_interrupted_export_leaves_nothing() {
     assert!(interrupted > 0, "every export was done before the signal came");
 }
 
+#[test]
+fn what_a_killed_export_leaves_the_next_one_removes() {
+    let adapter = TRAINED.adapter();
+    let mut left = 0;
+    for delay in [5, 100, 300] {
+        let dir = tempfile::tempdir().unwrap();
+        let export = |name: &str| {
+            let mut command = Command::new(METIER);
+            command
+                .args(["export", "--base", "nano", "--adapter", text(&adapter), "--format", "peft"])
+                .args(["--out", text(&dir.path().join(name))])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            command
+        };
+        let mut child = export("killed").spawn().unwrap();
+        let locked = |name: &String| dir.path().join(name).join("lock").is_file();
+        while !names(dir.path()).iter().any(locked) && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(delay));
+        // SIGKILL, unless it has ended already.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let done = dir.path().join("killed").exists();
+        left += usize::from(names(dir.path()).iter().any(|name| name.starts_with('.')));
+        assert!(export("next").status().unwrap().success());
+        let mut expected = vec!["next"];
+        if done {
+            expected.insert(0, "killed");
+        }
+        assert_eq!(names(dir.path()), expected, "after {delay} ms");
+    }
+    assert!(left > 0, "every export was done before it was killed");
+}
+
 /// Real weights with a tokenizer that llama.cpp knows, in a folder of the test's own.
 fn stories(dir: &Path) -> Option<PathBuf> {
     let folder = shared("models/stories260K")?.join("hf");

@@ -74,7 +74,21 @@ fn runs_are_listed_and_compared() {
     assert_eq!(killed["total_steps"], 3);
     assert_eq!(killed["settings"]["r"], 4);
     assert!(a["held_out"].as_f64() < a["held_out_before"].as_f64(), "{a}");
+    // What was forgotten, where the run came to its end.
+    assert!(
+        a["guard_before"].as_f64().unwrap() > 1.0 && a["guard_kl"].as_f64().unwrap() > 0.0,
+        "{a}"
+    );
+    assert_eq!(killed["guard_before"], Value::Null);
+    let general = format!(
+        "{:.4} -> {:.4}",
+        a["guard_before"].as_f64().unwrap(),
+        a["guard_after"].as_f64().unwrap()
+    );
+    let card = fs::read_to_string(dir.path().join("out/a/README.md")).unwrap();
+    assert!(card.contains("general ability") && card.contains(&general), "{card}");
     let table = metier(dir.path(), &["runs", "out"]);
+    assert!(table.contains(&general), "{general} is not in\n{table}");
     for expected in ["out/deeper/b", "completed", "stopped", "1/3", "nano", "lora"] {
         assert!(table.contains(expected), "{expected} is not in\n{table}");
     }
@@ -83,6 +97,11 @@ fn runs_are_listed_and_compared() {
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["differing_settings"], json!({"r": ["4", "8"]}), "{said}");
     assert_eq!(said["results"]["steps"], json!(["3", "3"]));
+    let before = said["results"]["general text, loss before"].as_array().unwrap();
+    assert!(before[0] == before[1] && before[0] != "", "{said}");
+    for row in ["general text, loss after", "general text, KL from the base"] {
+        assert!(said["results"][row][0].as_str().unwrap().parse::<f64>().is_ok(), "{said}");
+    }
     let html = fs::read_to_string(dir.path().join("runs.html")).unwrap();
     assert_eq!(html.matches("<polyline").count(), 4);
     assert!(html.contains("out/deeper/b") && !html.contains("<script"));

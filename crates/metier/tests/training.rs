@@ -240,3 +240,91 @@ fn runs_of_several_tenants_have_their_own_data_and_folders() {
     let shown = String::from_utf8(run.get_output().stderr.clone()).unwrap();
     assert!(shown.contains("did you mean \"seed\""), "{shown}");
 }
+
+/// The guard event of a training with these flags; None when there is none.
+fn guard_of(dir: &Path, name: &str, flags: &[&str]) -> Option<serde_json::Value> {
+    let run = Command::new(METIER)
+        .current_dir(dir)
+        .args(["train", "--base", "nano", "--data", "train.jsonl", "--max-steps", "2", "--json"])
+        .args(["--r", "2", "--out", name])
+        .args(flags)
+        .assert()
+        .success();
+    let told = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+    let events = told.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    events.into_iter().find(|event| event["event"] == "guard")
+}
+
+#[test]
+fn forgetting_is_told_on_the_bundled_text_or_on_another() {
+    let dir = tempfile::tempdir().unwrap();
+    write_data(&dir.path().join("train.jsonl"));
+    // A text with what no tokenizer of words has, longer than is read of it.
+    let text = "Le ciel est bleu. \u{1f980}\u{16a0} The sea is green.\n".repeat(600);
+    fs::write(dir.path().join("text.txt"), text).unwrap();
+    fs::write(dir.path().join("other.jsonl"), "{\"prompt\": \"Who?\", \"completion\": \"Me.\"}\n")
+        .unwrap();
+    let bundled = guard_of(dir.path(), "a", &[]).unwrap();
+    assert_eq!(bundled["text"], "the bundled text");
+    let tokens = bundled["tokens"].as_u64().unwrap();
+    assert!((500..2048).contains(&tokens) && bundled["kl_tokens"] == tokens, "{bundled}");
+    assert!(bundled["kl"].as_f64().unwrap() > 0.0, "{bundled}");
+    let text = guard_of(dir.path(), "b", &["--guard", "text.txt"]).unwrap();
+    assert!((1900..=2048).contains(&text["tokens"].as_u64().unwrap()), "{text}");
+    assert!(text["bits_per_byte_before"].as_f64().unwrap() > 0.5, "{text}");
+    let rows = guard_of(dir.path(), "c", &["--guard", "other.jsonl"]).unwrap();
+    assert_eq!((&rows["pieces"], &rows["difference_interval"]), (&json!(1), &json!(null)));
+    assert_eq!(guard_of(dir.path(), "d", &["--guard", "off"]), None);
+    let adapter = |name: &str| fs::read(dir.path().join(name).join("adapter_model.safetensors"));
+    assert!(adapter("a").unwrap() == adapter("d").unwrap(), "the guard changed the adapter");
+    Command::new(METIER)
+        .current_dir(dir.path())
+        .args(["train", "--data", "train.jsonl", "--out", "e", "--guard", "none.txt"])
+        .assert()
+        .failure()
+        .stderr(predicates::str::contains("none.txt"));
+}
+
+#[test]
+fn plain_text_is_mixed_with_conversations_and_learnt_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    write_data(&dir.path().join("train.jsonl"));
+    let text = "The tide rises twice a day, and the boats rise with it.\n\n".repeat(120);
+    fs::write(dir.path().join("sea.txt"), text).unwrap();
+    let start = |sources: &str| -> serde_json::Value {
+        let config = CONFIG.replace("[\"train.jsonl\"]", sources).replace("14", "2");
+        fs::write(dir.path().join("metier.toml"), config).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let run = Command::new(METIER)
+            .current_dir(dir.path())
+            .args(["train", "--config", "metier.toml", "--guard", "off", "--json", "--out"])
+            .arg(out.path())
+            .assert()
+            .success();
+        let told = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+        let mut events = told.lines().map(|l| serde_json::from_str(l).unwrap());
+        events.find(|e: &serde_json::Value| e["event"] == "start").unwrap()
+    };
+    let of = |event: &serde_json::Value, key: &str| event[key].as_u64().unwrap();
+    let alone = start("[\"train.jsonl\"]");
+    let whole = start("[\"train.jsonl\", \"sea.txt\"]");
+    let half = start("[\"train.jsonl\", { path = \"sea.txt\", weight = 0.5 }]");
+    let windows = of(&whole, "rows") - of(&alone, "rows");
+    assert!(windows >= 8, "{whole}");
+    assert_eq!(of(&half, "rows"), of(&alone, "rows") + windows.div_ceil(2));
+    // Windows are as long as rows may be, and none of them is held out.
+    assert!(of(&whole, "tokens") - of(&alone, "tokens") > (windows - 1) * 100);
+    assert_eq!(of(&whole, "held_out_rows"), of(&alone, "held_out_rows"));
+    for (arguments, told) in [
+        (&["--data", "sea.txt"][..], "[data] text"),
+        (&["--data", "sea.txt", "--objective", "dpo"], "cannot be mixed"),
+    ] {
+        Command::new(METIER)
+            .current_dir(dir.path())
+            .args(["train", "--out", "none"])
+            .args(arguments)
+            .assert()
+            .failure()
+            .stderr(predicates::str::contains(told));
+    }
+}

@@ -2,15 +2,15 @@
 //! whole or not at all.
 //!
 //! A folder is written beside under a hidden name, flushed to disk with all its files, and then
-//! renamed; older ones are deleted only after that. A state names the SHA-256 of its tensors, so
-//! that a damaged checkpoint is noticed and the one before it taken.
+//! renamed; older ones are deleted only after that. A state names the SHA-256 of its tensors and its own,
+//! so that any damaged bit is noticed and the checkpoint before it taken.
 
 use crate::error::TrainError;
 use crate::events::HeldOut;
 use crate::plan::TrainPlan;
 use crate::rows::hex;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 const PREFIX: &str = "checkpoint-";
 const STATE_FILE: &str = "state.json";
 const TENSORS_FILE: &str = "tensors.safetensors";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// Field of the state with the SHA-256 of all others.
+const SHA256: &str = "sha256";
 /// Names in the tensor file; `best` only when the best weights are kept.
 const NAMES: [&str; 4] = ["params", "exp_avg", "exp_avg_sq", "best"];
 
@@ -87,12 +89,17 @@ struct StateFile {
     identity: Identity,
 }
 
+/// Folder of the checkpoint of `step`.
+pub(crate) fn path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("{PREFIX}{step}"))
+}
+
 /// Writes the checkpoint of `state.step` into `dir` and deletes all but the newest `keep` (0 keeps
 /// all).
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`] when a number is not finite (nothing is written);
-/// [`TrainError::Io`].
+/// [`TrainError::Io`], after which what was half written is gone and older checkpoints are untouched.
 pub(crate) fn save(
     dir: &Path,
     state: &State,
@@ -100,7 +107,7 @@ pub(crate) fn save(
     tensors: &Tensors<'_>,
     keep: usize,
 ) -> Result<PathBuf, TrainError> {
-    let path = dir.join(format!("{PREFIX}{}", state.step));
+    let path = path(dir, state.step);
     for (name, values) in tensors.named() {
         if values.iter().any(|x| !x.is_finite()) {
             let problem = format!("{name} holds values that are not finite; nothing was written");
@@ -109,27 +116,11 @@ pub(crate) fn save(
     }
     let beside = dir.join(format!(".{PREFIX}{}.tmp", state.step));
     remove(&beside)?;
-    fs::create_dir_all(&beside).map_err(|e| TrainError::io(&beside, e))?;
-    let file = beside.join(TENSORS_FILE);
-    let views = tensors.named().map(|(name, values)| {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        (name, TensorView::new(Dtype::F32, vec![values.len()], bytes).expect("four bytes per f32"))
-    });
-    serialize_to_file(views, None, &file)
-        .map_err(|e| TrainError::io(&file, std::io::Error::other(e)))?;
-    sync(&file)?;
-    let record = StateFile {
-        format: FORMAT,
-        tensors_sha256: tensors.digest(),
-        plan_sha256: identity.plan.digest(),
-        state: state.clone(),
-        identity: identity.clone(),
-    };
-    let json = serde_json::to_vec_pretty(&record).expect("plain JSON");
-    let file = beside.join(STATE_FILE);
-    fs::write(&file, json).map_err(|e| TrainError::io(&file, e))?;
-    sync(&file)?;
-    sync(&beside)?;
+    if let Err(error) = write(&beside, state, identity, tensors) {
+        // Best effort: on a full disk its room is wanted.
+        let _ = remove(&beside);
+        return Err(error);
+    }
     if path.exists() {
         // Only a damaged one can be in the way: a good one would have been continued.
         remove(&path)?;
@@ -142,6 +133,47 @@ pub(crate) fn save(
         }
     }
     Ok(path)
+}
+
+/// Writes both files into the new folder `beside` and flushes them to disk.
+fn write(
+    beside: &Path,
+    state: &State,
+    identity: &Identity,
+    tensors: &Tensors<'_>,
+) -> Result<(), TrainError> {
+    fs::create_dir_all(beside).map_err(|e| TrainError::io(beside, e))?;
+    let file = beside.join(TENSORS_FILE);
+    let views = tensors.named().map(|(name, values)| {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        (name, TensorView::new(Dtype::F32, vec![values.len()], bytes).expect("four bytes per f32"))
+    });
+    serialize_to_file(views, None, &file).map_err(|e| {
+        let source = match e {
+            SafeTensorError::IoError(source) => source,
+            other => std::io::Error::other(other),
+        };
+        TrainError::io(&file, source)
+    })?;
+    sync(&file)?;
+    let record = StateFile {
+        format: FORMAT,
+        tensors_sha256: tensors.digest(),
+        plan_sha256: identity.plan.digest(),
+        state: state.clone(),
+        identity: identity.clone(),
+    };
+    let mut form = serde_json::to_value(&record).expect("plain JSON");
+    form[SHA256] = digest_of(&form).into();
+    let json = serde_json::to_vec_pretty(&form).expect("plain JSON");
+    let file = beside.join(STATE_FILE);
+    fs::write(&file, json).map_err(|e| TrainError::io(&file, e))?;
+    sync(&file)?;
+    sync(beside)
+}
+
+fn digest_of(form: &serde_json::Value) -> String {
+    model::sha256_hex(&serde_json::to_vec(form).expect("plain JSON"))
 }
 
 /// The newest checkpoint in `dir` that can be read; None when there is none at all.
@@ -206,8 +238,18 @@ pub(crate) fn clean(dir: &Path) -> Result<(), TrainError> {
 fn load(path: &Path, identity: &Identity, param_count: usize) -> Result<Loaded, TrainError> {
     let file = path.join(STATE_FILE);
     let bytes = fs::read(&file).map_err(|e| TrainError::io(&file, e))?;
-    let form: serde_json::Value = serde_json::from_slice(&bytes)
+    let mut form: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|e| TrainError::checkpoint(&file, format!("not valid JSON: {e}")))?;
+    // First of all: a damaged setting is not another run's.
+    if let Some(named) = form.as_object_mut().and_then(|fields| fields.shift_remove(SHA256)) {
+        let found = digest_of(&form);
+        if named != found.as_str() {
+            let problem = format!("found sha256 {found}, expected {named} as the file says");
+            return Err(TrainError::checkpoint(&file, problem));
+        }
+    } else if form["format"] == FORMAT {
+        return Err(TrainError::checkpoint(&file, format!("expected a field {SHA256}")));
+    }
     if form["format"] != FORMAT {
         return Err(TrainError::ResumeMismatch {
             path: path.to_owned(),

@@ -132,6 +132,18 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file could not be written while the training went on.
+    #[error(
+        "{source}\n{stands}\nhint: {hint}, then the same command with --resume goes on from there"
+    )]
+    Stopped {
+        /// What went wrong, with the file.
+        source: Box<TrainError>,
+        /// Which checkpoints stand.
+        stands: String,
+        /// What to do first.
+        hint: &'static str,
+    },
     /// From the model.
     #[error(transparent)]
     Model(#[from] model::ModelError),
@@ -148,6 +160,14 @@ pub enum TrainError {
 impl TrainError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> TrainError {
         TrainError::Io { path: path.to_owned(), source }
+    }
+    /// What the system said, where a file could not be read or written.
+    pub(crate) fn io_source(&self) -> Option<&std::io::Error> {
+        match self {
+            TrainError::Io { source, .. } => Some(source),
+            TrainError::Model(model::ModelError::Io { source, .. }) => Some(source),
+            _ => None,
+        }
     }
     pub(crate) fn checkpoint(path: &Path, problem: impl Into<String>) -> TrainError {
         TrainError::Checkpoint { path: path.to_owned(), problem: problem.into() }

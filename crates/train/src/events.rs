@@ -1,5 +1,6 @@
 //! What a run tells while it goes: to the caller's [`Observer`], and as JSON lines to the log.
 
+use crate::forgetting::Forgetting;
 use crate::plan::TrainPlan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -99,6 +100,8 @@ pub enum Event {
         /// Whether it is the lowest so far.
         best: bool,
     },
+    /// The general text was read by the base and by what was trained.
+    Guard(Forgetting),
     /// A checkpoint is on disk.
     Checkpoint {
         /// Steps done.

@@ -1,8 +1,9 @@
 //! What a person should make of a run, in three sentences: what happened, whether it learnt, what
-//! to try next. Rules of thumb with their sources, never a judgement on quality: that is what a test
+//! to try next; where general text is foretold clearly worse than before, that is said too. Rules of thumb with their sources, never a judgement on quality: that is what a test
 //! set is for.
 
 use crate::events::HeldOut;
+use crate::forgetting::Forgetting;
 use crate::run::TrainStatus;
 
 /// Held-out loss that moved by less than this share has not moved.
@@ -12,6 +13,10 @@ const STILL: f64 = 0.02;
 const OFTEN_CLIPPED: f64 = 0.5;
 /// Steps below which a run tells little (Tinker's hyperparameter rules: at least 100).
 const FEW_STEPS: u64 = 100;
+/// Rise of the loss on general text, nats per token, from which on something was forgotten, where the
+/// interval excludes 0 as well: it makes the perplexity a tenth higher. A smaller one is what any
+/// training does to a text that it was not about.
+const FORGOTTEN: f64 = 0.1;
 /// Share of left-out rows worth a word.
 const MANY_DROPPED: f64 = 0.01;
 
@@ -34,6 +39,8 @@ pub(crate) struct Facts {
     /// Every measurement after a step, in order.
     pub(crate) measured: Vec<HeldOut>,
     pub(crate) saves_best: bool,
+    /// What it cost on general text, where that was measured.
+    pub(crate) guard: Option<Forgetting>,
 }
 
 /// How the held-out loss went.
@@ -68,6 +75,14 @@ impl Facts {
         }
     }
 
+    /// What it cost on general text, where that is clearly much.
+    fn forgotten(&self) -> Option<&Forgetting> {
+        self.guard.as_ref().filter(|found| {
+            let sure = found.difference_interval.is_none_or(|[lo, _]| lo > 0.0);
+            sure && found.rise() > FORGOTTEN
+        })
+    }
+
     /// The three sentences.
     pub(crate) fn sentences(&self) -> [String; 3] {
         [self.what_happened(), self.whether_it_learnt(), self.what_next()]
@@ -93,6 +108,16 @@ impl Facts {
     }
 
     fn whether_it_learnt(&self) -> String {
+        let learnt = self.on_held_out();
+        let Some(found) = self.forgotten() else { return learnt };
+        let learnt = learnt.trim_end_matches('.');
+        format!(
+            "{learnt}; it also forgot: the loss on general text rose from {:.3} to {:.3}.",
+            found.loss_before, found.loss_after
+        )
+    }
+
+    fn on_held_out(&self) -> String {
         match self.course() {
             Course::Unknown => {
                 "No rows were held out, so nothing tells whether it learnt more than \
@@ -130,6 +155,10 @@ impl Facts {
                 "Most steps were clipped at max_grad_norm: try learning_rate = {:.1e}.",
                 rate / 3.0
             ),
+            // Steps so large that even general text suffers overshoot.
+            Course::NotLearnt if self.forgotten().is_some() => {
+                format!("The steps are too large: try learning_rate = {:.1e}.", rate / 5.0)
+            }
             Course::NotLearnt if self.step < FEW_STEPS => format!(
                 "{} steps are few: try more passes (num_train_epochs), or smaller steps (step_size).",
                 self.step
@@ -139,6 +168,18 @@ impl Facts {
                  answer learnt, and does it follow from the question?",
                 rate * 5.0
             ),
+            Course::ByHeart(_) | Course::Falling | Course::Learnt if self.forgotten().is_some() => {
+                let more = match self.course() {
+                    Course::ByHeart(_) => ", and fewer passes",
+                    _ => "",
+                };
+                format!(
+                    "If general ability matters, mix replay into the data (general conversations, a tenth \
+                     to a fifth of the rows, as one more source of [data] train), or try learning_rate = \
+                     {:.1e}{more}.",
+                    rate / 3.0
+                )
+            }
             Course::ByHeart(_) if self.trainable > 10 * self.targets => format!(
                 "{} parameters learn from {} tokens: a smaller r will do, or more rows.",
                 self.trainable, self.targets
@@ -195,6 +236,48 @@ mod tests {
             assert!(found.contains(learnt), "{found}");
             assert!(advice.contains(next), "{advice}");
         }
+    }
+
+    fn guard(before: f64, after: f64, interval: Option<[f64; 2]>) -> Option<Forgetting> {
+        Some(Forgetting {
+            text: "a text".into(),
+            step: 100,
+            tokens: 1000,
+            pieces: 10,
+            loss_before: before,
+            loss_after: after,
+            difference_interval: interval,
+            bits_per_byte_before: None,
+            bits_per_byte_after: None,
+            kl: 0.1,
+            kl_tokens: 1000,
+        })
+    }
+
+    #[test]
+    fn forgetting_is_said_where_it_is_clear() {
+        let learnt = facts(2.0, &[1.0, 0.5, 0.498]);
+        let with = |guard| Facts { guard, ..learnt.clone() };
+        let told = with(guard(3.0, 3.5, Some([0.4, 0.6]))).sentences();
+        assert!(
+            told[1]
+                .starts_with("It learnt, and the held-out loss has levelled out; it also forgot")
+        );
+        assert!(told[1].ends_with("rose from 3.000 to 3.500."), "{}", told[1]);
+        assert!(told[2].contains("replay") && told[2].contains("1.0e-4"), "{}", told[2]);
+        // Too little, not sure, or better than before: nothing is said.
+        for guard in [
+            guard(3.0, 3.05, Some([0.04, 0.06])),
+            guard(3.0, 3.5, Some([-0.1, 1.1])),
+            guard(3.0, 2.5, Some([-0.6, -0.4])),
+        ] {
+            assert_eq!(with(guard).sentences(), learnt.sentences());
+        }
+        // Not learnt and forgotten: larger steps would be bad advice.
+        let broken = Facts { guard: guard(3.0, 6.0, None), ..facts(2.0, &[2.4, 2.9, 3.1]) };
+        assert!(broken.sentences()[2].contains("learning_rate = 6.0e-5"));
+        let by_heart = Facts { guard: guard(3.0, 3.6, None), ..facts(2.0, &[0.8, 0.6, 0.9]) };
+        assert!(by_heart.sentences()[2].ends_with("and fewer passes."));
     }
 
     #[test]

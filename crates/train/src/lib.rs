@@ -8,8 +8,10 @@
 //! The traps of fine-tuning are errors here: see [`TrainError`] for the list.
 
 mod checkpoint;
+mod divergence;
 mod error;
 mod events;
+mod forgetting;
 mod guard;
 mod guidance;
 mod manifest;
@@ -26,8 +28,10 @@ mod schedule;
 mod tensorboard;
 mod trainable;
 
+pub use divergence::{Divergence, Reader};
 pub use error::TrainError;
 pub use events::{Event, HeldOut, Observer, Rewards};
+pub use forgetting::{Forgetting, GeneralText, Piece};
 pub use manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
 pub use memory::{MemoryEstimate, estimate, steps_per_epoch};
 pub use objective::{LossType, Objective};
@@ -35,7 +39,11 @@ pub use optimizer::AdamW;
 pub use output::{LOG_FILE, ReportTo, is_running, tokenizer_files};
 pub use plan::{
     DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PREFERENCE_LEARNING_RATE,
+<<<<<<< HEAD
     DEFAULT_PRETRAINING_LEARNING_RATE, FloatDtype, Method, StepSize, TrainPlan,
+=======
+    DEFAULT_PRETRAINING_LEARNING_RATE, Guard, Method, SaveDtype, StepSize, TrainPlan,
+>>>>>>> guard5
 };
 pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
 pub use run::{Job, TrainOutcome, TrainStatus, run, run_together};

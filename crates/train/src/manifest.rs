@@ -2,6 +2,7 @@
 //! was trained with and can be made again.
 
 use crate::events::HeldOut;
+use crate::forgetting::Forgetting;
 use crate::plan::TrainPlan;
 use crate::run::TrainStatus;
 use serde::{Deserialize, Serialize};
@@ -79,4 +80,7 @@ pub struct Manifest {
     pub held_out: Option<HeldOut>,
     /// Lowest held-out loss on the way.
     pub best: Option<HeldOut>,
+    /// What it cost in general ability; None when it was not measured.
+    #[serde(default)]
+    pub guard: Option<Forgetting>,
 }

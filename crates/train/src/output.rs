@@ -123,8 +123,8 @@ impl<'a> Output<'a> {
         self.observer.event(event);
     }
 
-    /// Drops log lines of steps after `step`, which will be done again, and a half-written one; all
-    /// lines when the run begins anew.
+    /// Drops log lines of steps after `step`, which will be done again, those about the end, and a
+    /// half-written one; all lines when the run begins anew.
     pub(crate) fn rewind_log(&mut self, step: Option<u64>) -> Result<(), TrainError> {
         let io = |e| TrainError::io(&self.log_path, e);
         let text = String::from_utf8_lossy(&fs::read(&self.log_path).map_err(io)?).into_owned();
@@ -133,7 +133,8 @@ impl<'a> Output<'a> {
             .filter(|line| {
                 serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| {
                     let done = |s: u64| step.is_some_and(|step| s <= step);
-                    step.is_some() && v["event"] != "end" && v["step"].as_u64().is_none_or(done)
+                    let last = v["event"] == "end" || v["event"] == "guard";
+                    step.is_some() && !last && v["step"].as_u64().is_none_or(done)
                 })
             })
             .flat_map(|line| [line, "\n"])

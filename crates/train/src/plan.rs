@@ -52,6 +52,47 @@ pub enum FloatDtype {
     Bfloat16,
 }
 
+/// On which general text it is measured what the training makes the base forget. In JSON and TOML: true,
+/// false, or a path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "GuardAsWritten", into = "GuardAsWritten")]
+pub enum Guard {
+    /// The caller's own: Metier has one built in.
+    #[default]
+    Bundled,
+    /// None.
+    Off,
+    /// A file or folder of plain text or of conversations.
+    Data(PathBuf),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or a path")]
+enum GuardAsWritten {
+    On(bool),
+    Data(PathBuf),
+}
+
+impl From<GuardAsWritten> for Guard {
+    fn from(written: GuardAsWritten) -> Guard {
+        match written {
+            GuardAsWritten::On(true) => Guard::Bundled,
+            GuardAsWritten::On(false) => Guard::Off,
+            GuardAsWritten::Data(path) => Guard::Data(path),
+        }
+    }
+}
+
+impl From<Guard> for GuardAsWritten {
+    fn from(guard: Guard) -> GuardAsWritten {
+        match guard {
+            Guard::Bundled => GuardAsWritten::On(true),
+            Guard::Off => GuardAsWritten::On(false),
+            Guard::Data(path) => GuardAsWritten::Data(path),
+        }
+    }
+}
+
 /// Everything that decides a training. Field names follow Hugging Face's `TrainingArguments`,
 /// TRL's `SFTConfig` and PEFT's `LoraConfig` where those have the field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +212,9 @@ pub struct TrainPlan {
     pub early_stopping_patience: u64,
     /// Type of saved weights in full fine-tuning; adapters are always f32.
     pub save_dtype: FloatDtype,
+    /// On which text forgetting is measured.
+    #[serde(default)]
+    pub guard: Guard,
     /// Where the numbers of the run go beside its log.
     #[serde(default)]
     pub report_to: Vec<ReportTo>,
@@ -246,6 +290,7 @@ impl TrainPlan {
             load_best_model_at_end: true,
             early_stopping_patience: 0,
             save_dtype: FloatDtype::Float32,
+            guard: Guard::default(),
             report_to: Vec::new(),
         }
     }
@@ -433,6 +478,7 @@ impl TrainPlan {
             "save_steps",
             "save_total_limit",
             "save_dtype",
+            "guard",
             "report_to",
         ] {
             map.shift_remove(free);
@@ -463,6 +509,14 @@ pub(crate) mod tests {
             let json = serde_json::to_string_pretty(&plan).unwrap();
             assert_eq!(serde_json::from_str::<TrainPlan>(&json).unwrap(), plan);
             assert!(!json.contains("null"), "a plan leaves nothing open: {json}");
+        }
+        for (guard, written) in [
+            (Guard::Bundled, "true"),
+            (Guard::Off, "false"),
+            (Guard::Data("a.txt".into()), "\"a.txt\""),
+        ] {
+            assert_eq!(serde_json::to_string(&guard).unwrap(), written);
+            assert_eq!(serde_json::from_str::<Guard>(written).unwrap(), guard);
         }
         let typo = serde_json::to_string(&plan()).unwrap().replace("\"seed\"", "\"sead\"");
         assert!(serde_json::from_str::<TrainPlan>(&typo).unwrap_err().to_string().contains("sead"));
@@ -537,6 +591,7 @@ pub(crate) mod tests {
         other.output_dir = "elsewhere".into();
         other.max_seconds = 5;
         other.save_steps = 7;
+        other.guard = Guard::Data("other.txt".into());
         assert_eq!(plan().digest(), other.digest());
         other.seed = 3;
         assert_ne!(plan().digest(), other.digest());

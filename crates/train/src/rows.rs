@@ -1,6 +1,7 @@
 //! From conversations and texts to rows of token ids, each id marked as learnt or not.
 
 use crate::error::{TrainError, name_some};
+use crate::forgetting::GeneralText;
 use crate::plan::TrainPlan;
 use data::{Answers, Document, Example, Preference};
 use rayon::prelude::*;
@@ -76,6 +77,8 @@ pub struct TrainData {
     pub held_out: Vec<Row>,
     /// Bytes of the held-out text, for bits per byte; 0 for conversations.
     pub held_out_bytes: u64,
+    /// Read before and after, to tell what was forgotten; nothing is learnt of it.
+    pub general: GeneralText,
     /// About `train`.
     pub train_report: RowReport,
     /// About `held_out`.
@@ -192,7 +195,8 @@ impl TrainData {
         if train.is_empty() {
             return Err(TrainError::NoData("the training set is empty".into()));
         }
-        Ok(TrainData { train, held_out, held_out_bytes: 0, train_report, held_out_report })
+        let general = GeneralText::default();
+        Ok(TrainData { train, held_out, held_out_bytes: 0, general, train_report, held_out_report })
     }
 
     /// Cuts documents into blocks of about `held_out_block_bytes` at paragraph ends, holds out
@@ -215,19 +219,7 @@ impl TrainData {
         let mut blocks: Vec<Block<'_>> =
             documents.iter().flat_map(|d| cut_blocks(d, plan.held_out_block_bytes)).collect();
         hold_out(&mut blocks, plan.held_out_share);
-        let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
-        let windows: Vec<Vec<Row>> = blocks
-            .par_iter()
-            .map(|block| {
-                let mut stream: Vec<u32> = bos.into_iter().collect();
-                let encoded = tokenizer
-                    .encode(block.text)
-                    .map_err(|source| TrainError::Text { id: block.id.clone(), source })?;
-                stream.extend(encoded);
-                stream.extend(tokenizer.eos_id().filter(|_| block.last));
-                Ok(cut_windows(&block.id, &stream, plan.max_length))
-            })
-            .collect::<Result<_, TrainError>>()?;
+        let windows = windows(&blocks, tokenizer, plan)?;
         let held_out_bytes =
             blocks.iter().filter(|b| b.held_out).map(|b| b.text.len() as u64).sum();
         let (mut train, mut held_out) = (Vec::new(), Vec::new());
@@ -242,7 +234,30 @@ impl TrainData {
             ));
         }
         let (train_report, held_out_report) = (report(&train), report(&held_out));
-        Ok(TrainData { train, held_out, held_out_bytes, train_report, held_out_report })
+        let general = GeneralText::default();
+        Ok(TrainData { train, held_out, held_out_bytes, general, train_report, held_out_report })
+    }
+
+    /// Texts as rows to be learnt whole, beside conversations: windows as in [`TrainData::from_text`], none
+    /// held out. See [`TrainData::add_text`].
+    ///
+    /// # Errors
+    /// [`TrainError::Text`] naming the document.
+    pub fn text_rows(
+        documents: &[Document],
+        tokenizer: &Tokenizer,
+        plan: &TrainPlan,
+    ) -> Result<Vec<Row>, TrainError> {
+        let blocks: Vec<Block<'_>> =
+            documents.iter().flat_map(|d| cut_blocks(d, plan.held_out_block_bytes)).collect();
+        Ok(windows(&blocks, tokenizer, plan)?.into_iter().flatten().collect())
+    }
+
+    /// Adds rows of [`TrainData::text_rows`] to what is trained on.
+    pub fn add_text(&mut self, rows: Vec<Row>) {
+        self.train.extend(rows);
+        let RowReport { too_long, unsupervised, .. } = self.train_report;
+        self.train_report = RowReport { too_long, unsupervised, ..report(&self.train) };
     }
 
     /// SHA-256 over all rows, by ids and masks in order.
@@ -365,6 +380,27 @@ struct Block<'a> {
     /// Whether the document ends here.
     last: bool,
     held_out: bool,
+}
+
+/// The windows of each block.
+fn windows(
+    blocks: &[Block<'_>],
+    tokenizer: &Tokenizer,
+    plan: &TrainPlan,
+) -> Result<Vec<Vec<Row>>, TrainError> {
+    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    blocks
+        .par_iter()
+        .map(|block| {
+            let mut stream: Vec<u32> = bos.into_iter().collect();
+            let encoded = tokenizer
+                .encode(block.text)
+                .map_err(|source| TrainError::Text { id: block.id.clone(), source })?;
+            stream.extend(encoded);
+            stream.extend(tokenizer.eos_id().filter(|_| block.last));
+            Ok(cut_windows(&block.id, &stream, plan.max_length))
+        })
+        .collect()
 }
 
 fn cut_blocks(document: &Document, block_bytes: usize) -> Vec<Block<'_>> {

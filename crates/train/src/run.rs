@@ -5,8 +5,10 @@
 //! and each lane comes out as if it had been alone, to the bit.
 
 use crate::checkpoint::{self, Identity, State, Tensors};
+use crate::divergence::Reader;
 use crate::error::{TrainError, name_some};
 use crate::events::{Event, HeldOut, Observer, Rewards};
+use crate::forgetting::{self, Before, Forgetting, Kept};
 use crate::guard;
 use crate::guidance::Facts;
 use crate::manifest::{CHAT_TEMPLATE_FILE, MANIFEST_FILE, Manifest, Provenance};
@@ -62,6 +64,8 @@ pub struct TrainOutcome {
     pub held_out: Option<HeldOut>,
     /// Lowest held-out loss on the way.
     pub best: Option<HeldOut>,
+    /// What it cost in general ability; None when it was not measured.
+    pub guard: Option<Forgetting>,
     /// Tokens that went through the model, earlier parts of the run included.
     pub tokens: u64,
     /// Targets learnt from.
@@ -152,9 +156,9 @@ pub fn run_together(
     let mode = jobs.first().map_or(model::TapeMode::Recompute, |job| job.plan.tape_mode());
     let tape = Tape::new(decoder.config(), mode);
     let mut group = Group { decoder, adapters, tape, grads, lanes };
-    group.start(resume, cancel)?;
-    group.go(cancel)?;
-    group.finish(cancel)
+    let started = group.start(resume, cancel);
+    let ended = started.and_then(|()| group.go(cancel)).and_then(|()| group.finish(cancel));
+    ended.map_err(|error| group.stopped(error))
 }
 
 /// The runs that share a base.
@@ -182,6 +186,10 @@ struct Lane<'a> {
     held_out: Vec<MicroBatch>,
     total_steps: u64,
     state: State,
+    /// What a base that is trained itself made of the general text.
+    kept: Option<Kept>,
+    /// What the training cost in general ability, at its end.
+    guard: Option<Forgetting>,
     /// Weights of the lowest held-out loss; empty unless the plan wants them.
     best: Vec<f32>,
     /// Step of the newest checkpoint on disk.
@@ -399,6 +407,8 @@ impl<'a> Lane<'a> {
             sampler,
             total_steps,
             state: State::default(),
+            kept: None,
+            guard: None,
             best: Vec::new(),
             saved_step: None,
             pace: Pace::default(),
@@ -448,6 +458,7 @@ impl<'a> Lane<'a> {
             let message = "there is no checkpoint to resume from: starting at step 0".to_owned();
             return self.output.event(&Event::Warning { message });
         };
+        self.saved_step = Some(found.state.step);
         self.output.rewind_log(Some(found.state.step))?;
         for problem in found.problems {
             let message = format!("{problem}; taking the checkpoint before it");
@@ -458,7 +469,6 @@ impl<'a> Lane<'a> {
         self.optimizer.exp_avg_sq = found.exp_avg_sq;
         self.best = found.best;
         self.state = found.state;
-        self.saved_step = Some(self.state.step);
         self.output.event(&Event::Resumed { step: self.state.step, path: found.path })
     }
 
@@ -584,6 +594,50 @@ impl<'a> Lane<'a> {
         Ok(true)
     }
 
+    /// Measures what the weights that will be saved have forgotten, if there is a text to tell by. False
+    /// when cancelled before its end; nothing has changed then.
+    fn measure_forgetting(
+        &mut self,
+        decoder: &mut Decoder,
+        adapters: &mut AdapterSet,
+        cancel: &AtomicBool,
+    ) -> Result<bool, TrainError> {
+        let text = &self.data.general;
+        if text.pieces.is_empty() {
+            return Ok(true);
+        }
+        let best = self.state.best.filter(|_| !self.best.is_empty());
+        if best.is_some() {
+            self.trainable.params_mut().swap_with_slice(&mut self.best);
+            self.trainable.publish(decoder, adapters)?;
+        }
+        let step = best.map_or(self.state.step, |best| best.step);
+        let after = Reader { decoder, adapters, slot: self.trainable.slot() };
+        let before = match (self.trainable.slot(), &self.kept) {
+            (Some(_), _) => Some(Before::Base(Reader { slot: None, ..after })),
+            (None, kept) => kept.as_ref().map(Before::Kept),
+        };
+        let found = match before {
+            Some(before) => forgetting::measure(text, &before, &after, step, cancel)?,
+            None => None,
+        };
+        if best.is_some() {
+            self.trainable.params_mut().swap_with_slice(&mut self.best);
+        }
+        let Some(found) = found else { return Ok(false) };
+        if [found.loss_before, found.loss_after, found.kl].iter().all(|x| x.is_finite()) {
+            self.output.event(&Event::Guard(found.clone()))?;
+            self.guard = Some(found);
+        } else {
+            let message = format!(
+                "{}: the loss there is not finite (before {}, after {}), so nothing tells what was forgotten",
+                found.text, found.loss_before, found.loss_after
+            );
+            self.output.event(&Event::Warning { message })?;
+        }
+        Ok(true)
+    }
+
     fn facts(&self, status: TrainStatus) -> Facts {
         let (report, state, plan) = (&self.data.train_report, &self.state, self.plan);
         Facts {
@@ -600,6 +654,7 @@ impl<'a> Lane<'a> {
             before: state.held_out_before,
             measured: state.measured.clone(),
             saves_best: plan.load_best_model_at_end,
+            guard: self.guard.clone(),
         }
     }
 
@@ -661,6 +716,7 @@ impl<'a> Lane<'a> {
             held_out_before: self.state.held_out_before,
             held_out: self.state.held_out,
             best: self.state.best,
+            guard: self.guard.clone(),
         };
         let metadata: Vec<(String, String)> = [
             ("metier_version", &manifest.metier_version),
@@ -714,6 +770,11 @@ impl Group<'_> {
                     // When cancelled, the loop ends before its first step.
                     references.complete(&mut learner, rows, per_example, &all, budget, cancel)?;
                 }
+            }
+            if lane.plan.method == Method::Full {
+                let (decoder, adapters) = (&*self.decoder, &self.adapters);
+                let base = Reader { decoder, adapters, slot: None };
+                lane.kept = Kept::of(&lane.data.general, &base, cancel)?;
             }
             lane.start(self.decoder, &mut self.adapters, resume)?;
         }
@@ -901,8 +962,25 @@ impl Group<'_> {
         }
     }
 
+    /// A file that could not be written, with the checkpoints that stand.
+    fn stopped(&self, source: TrainError) -> TrainError {
+        let Some(io) = source.io_source() else { return source };
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let hint = match io.kind() {
+            StorageFull | QuotaExceeded => "make room on the disk",
+            FileTooLarge => "allow larger files (ulimit -f)",
+            _ => "see to it that the folder can be written",
+        };
+        let stands = self.lanes.iter().map(|lane| match lane.saved_step {
+            Some(step) => format!("{} stands", checkpoint::path(&lane.output.dir, step).display()),
+            None => format!("{} has no checkpoint yet", lane.output.dir.display()),
+        });
+        let stands = format!("the training stopped; {}", name_some(stands));
+        TrainError::Stopped { source: Box::new(source), stands, hint }
+    }
+
     /// Writes every lane's result, or after an interruption its checkpoint.
-    fn finish(mut self, cancel: &AtomicBool) -> Result<Vec<TrainOutcome>, TrainError> {
+    fn finish(&mut self, cancel: &AtomicBool) -> Result<Vec<TrainOutcome>, TrainError> {
         let mut outcomes = Vec::new();
         for lane in &mut self.lanes {
             let mut status = lane.ended.unwrap_or(TrainStatus::Interrupted);
@@ -911,12 +989,16 @@ impl Group<'_> {
             if evaluate && !lane.evaluate(decoder, adapters, &mut self.tape, cancel)? {
                 status = TrainStatus::Interrupted;
             }
+            if status != TrainStatus::Interrupted && lane.plan.save_steps > 0 {
+                lane.save_checkpoint()?;
+            }
+            let guard = status != TrainStatus::Interrupted;
+            if guard && !lane.measure_forgetting(self.decoder, &mut self.adapters, cancel)? {
+                status = TrainStatus::Interrupted;
+            }
             if status == TrainStatus::Interrupted {
                 lane.save_checkpoint()?;
             } else {
-                if lane.plan.save_steps > 0 {
-                    lane.save_checkpoint()?;
-                }
                 lane.save_result(self.decoder, &mut self.adapters, status)?;
             }
             let (step, seconds) = (lane.state.step, lane.state.seconds);
@@ -932,6 +1014,7 @@ impl Group<'_> {
                 held_out_before: lane.state.held_out_before,
                 held_out: lane.state.held_out,
                 best: lane.state.best,
+                guard: lane.guard.clone(),
                 tokens: lane.state.tokens,
                 supervised_tokens: lane.state.supervised_tokens,
                 seconds,

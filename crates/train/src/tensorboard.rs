@@ -83,27 +83,31 @@ impl EventFile {
 
     /// Writes the numbers of an event that has some.
     pub(crate) fn event(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some((step, scalars)) = scalars(event) else { return Ok(()) };
         let value =
             |(tag, value): (String, f64)| SummaryValue { tag, simple_value: Some(value as f32) };
-        let event = EventProto {
-            wall_time: now(),
-            step: step as i64,
-            summary: Some(Summary { value: scalars.into_iter().map(value).collect() }),
-            ..EventProto::default()
-        };
-        let io = |e| TrainError::io(&self.path, e);
-        self.file.write_all(&record(&event)).map_err(io)
+        for (step, scalars) in scalars(event) {
+            let event = EventProto {
+                wall_time: now(),
+                step: step as i64,
+                summary: Some(Summary { value: scalars.into_iter().map(value).collect() }),
+                ..EventProto::default()
+            };
+            let io = |e| TrainError::io(&self.path, e);
+            self.file.write_all(&record(&event)).map_err(io)?;
+        }
+        Ok(())
     }
 
-    /// Drops what was written about steps after `step`, which will be done again, and a half-written
-    /// record.
+    /// Drops what was written about steps after `step`, which will be done again, and about the end,
+    /// and a half-written record.
     pub(crate) fn rewind(&mut self, step: u64) -> Result<(), TrainError> {
         let bytes = fs::read(&self.path).map_err(|e| TrainError::io(&self.path, e))?;
         let mut kept = Vec::with_capacity(bytes.len());
         for (payload, whole) in records(&bytes) {
             let Ok(event) = EventProto::decode(payload) else { break };
-            if event.step <= step as i64 {
+            let values = event.summary.iter().flat_map(|summary| &summary.value);
+            let at_the_end = values.into_iter().any(|value| value.tag.starts_with(GUARD));
+            if event.step <= step as i64 && !at_the_end {
                 kept.extend_from_slice(whole);
             }
         }
@@ -113,8 +117,11 @@ impl EventFile {
     }
 }
 
-/// The numbers of an event and their names in Hugging Face's trainers, where it has some.
-fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
+/// Begins the names of what is measured on the general text, once a run and at its end.
+const GUARD: &str = "eval/guard_";
+
+/// The numbers of an event by step, with their names in Hugging Face's trainers, where it has some.
+fn scalars(event: &Event) -> Vec<(u64, Vec<(String, f64)>)> {
     let (step, group, mut scalars, judged) = match event {
         Event::Step {
             step,
@@ -140,7 +147,14 @@ fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
             let all = std::iter::once(("loss", held_out.loss)).chain(bits);
             (held_out.step, "eval", all.collect(), &held_out.rewards)
         }
-        _ => return None,
+        Event::Guard(found) => {
+            // A line from the base to what was trained.
+            let tag = |name: &str, value: f64| (format!("{GUARD}{name}"), value);
+            let before = vec![tag("loss", found.loss_before), tag("kl", 0.0)];
+            let after = vec![tag("loss", found.loss_after), tag("kl", found.kl)];
+            return vec![(0, before), (found.step, after)];
+        }
+        _ => return Vec::new(),
     };
     if let Some(rewards) = judged {
         let all = [
@@ -151,7 +165,7 @@ fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
         ];
         scalars.extend(all.into_iter().filter_map(|(tag, value)| Some((tag, value?))));
     }
-    Some((step, scalars.into_iter().map(|(tag, x)| (format!("{group}/{tag}"), x)).collect()))
+    vec![(step, scalars.into_iter().map(|(tag, x)| (format!("{group}/{tag}"), x)).collect())]
 }
 
 /// All scalars of an event file, in its order; a record that was cut off at the end is left out.
@@ -223,6 +237,7 @@ fn now() -> f64 {
 mod tests {
     use super::*;
     use crate::events::{HeldOut, Rewards};
+    use crate::forgetting::Forgetting;
 
     fn step(step: u64, loss: f64) -> Event {
         Event::Step {
@@ -285,6 +300,35 @@ mod tests {
         let mut file = EventFile::open(dir.path(), true).unwrap();
         file.rewind(3).unwrap();
         file.event(&step(4, 40.0)).unwrap();
+        let guard = Event::Guard(Forgetting {
+            text: "a text".into(),
+            step: 4,
+            tokens: 9,
+            pieces: 1,
+            loss_before: 2.0,
+            loss_after: 2.5,
+            difference_interval: None,
+            bits_per_byte_before: None,
+            bits_per_byte_after: None,
+            kl: 0.125,
+            kl_tokens: 9,
+        });
+        // The end comes again when it is reached again.
+        file.event(&guard).unwrap();
+        file.rewind(4).unwrap();
+        file.event(&guard).unwrap();
+        let all = read_scalars(&path).unwrap();
+        let of_guard: Vec<_> = all.iter().filter(|s| s.tag.starts_with("eval/guard_")).collect();
+        let shown: Vec<_> = of_guard.iter().map(|s| (s.tag.as_str(), s.step, s.value)).collect();
+        assert_eq!(
+            shown,
+            [
+                ("eval/guard_loss", 0, 2.0),
+                ("eval/guard_kl", 0, 0.0),
+                ("eval/guard_loss", 4, 2.5),
+                ("eval/guard_kl", 4, 0.125)
+            ]
+        );
         assert_eq!(losses(&path), [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]);
 
         EventFile::open(dir.path(), false).unwrap();

@@ -49,6 +49,7 @@ fn full_fine_tuning_follows_pytorch() {
         ..TrainPlan::new(Method::Full, Objective::Sft, decoder.config())
     };
     let data = TrainData {
+        general: GeneralText::default(),
         train: rows.clone(),
         held_out: rows,
         held_out_bytes: 0,

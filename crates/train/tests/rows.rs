@@ -128,6 +128,7 @@ fn text_is_learnt_whole_and_blocks_are_held_out() {
 fn digest_tells_rows_masks_and_sets_apart() {
     let row = |id: u32, learnt: bool| Row::new("r", vec![1, id], vec![false, learnt]);
     let data = |train: Vec<Row>, held_out: Vec<Row>| TrainData {
+        general: GeneralText::default(),
         train,
         held_out,
         held_out_bytes: 0,
@@ -147,4 +148,27 @@ fn digest_tells_rows_masks_and_sets_apart() {
     for (i, digest) in digests.iter().enumerate() {
         assert!(!digests[i + 1..].contains(digest));
     }
+}
+
+#[test]
+fn text_beside_conversations_is_learnt_whole() {
+    let (tokenizer, template) = bundled();
+    let plan = TrainPlan { max_length: 16, ..plan(Objective::Sft) };
+    let text = "The tide rises twice a day, and the boats rise with it. ".repeat(8);
+    let document = Document { id: "sea.txt".into(), text };
+    let windows = TrainData::text_rows(&[document], &tokenizer, &plan).unwrap();
+    assert!(windows.len() > 3);
+    for row in &windows {
+        assert!(row.ids.len() <= 16 && row.supervised() == row.ids.len() - 1, "{row:?}");
+    }
+    let plan = TrainPlan { max_length: 64, ..plan };
+    let rows = [example("a", &[("user", "Hi"), ("assistant", "Hello")])];
+    let mut data = TrainData::from_conversations(&rows, &[], &tokenizer, &template, &plan).unwrap();
+    let digest = data.digest();
+    data.add_text(windows.clone());
+    assert_ne!(data.digest(), digest);
+    assert_eq!(data.train.len(), 1 + windows.len());
+    assert_eq!(data.train_report.rows, data.train.len());
+    let learnt: usize = data.train.iter().map(Row::supervised).sum();
+    assert_eq!(data.train_report.supervised_tokens, learnt);
 }

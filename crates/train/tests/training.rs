@@ -484,6 +484,29 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     }
 }
 
+/// One bit anywhere in the state: in a number, a name, a digest, a setting of the plan.
+#[test]
+fn a_flipped_bit_in_the_state_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(Method::Lora, dir.path());
+    simply(&plan, false).unwrap();
+    let file = dir.path().join("checkpoint-9/state.json");
+    let whole = fs::read(&file).unwrap();
+    for at in (0..whole.len()).step_by(whole.len() / 40) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        let mut fell_back = false;
+        let note = |event: &Event| fell_back |= matches!(event, Event::Resumed { step: 8, .. });
+        go(&plan, &mut decoder(), &data(&plan), true, note, &AtomicBool::new(false)).unwrap();
+        assert!(
+            fell_back,
+            "byte {at}: {}",
+            String::from_utf8_lossy(&bytes[at.max(30) - 30..at + 1])
+        );
+    }
+}
+
 #[test]
 fn output_folder_is_not_overwritten_or_shared() {
     let dir = tempfile::tempdir().unwrap();
@@ -692,4 +715,185 @@ fn event_files_hold_each_step_once() {
         assert_eq!(evaluated(dir.path()), [0, 2, 4, 5], "save_steps {save_steps}");
         assert_eq!(logged_steps(dir.path()), [1, 2, 3, 4, 5]);
     }
+}
+
+/// A text that no row is like: of some pieces all tokens count, of some a part.
+fn general() -> GeneralText {
+    let piece = |n: u32| {
+        let ids: Vec<u32> = (0..12 + n).map(|p| 3 + (n * 19 + p * p * 3) % 60).collect();
+        let mask = (0..ids.len()).map(|p| n.is_multiple_of(2) || p % 3 != 1).collect();
+        Piece { bytes: ids.len() * 2, ids, mask }
+    };
+    GeneralText { what: "numbers".into(), pieces: (0..5).map(piece).collect() }
+}
+
+/// All logits of a piece, [T, V].
+fn all_logits(decoder: &Decoder, adapter: Option<&model::LoraAdapter>, ids: &[u32]) -> Vec<f32> {
+    let mut adapters = model::AdapterSet::new();
+    let slot = adapter.map(|lora| adapters.insert("a", lora, decoder).unwrap());
+    let batch = model::Batch {
+        tokens: ids.to_vec(),
+        segments: vec![model::Segment { len: ids.len(), adapter: slot, ..Default::default() }],
+        logit_rows: (0..ids.len()).collect(),
+    };
+    let mut tape = model::Tape::new(decoder.config(), model::TapeMode::Recompute);
+    let memory = model::Memory::Tape(&mut tape);
+    decoder.logits(&decoder.forward(&batch, &adapters, memory).unwrap())
+}
+
+/// Losses and divergence of the general text, as their definitions say: softmax in f64 over the whole
+/// vocabulary, tokens one after the other.
+#[test]
+fn what_was_forgotten_is_told_by_losses_and_divergence_from_full_logits() {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/llama_tiny");
+    let base = || Decoder::load(&testdata, &model::LoadOptions::default()).unwrap();
+    for method in [Method::Lora, Method::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = TrainPlan { max_steps: 4, ..plan(method, dir.path()) };
+        plan.learning_rate = 3e-2;
+        let data = TrainData { general: general(), ..data(&plan) };
+        let never = AtomicBool::new(false);
+        let found = go(&plan, &mut base(), &data, false, |_| {}, &never).unwrap().guard.unwrap();
+
+        let base = base();
+        let (trained, adapter) = match method {
+            Method::Lora => (None, Some(model::LoraAdapter::load(dir.path(), &base).unwrap())),
+            Method::Full => {
+                (Some(Decoder::load(dir.path(), &model::LoadOptions::default()).unwrap()), None)
+            }
+        };
+        let v = base.config().vocab_size;
+        let softmax = |logits: &[f32]| -> Vec<f64> {
+            let e: Vec<f64> = logits.iter().map(|x| f64::from(*x).exp()).collect();
+            let sum: f64 = e.iter().sum();
+            e.iter().map(|x| x / sum).collect()
+        };
+        let (mut losses, mut kl, mut n, mut bytes) = ([0.0; 2], 0.0, 0.0, 0);
+        for piece in &data.general.pieces {
+            let a = all_logits(&base, None, &piece.ids);
+            let b = all_logits(trained.as_ref().unwrap_or(&base), adapter.as_ref(), &piece.ids);
+            bytes += piece.bytes;
+            for t in (1..piece.ids.len()).filter(|&t| piece.mask[t]) {
+                let row = (t - 1) * v..t * v;
+                let (p, q) = (softmax(&a[row.clone()]), softmax(&b[row]));
+                let target = piece.ids[t] as usize;
+                losses[0] -= p[target].ln();
+                losses[1] -= q[target].ln();
+                kl += p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+                n += 1.0;
+            }
+        }
+        let near = |found: f64, expected: f64, what: &str| {
+            let close = (found - expected).abs() <= 1e-5 * expected.abs().max(1e-3);
+            assert!(close, "{method:?}: {what}: found {found}, expected {expected}");
+        };
+        assert_eq!((found.tokens, found.kl_tokens, found.pieces), (n as u64, n as u64, 5));
+        near(found.loss_before, losses[0] / n, "loss before");
+        near(found.loss_after, losses[1] / n, "loss after");
+        near(found.kl, kl / n, "divergence");
+        let bits = |loss: f64| loss / std::f64::consts::LN_2 / bytes as f64;
+        near(found.bits_per_byte_before.unwrap(), bits(losses[0]), "bits per byte before");
+        near(found.bits_per_byte_after.unwrap(), bits(losses[1]), "bits per byte after");
+        assert!(found.kl > 1e-3 && found.loss_after != found.loss_before, "{found:?}");
+        let [lo, hi] = found.difference_interval.unwrap();
+        near((lo + hi) / 2.0, (losses[1] - losses[0]) / n, "middle of the interval");
+        let manifest = fs::read(dir.path().join(MANIFEST_FILE)).unwrap();
+        let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest.guard.as_ref(), Some(&found));
+        assert!(log_events(dir.path()).contains(&Event::Guard(found)));
+    }
+}
+
+#[test]
+fn telling_what_was_forgotten_changes_no_bit_and_survives_a_resume() {
+    let never = AtomicBool::new(false);
+    for (name, plan, data) in every_way(Path::new("unused")) {
+        if !["lora+", "Dpo Lora", "Dpo Full", "Kto Lora"].contains(&name.as_str()) {
+            continue;
+        }
+        let file = weights_file(plan.method);
+        let with = TrainData { general: general(), ..data.clone() };
+        let run = |data: &TrainData, stop_at: Option<u64>| {
+            let dir = tempfile::tempdir().unwrap();
+            let plan = TrainPlan { output_dir: dir.path().to_owned(), ..plan.clone() };
+            if let Some(stop_at) = stop_at {
+                let cancel = AtomicBool::new(false);
+                let stop = |event: &Event| {
+                    // Also while it is being measured: at the end of the last step.
+                    let now = matches!(event, Event::Step { step, .. } if *step == stop_at);
+                    cancel.fetch_or(now, Ordering::Relaxed);
+                };
+                let first = go(&plan, &mut decoder(), data, false, stop, &cancel).unwrap();
+                assert_eq!(first.status, TrainStatus::Interrupted, "{name}");
+                assert_eq!(first.guard, None);
+            }
+            let resume = stop_at.is_some();
+            let outcome = go(&plan, &mut decoder(), data, resume, |_| {}, &never).unwrap();
+            // Resumed once more, the end is reached again and said once.
+            go(&plan, &mut decoder(), data, true, |_| {}, &never).unwrap();
+            let told = log_events(dir.path());
+            let told = told.iter().filter(|e| matches!(e, Event::Guard(_))).count();
+            assert_eq!(told, usize::from(!data.general.pieces.is_empty()), "{name}");
+            (fs::read(dir.path().join(file)).unwrap(), outcome.guard)
+        };
+        let (bytes, nothing) = run(&data, None);
+        assert_eq!(nothing, None);
+        let (same, told) = run(&with, None);
+        assert!(bytes == same, "{name}: the weights differ");
+        let told = told.unwrap();
+        assert!(told.kl > 0.0 && told.step > 0, "{name}: {told:?}");
+        for stop_at in [2, 5] {
+            let (same, again) = run(&with, Some(stop_at));
+            assert!(bytes == same, "{name}: the weights differ after a resume");
+            assert_eq!(again.as_ref(), Some(&told), "{name}");
+        }
+    }
+}
+
+#[test]
+fn each_of_several_runs_has_its_own_general_text() {
+    let root = tempfile::tempdir().unwrap();
+    let provenance = Provenance::default();
+    let plans: Vec<TrainPlan> = (0..2)
+        .map(|i| TrainPlan {
+            seed: i,
+            max_steps: 3 + i,
+            ..plan(Method::Lora, &root.path().join(i.to_string()))
+        })
+        .collect();
+    let mut other = general();
+    other.pieces.truncate(2);
+    let data: Vec<TrainData> = plans
+        .iter()
+        .zip([general(), other])
+        .map(|(plan, general)| TrainData { general, ..data(plan) })
+        .collect();
+    let jobs: Vec<Job<'_>> = plans
+        .iter()
+        .zip(&data)
+        .map(|(plan, data)| Job { plan, data, provenance: &provenance })
+        .collect();
+    let never = AtomicBool::new(false);
+    let outcomes = run_together(&jobs, &mut decoder(), false, &mut |_, _| {}, &never).unwrap();
+    for (i, outcome) in outcomes.iter().enumerate() {
+        let alone = tempfile::tempdir().unwrap();
+        let plan = TrainPlan { output_dir: alone.path().to_owned(), ..plans[i].clone() };
+        let single = go(&plan, &mut decoder(), &data[i], false, |_| {}, &never).unwrap();
+        assert!(outcome.guard.is_some());
+        assert_eq!(single.guard, outcome.guard);
+    }
+}
+
+#[test]
+fn a_general_text_that_tells_nothing_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = TrainPlan { max_steps: 2, ..plan(Method::Lora, dir.path()) };
+    let mut general = general();
+    general.pieces.iter_mut().for_each(|piece| piece.mask.fill(false));
+    let data = TrainData { general, ..data(&plan) };
+    let never = AtomicBool::new(false);
+    let outcome = go(&plan, &mut decoder(), &data, false, |_| {}, &never).unwrap();
+    assert_eq!((outcome.status, outcome.guard), (TrainStatus::Completed, None));
+    let warned = |e: &Event| matches!(e, Event::Warning { message } if message.contains("numbers"));
+    assert!(log_events(dir.path()).iter().any(warned));
 }

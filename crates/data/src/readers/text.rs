@@ -39,10 +39,7 @@ pub fn read_text(path: &Path) -> Result<Vec<Document>, DataError> {
                 // A linked folder could contain itself, so only real ones are entered.
                 if kind.is_dir() {
                     folders.push(child);
-                } else if EXTENSIONS
-                    .iter()
-                    .any(|known| child.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)))
-                {
+                } else if is_text_file(&child) {
                     files.push(child);
                 }
             }
@@ -56,6 +53,12 @@ pub fn read_text(path: &Path) -> Result<Vec<Document>, DataError> {
         files.push(path.to_owned());
     }
     files.into_iter().map(|file| document(path, file)).collect()
+}
+
+/// Whether a file's name says that it is plain text.
+pub(crate) fn is_text_file(path: &Path) -> bool {
+    let end = path.extension();
+    EXTENSIONS.iter().any(|known| end.is_some_and(|end| end.eq_ignore_ascii_case(known)))
 }
 
 fn document(root: &Path, file: PathBuf) -> Result<Document, DataError> {
@@ -102,6 +105,10 @@ mod tests {
             ]
         );
 
+        assert!(crate::is_text(dir.path()) && crate::is_text(&dir.path().join("n.md")));
+        fs::write(dir.path().join("b/rows.jsonl"), "{}").unwrap();
+        assert!(!crate::is_text(dir.path()) && !crate::is_text(&dir.path().join("b/rows.jsonl")));
+        assert!(!crate::is_text(&dir.path().join("none")));
         let file = dir.path().join("o.rst");
         assert_eq!(read_text(&file).unwrap()[0].text, "no");
         fs::write(&file, "caf\u{e9}\n".chars().map(|c| c as u8).collect::<Vec<_>>()).unwrap();

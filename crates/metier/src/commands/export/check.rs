@@ -3,35 +3,11 @@
 use super::Export;
 use crate::cli::ExportArgs;
 use crate::commands::data::read_options;
+use crate::general_text;
 use ::data::Example;
+use ::train::{Divergence, Reader};
 use anyhow::{Result, bail};
-use model::{AdapterSet, Batch, Decoder, KvCache, LoraAdapter, Memory, Segment};
-use std::ops::Range;
-use text::{Conversation, Message};
-
-/// Read where the user names no data: conversations of both languages of the bundled base, in plain
-/// words, each up to where an answer is asked for.
-const CONVERSATIONS: &[&[&str]] = &[
-    &[
-        "Hello! Which days are you open this week?",
-        "We are open from Monday to Friday, nine to five, and on Saturday until noon.",
-        "Thank you. Can I come by on Saturday at eleven with an old washing machine?",
-    ],
-    &[
-        "Bonjour, ma chaudière fuit depuis ce matin et il y a de l'eau dans la cave.",
-        "Coupez d'abord l'arrivée d'eau, puis l'électricité de la cave. Un technicien peut passer à 14 h 30.",
-        "C'est fait. Faut-il aussi fermer le gaz ?",
-    ],
-    &[
-        "Write the order as JSON: two pumps, type P-40, to be delivered on 3 March.",
-        "{\"item\": \"pump\", \"type\": \"P-40\", \"count\": 2, \"date\": \"03-03\"}",
-        "And one more filter, type F-7.",
-    ],
-    &[
-        "Summarise in one sentence: The lift on the second floor has been out of order since Tuesday. A \
-       spare part was ordered and should arrive on Friday; until then the stairs at the back are open.",
-    ],
-];
+use model::{AdapterSet, Decoder, LoraAdapter};
 
 /// Rows of logits held at once, of each model.
 const LOGIT_ROWS: usize = 64;
@@ -61,8 +37,9 @@ impl Sample {
     pub(super) fn read(args: &ExportArgs, export: &Export<'_>) -> Result<Sample> {
         let template = export.template().clone().at(::train::TRAINING_CLOCK);
         let tokenizer = &export.base.tokenizer;
+        let longest = export.base.decoder.config().max_position_embeddings;
         let mut rows = Vec::new();
-        let mut what = "the bundled text".to_owned();
+        let mut what = general_text::BUNDLED.to_owned();
         if let Some(path) = &args.data {
             let mut examples: Vec<Example> = ::data::read(path, &read_options(&args.columns))?;
             examples.truncate(args.limit.unwrap_or(usize::MAX));
@@ -72,22 +49,11 @@ impl Sample {
             }
             what = format!("the answers of {}", path.display());
         } else {
-            for turns in CONVERSATIONS {
-                let roles = ["user", "assistant"].into_iter().cycle();
-                let messages = roles.zip(*turns).map(|(role, text)| Message::new(role, *text));
-                let conversation = Conversation::new(messages.collect());
-                let ids = template.render(tokenizer, &conversation, true)?.ids;
-                let mask = vec![true; ids.len()];
-                rows.push((ids, mask));
+            for ids in general_text::bundled(export.template(), tokenizer, longest)? {
+                rows.push((ids.clone(), vec![true; ids.len()]));
             }
         }
-        let longest = export.base.decoder.config().max_position_embeddings;
         let all = rows.len();
-        for (ids, mask) in rows.iter_mut().filter(|_| args.data.is_none()) {
-            // A tiny context still reads the beginning.
-            ids.truncate(longest);
-            mask.truncate(longest);
-        }
         rows.retain(|(ids, mask)| ids.len() <= longest && mask.iter().skip(1).any(|m| *m));
         if rows.is_empty() {
             bail!(
@@ -116,27 +82,8 @@ impl<'a> Side<'a> {
         Ok(Side { decoder, adapters, slot })
     }
 
-    /// Final hidden rows [rows, H] of `ids` at `rows`.
-    fn hidden(&self, ids: &[u32], rows: &[usize]) -> Result<Vec<f32>> {
-        let config = self.decoder.config();
-        let blocks = ids.len().div_ceil(model::BLOCK_SIZE);
-        let mut cache = KvCache::new(config, blocks);
-        let batch = Batch {
-            tokens: ids.to_vec(),
-            segments: vec![Segment {
-                len: ids.len(),
-                pages: (0..blocks as u32).collect(),
-                adapter: self.slot,
-                ..Segment::default()
-            }],
-            logit_rows: rows.to_vec(),
-        };
-        Ok(self.decoder.forward(&batch, &self.adapters, Memory::Cache(&mut cache))?)
-    }
-
-    fn logits(&self, hidden: &[f32], rows: Range<usize>) -> Vec<f32> {
-        let h = self.decoder.config().hidden_size;
-        self.decoder.logits(&hidden[rows.start * h..rows.end * h])
+    fn reader(&self) -> Reader<'_> {
+        Reader { decoder: self.decoder, adapters: &self.adapters, slot: self.slot }
     }
 }
 
@@ -186,18 +133,20 @@ pub(super) fn compare(ours: &Side<'_>, theirs: &Side<'_>, sample: &Sample) -> Re
     let config = ours.decoder.config();
     let len = config.max_position_embeddings.min(64);
     let walk: Vec<u32> = (0..len).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
+    let (ours, theirs) = (ours.reader(), theirs.reader());
     let mut sums = Sums::default();
     sums.add(ours, theirs, &walk, &vec![false; len])?;
     for (ids, mask) in &sample.rows {
         sums.add(ours, theirs, ids, mask)?;
     }
-    let n = sums.tokens as f64;
+    let counted = sums.counted;
+    let n = counted.tokens as f64;
     Ok(Difference {
         logits: sums.difference / sums.largest.max(f32::MIN_POSITIVE),
-        loss_before: sums.losses[0] / n,
-        loss_after: sums.losses[1] / n,
-        kl: sums.kl / n,
-        tokens: sums.tokens,
+        loss_before: counted.losses[0] / n,
+        loss_after: counted.losses[1] / n,
+        kl: counted.kl / n,
+        tokens: counted.tokens,
     })
 }
 
@@ -205,17 +154,15 @@ pub(super) fn compare(ours: &Side<'_>, theirs: &Side<'_>, sample: &Sample) -> Re
 struct Sums {
     difference: f32,
     largest: f32,
-    losses: [f64; 2],
-    kl: f64,
-    tokens: usize,
+    counted: Divergence,
 }
 
 impl Sums {
     /// Where `mask` has nothing, all positions are compared and none is counted.
     fn add(
         &mut self,
-        ours: &Side<'_>,
-        theirs: &Side<'_>,
+        ours: Reader<'_>,
+        theirs: Reader<'_>,
         ids: &[u32],
         mask: &[bool],
     ) -> Result<()> {
@@ -240,47 +187,17 @@ impl Sums {
                     self.difference = self.difference.max(difference);
                 }
                 if let Some(at) = counted.get(chunk.start + i) {
-                    self.count(a, b, ids[*at] as usize);
+                    self.counted.add(&Divergence::of(a, b, ids[*at] as usize));
                 }
             }
         }
         Ok(())
     }
-
-    fn count(&mut self, a: &[f32], b: &[f32], target: usize) {
-        let (norm_a, norm_b) = (log_sum(a), log_sum(b));
-        self.losses[0] += norm_a - f64::from(a[target]);
-        self.losses[1] += norm_b - f64::from(b[target]);
-        for (a, b) in a.iter().zip(b) {
-            let (log_a, log_b) = (f64::from(*a) - norm_a, f64::from(*b) - norm_b);
-            self.kl += log_a.exp() * (log_a - log_b);
-        }
-        self.tokens += 1;
-    }
-}
-
-/// ln of the sum of e to each logit.
-fn log_sum(logits: &[f32]) -> f64 {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
-    f64::from(largest) + sum.ln()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn divergence_and_loss() {
-        let mut sums = Sums::default();
-        // Probabilities 1/2, 1/2 against 1/4, 3/4.
-        let logits = |p: [f64; 2]| p.map(|p| p.ln() as f32);
-        sums.count(&logits([0.5, 0.5]), &logits([0.25, 0.75]), 1);
-        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
-        near(sums.losses[0], 2f64.ln());
-        near(sums.losses[1], (4.0f64 / 3.0).ln());
-        near(sums.kl, 0.5 * 2f64.ln() + 0.5 * (2.0f64 / 3.0).ln());
-    }
 
     #[test]
     fn what_is_no_number_is_beyond_every_bound() {

@@ -98,6 +98,9 @@ fn results(runs: &[Run]) -> Vec<(String, Vec<String>)> {
         row("held-out loss, before", &|run| loss(run.held_out_before)),
         row("held-out loss, last", &|run| loss(run.held_out.filter(|_| run.best.is_some()))),
         row("held-out loss, lowest", &|run| loss(run.best)),
+        row("general text, loss before", &|run| loss(run.guard_before)),
+        row("general text, loss after", &|run| loss(run.guard_after)),
+        row("general text, KL from the base", &|run| loss(run.guard_kl)),
         row("seconds of training", &|run| format!("{:.0}", run.seconds)),
         row("tokens per second", &|run| {
             run.tokens_per_second.map_or(String::new(), |speed| format!("{speed:.0}"))

@@ -34,6 +34,12 @@ pub(super) struct Run {
     pub(super) held_out: Option<f64>,
     /// The lowest one after the first step.
     pub(super) best: Option<f64>,
+    /// Loss of the base on general text.
+    pub(super) guard_before: Option<f64>,
+    /// The same after the training.
+    pub(super) guard_after: Option<f64>,
+    /// Divergence from the base there, nats per token.
+    pub(super) guard_kl: Option<f64>,
     /// Tokens that went through the model.
     pub(super) tokens: u64,
     /// Seconds of training.
@@ -139,6 +145,7 @@ impl Run {
                 self.held_out = loss;
                 self.curve.push(LossPoint { step, loss: None, held_out: loss });
             }
+            Some("guard") => self.guard(event),
             Some("end") => {
                 self.step = step.unwrap_or(self.step);
                 self.seconds = number("seconds").unwrap_or(self.seconds);
@@ -163,6 +170,7 @@ impl Run {
         ] {
             *field = manifest[key]["loss"].as_f64().or(*field);
         }
+        self.guard(&manifest["guard"]);
         if self.tokens > 0 && self.seconds > 0.0 {
             self.tokens_per_second = Some(self.tokens as f64 / self.seconds);
         }
@@ -171,6 +179,16 @@ impl Run {
         }
         for key in ["data_sha256", "base_sha256", "tokenizer_sha256", "chat_template_sha256"] {
             self.digests.insert(key.to_owned(), manifest[key].clone());
+        }
+    }
+
+    fn guard(&mut self, found: &Value) {
+        for (field, key) in [
+            (&mut self.guard_before, "loss_before"),
+            (&mut self.guard_after, "loss_after"),
+            (&mut self.guard_kl, "kl"),
+        ] {
+            *field = found[key].as_f64().or(*field);
         }
     }
 
@@ -190,6 +208,14 @@ impl Run {
         match self.total_steps {
             Some(total) if total != self.step => format!("{}/{total}", self.step),
             _ => self.step.to_string(),
+        }
+    }
+
+    /// `before -> after` on general text, where it was measured.
+    pub(super) fn guard_shown(&self) -> String {
+        match (self.guard_before, self.guard_after) {
+            (Some(before), Some(after)) => format!("{before:.4} -> {after:.4}"),
+            _ => String::new(),
         }
     }
 

@@ -41,7 +41,8 @@ fn list(args: &RunsArgs) -> Result<ExitCode> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "run", "date", "base", "method", "r", "lr", "steps", "held-out", "tokens/s", "status",
+        "run", "date", "base", "method", "r", "lr", "steps", "held-out", "general", "tokens/s",
+        "status",
     ]);
     for run in &runs {
         table.add_row([
@@ -53,6 +54,7 @@ fn list(args: &RunsArgs) -> Result<ExitCode> {
             run.setting("learning_rate"),
             run.steps_shown(),
             run.held_out_shown(),
+            run.guard_shown(),
             run.tokens_per_second.map_or(String::new(), |speed| format!("{speed:.0}")),
             run.status.clone(),
         ]);

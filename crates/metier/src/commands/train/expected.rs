@@ -6,7 +6,9 @@ use crate::exit;
 use crate::machine;
 use crate::progress::clock;
 use crate::resolve::load_decoder;
-use ::train::{Event, MemoryEstimate, Method, Provenance, StepSize, TrainData, TrainPlan};
+use ::train::{
+    Event, GeneralText, MemoryEstimate, Method, Provenance, StepSize, TrainData, TrainPlan,
+};
 use anyhow::{Context, Result};
 use model::WeightDtype;
 use std::process::ExitCode;
@@ -63,7 +65,10 @@ struct Expected {
 impl Expected {
     fn of(job: &TrainJob, start: &mut Start) -> Result<Expected> {
         let (plan, rows) = (&job.plan, &job.data.rows);
-        let memory = ::train::estimate(plan, &start.decoder, rows);
+        let mut memory = ::train::estimate(plan, &start.decoder, rows);
+        if plan.method == Method::Full {
+            memory.logits += rows.general.kept_bytes(start.decoder.config().vocab_size);
+        }
         let (loaded_bytes, free) = (machine::rss_bytes(), machine::available_bytes());
         let dir = tempfile::tempdir()?;
         // One step, as large as a micro-batch, on the rows themselves.
@@ -75,7 +80,8 @@ impl Expected {
             save_steps: 0,
             ..plan.clone()
         };
-        let data = TrainData { held_out: Vec::new(), ..rows.clone() };
+        let data =
+            TrainData { held_out: Vec::new(), general: GeneralText::default(), ..rows.clone() };
         let mut done = None;
         let mut observe = |event: &Event| {
             if let Event::Step { tokens, seconds, .. } = event {

@@ -6,7 +6,7 @@ use super::start::Start;
 use crate::cli::TrainArgs;
 use crate::config::{ConfigFile, RunSection};
 use crate::resolve::license_of;
-use ::train::{Provenance, ReportTo, TrainData, TrainPlan};
+use ::train::{Guard, Provenance, ReportTo, TrainData, TrainPlan};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -73,6 +73,7 @@ pub(super) fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result
                 plan.max_dropped_share,
                 plan.held_out_share,
                 plan.held_out_block_bytes,
+                plan.guard,
             ])
             .to_string();
             let data = match loaded.iter().find(|(k, _)| *k == key) {
@@ -172,6 +173,11 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile, own:
     put(&mut plan.max_steps, args.max_steps.map(|n| n as u64), set("max_steps"));
     if !args.report_to.is_empty() && set("report_to") {
         plan.report_to = vec![ReportTo::Tensorboard];
+    }
+    match &args.guard {
+        Some(off) if off.as_os_str() == "off" => plan.guard = Guard::Off,
+        Some(path) => plan.guard = Guard::Data(path.clone()),
+        None => {}
     }
     match &args.out {
         Some(out) => plan.output_dir = out.clone(),

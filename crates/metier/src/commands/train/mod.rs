@@ -103,7 +103,7 @@ fn print_runs(jobs: &[TrainJob], outcomes: &[TrainOutcome], base: &str, json: bo
                 serde_json::json!({
                     "run": job.name, "output_dir": o.output_dir, "status": o.status, "step": o.step,
                     "train_loss": o.train_loss, "held_out_before": o.held_out_before,
-                    "held_out": o.held_out, "best": o.best,
+                    "held_out": o.held_out, "best": o.best, "guard": o.guard,
                 })
             })
             .collect();
@@ -112,7 +112,16 @@ fn print_runs(jobs: &[TrainJob], outcomes: &[TrainOutcome], base: &str, json: bo
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["run", "steps", "held out before", "best", "at step", "last", "train loss"]);
+    table.set_header([
+        "run",
+        "steps",
+        "held out before",
+        "best",
+        "at step",
+        "last",
+        "train loss",
+        "general text",
+    ]);
     let loss = |h: Option<::train::HeldOut>| h.map_or("-".into(), |h| format!("{:.4}", h.loss));
     for (job, o) in &order {
         table.add_row([
@@ -123,6 +132,9 @@ fn print_runs(jobs: &[TrainJob], outcomes: &[TrainOutcome], base: &str, json: bo
             o.best.map_or("-".into(), |h| h.step.to_string()),
             loss(o.held_out),
             format!("{:.4}", o.train_loss),
+            o.guard
+                .as_ref()
+                .map_or("-".into(), |g| format!("{:.4} -> {:.4}", g.loss_before, g.loss_after)),
         ]);
     }
     println!("{table}");
@@ -195,6 +207,9 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
     );
     for sentence in &outcome.guidance {
         println!("  {sentence}");
+    }
+    if let Some(guard) = &outcome.guard {
+        println!("  {}", guard.sentence());
     }
     println!("wrote {dir}");
     match method {

@@ -5,8 +5,9 @@ use super::start::Start;
 use crate::cli::{ColumnArgs, TrainArgs};
 use crate::commands::data::read_options;
 use crate::config::{ConfigFile, RunSection, Source};
+use crate::general_text;
 use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_of};
-use ::train::{TrainData, TrainPlan};
+use ::train::{Guard, Row, TrainData, TrainPlan};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,26 @@ use std::path::{Path, PathBuf};
 /// Share of the training rows that is held out when the user names no validation set.
 const VALID_FRACTION: f64 = 0.05;
 
-/// The rows to train on and to hold out. `split_seed` decides which are held out where the user names
+/// The rows to train on, those to hold out, and the text to tell forgetting by. `split_seed` decides which are held out where the user names
 /// none: the same for all runs of a sweep.
 pub(super) fn load(
+    args: &TrainArgs,
+    file: &ConfigFile,
+    run: &RunSection,
+    start: &Start,
+    plan: &TrainPlan,
+    split_seed: u64,
+) -> Result<JobData> {
+    let mut data = task_rows(args, file, run, start, plan, split_seed)?;
+    if !start.random || plan.guard != Guard::Bundled {
+        let longest = start.decoder.config().max_position_embeddings;
+        let (template, tokenizer) = (&start.template, &start.tokenizer);
+        data.rows.general = general_text::load(&plan.guard, template, tokenizer, longest)?;
+    }
+    Ok(data)
+}
+
+fn task_rows(
     args: &TrainArgs,
     file: &ConfigFile,
     run: &RunSection,
@@ -71,7 +89,22 @@ pub(super) fn load(
     // Where each file's rows come from, to weigh them when some are held out.
     let mut source_of: HashMap<PathBuf, usize> = HashMap::new();
     let mut files = Vec::new();
+    let (tokenizer, template) = (&start.tokenizer, &start.template);
+    // Plain text among them, as windows that are learnt whole.
+    let mut texts: Vec<Vec<Row>> = vec![Vec::new(); sources.len()];
     for (index, source) in sources.iter().enumerate() {
+        if ::data::is_text(&source.path) {
+            if plan.objective.is_preference() {
+                bail!(
+                    "{}: plain text, expected judged answers: text cannot be mixed with them",
+                    source.path.display()
+                );
+            }
+            let documents = ::data::read_text(&source.path)?;
+            texts[index] = TrainData::text_rows(&documents, tokenizer, plan)?;
+            files.push(source.path.clone());
+            continue;
+        }
         for part in files_of(&source.path, options.split)? {
             match plan.objective.is_preference() {
                 true => judged.extend(::data::read_preferences(&part, &options)?),
@@ -90,7 +123,12 @@ pub(super) fn load(
     if let Some(path) = valid {
         files.extend(files_of(path, held_options.split)?);
     }
-    let (tokenizer, template) = (&start.tokenizer, &start.template);
+    if train.is_empty() && texts.iter().any(|rows| !rows.is_empty()) {
+        bail!(
+            "the training data is plain text alone\nhint: name it as [data] text = [...] in a config file: then a \
+             part of it is held out"
+        );
+    }
     if plan.objective.is_preference() {
         // Dealt and weighed by their questions, as conversations are.
         let (rows, held_out) = match valid {
@@ -125,8 +163,17 @@ pub(super) fn load(
         }
     };
     let train = weighed(train, sources, &source_of, split_seed)?;
-    let rows = TrainData::from_conversations(&train, &held_out, tokenizer, template, plan)?;
+    let mut rows = TrainData::from_conversations(&train, &held_out, tokenizer, template, plan)?;
+    rows.add_text(weighed_texts(texts, sources, split_seed)?);
     Ok(JobData { rows, files, named })
+}
+
+/// The windows of each source of plain text as often as its weight says.
+fn weighed_texts(texts: Vec<Vec<Row>>, sources: &[Source], seed: u64) -> Result<Vec<Row>> {
+    let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
+    let counts: Vec<usize> = texts.iter().map(Vec::len).collect();
+    let drawn = ::data::mix(&counts, &weights, seed).context("[data] train")?;
+    Ok(drawn.iter().map(|drawn| texts[drawn.source][drawn.row].clone()).collect())
 }
 
 /// Each source's rows as often as its weight says. Rows are held out before this, so that none is

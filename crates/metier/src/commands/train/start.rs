@@ -17,6 +17,8 @@ pub(super) struct Start {
     pub(super) decoder: Decoder,
     pub(super) tokenizer: std::sync::Arc<Tokenizer>,
     pub(super) template: ChatTemplate,
+    /// Whether it begins from random weights, which know nothing that could be forgotten.
+    pub(super) random: bool,
 }
 
 impl Start {
@@ -41,6 +43,7 @@ impl Start {
                 decoder,
                 tokenizer,
                 template,
+                random: true,
             });
         }
         let name = args
@@ -61,6 +64,6 @@ impl Start {
         };
         let decoder = load_decoder(&dir, dtype)?;
         let (tokenizer, template) = load_text(&dir, decoder.config())?;
-        Ok(Start { name, dir, decoder, tokenizer, template })
+        Ok(Start { name, dir, decoder, tokenizer, template, random: false })
     }
 }
