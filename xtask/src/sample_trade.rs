@@ -332,7 +332,8 @@ fn name(draw: &mut Draw, language: &Language, set: Set) -> String {
 
 /// A first name of the English bank.
 pub(crate) fn first_name(draw: &mut Draw, set: Set) -> &'static str {
-    *draw.pick(ENGLISH.first_names.of(set))
+    let names = ENGLISH.first_names.of(set);
+    names[draw.below(names.len())]
 }
 
 /// An appliance, as tickets name it.
