@@ -1,6 +1,7 @@
 //! Chores of the repository that are not part of the product: `cargo run -p xtask -- CHORE ...`.
 
 mod nano_tokenizer;
+mod recipe_data;
 mod sample_trade;
 mod tidy;
 
@@ -12,6 +13,7 @@ type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 /// Every chore, one line each.
 const CHORES: &[Chore] = &[
     ("nano-tokenizer", "train the tokenizer of metier-nano from a corpus", nano_tokenizer::run),
+    ("recipe-data", "write the data of the recipes to recipes/data", recipe_data::run),
     ("sample-trade", "write the bundled sample trade to assets/trade", sample_trade::run),
     ("tidy", "check the house rules: imports, unsafe, family names", tidy::run),
 ];

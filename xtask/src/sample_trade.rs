@@ -18,7 +18,8 @@ use rand_pcg::Pcg64;
 use serde::Serialize;
 use serde_json::json;
 
-use banks::{APPLIANCES, ENGLISH, FAULTS, FRENCH, Gender, Language, Set};
+use banks::{APPLIANCES, ENGLISH, FAULTS, FRENCH, Gender, Language};
+pub(crate) use banks::{Phrases, Set};
 
 const SEED: u64 = 20_261;
 const TRAIN_ROWS: usize = 2_400;
@@ -48,8 +49,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// Every file of the sample trade with its content.
 fn files() -> [(&'static str, String); 3] {
-    let train = messages(Set::Train, TRAIN_ROWS);
-    let test = messages(Set::Test, TEST_ROWS);
+    let train = messages(SEED, Set::Train, TRAIN_ROWS);
+    let test = messages(SEED, Set::Test, TEST_ROWS);
     let readme = readme(&train, &test);
     [
         ("train.jsonl", jsonl("train", &train)),
@@ -75,20 +76,20 @@ fn jsonl(set: &str, rows: &[Row]) -> String {
 }
 
 /// A message and what should come of it.
-struct Row {
-    message: String,
-    ticket: Ticket,
+pub(crate) struct Row {
+    pub(crate) message: String,
+    pub(crate) ticket: Ticket,
 }
 
 /// The dispatch ticket; its fields in this order.
 #[derive(Serialize)]
-struct Ticket {
-    appliance: &'static str,
-    fault: &'static str,
-    urgency: &'static str,
+pub(crate) struct Ticket {
+    pub(crate) appliance: &'static str,
+    pub(crate) fault: &'static str,
+    pub(crate) urgency: &'static str,
     postcode: Option<String>,
     callback: Option<String>,
-    language: &'static str,
+    pub(crate) language: &'static str,
 }
 
 impl Ticket {
@@ -97,9 +98,9 @@ impl Ticket {
     }
 }
 
-/// Different messages of one set.
-fn messages(set: Set, count: usize) -> Vec<Row> {
-    let mut draw = Draw::new(SEED, set);
+/// Different messages of one set, other ones for each seed.
+pub(crate) fn messages(seed: u64, set: Set, count: usize) -> Vec<Row> {
+    let mut draw = Draw::new(seed, set);
     let mut seen = HashSet::new();
     let mut rows = Vec::with_capacity(count);
     while rows.len() < count {
@@ -329,6 +330,17 @@ fn name(draw: &mut Draw, language: &Language, set: Set) -> String {
     }
 }
 
+/// A first name of the English bank.
+pub(crate) fn first_name(draw: &mut Draw, set: Set) -> &'static str {
+    let names = ENGLISH.first_names.of(set);
+    names[draw.below(names.len())]
+}
+
+/// An appliance, as tickets name it.
+pub(crate) fn appliance(draw: &mut Draw) -> &'static str {
+    draw.pick(APPLIANCES).value
+}
+
 fn street(draw: &mut Draw, language: &Language, set: Set) -> String {
     let number = 1 + draw.below(180);
     let street = draw.pick(language.streets.of(set));
@@ -392,10 +404,11 @@ fn phone(draw: &mut Draw, french: bool) -> String {
 
 /// Draws that are the same on every machine and with every version of the random number crates:
 /// only the generator's 64-bit words are taken from them.
-struct Draw(Pcg64);
+pub(crate) struct Draw(Pcg64);
 
 impl Draw {
-    fn new(seed: u64, set: Set) -> Self {
+    /// The same draws for the same seed and set.
+    pub(crate) fn new(seed: u64, set: Set) -> Self {
         let stream = match set {
             Set::Train => 0,
             Set::Test => 1,
@@ -404,15 +417,15 @@ impl Draw {
     }
 
     /// A number below `n`, by multiplication (Lemire, arXiv:1805.10941); the bias is below n/2^64.
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.0.next_u64()) * n as u128) >> 64) as usize
     }
 
-    fn chance(&mut self, percent: usize) -> bool {
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 
@@ -512,7 +525,6 @@ fn counts(rows: &[Row]) -> BTreeMap<String, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banks::Phrases;
 
     #[test]
     fn the_committed_files_are_what_this_source_makes() {
@@ -569,7 +581,7 @@ mod tests {
     #[test]
     fn no_phrase_of_the_test_bank_occurs_in_a_training_message() {
         let train: Vec<String> =
-            messages(Set::Train, TRAIN_ROWS).iter().map(|row| plain(&row.message)).collect();
+            messages(SEED, Set::Train, TRAIN_ROWS).iter().map(|row| plain(&row.message)).collect();
         let everything = train.join("\n");
         let mut checked = 0;
         for (kind, phrases) in all_phrases() {
@@ -593,7 +605,7 @@ mod tests {
         let mut values: Vec<HashSet<String>> = Vec::new();
         for (set, count) in [(Set::Train, TRAIN_ROWS), (Set::Test, TEST_ROWS)] {
             let mut own = HashSet::new();
-            for row in messages(set, count) {
+            for row in messages(SEED, set, count) {
                 for value in [&row.ticket.postcode, &row.ticket.callback].into_iter().flatten() {
                     assert!(row.message.contains(value.as_str()), "{value}: {}", row.message);
                     own.insert(digits(value));
@@ -610,8 +622,8 @@ mod tests {
 
     #[test]
     fn every_value_is_well_covered() {
-        let train = counts(&messages(Set::Train, TRAIN_ROWS));
-        let test = counts(&messages(Set::Test, TEST_ROWS));
+        let train = counts(&messages(SEED, Set::Train, TRAIN_ROWS));
+        let test = counts(&messages(SEED, Set::Test, TEST_ROWS));
         let keys = |counts: &BTreeMap<String, usize>| counts.keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&train), keys(&test));
         for (value, &count) in &train {

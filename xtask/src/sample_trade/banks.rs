@@ -57,13 +57,14 @@ pub(super) struct Fault {
 }
 
 /// The same meaning in the words of the training set and in those of the test set.
-pub(super) struct Phrases {
-    pub(super) train: &'static [&'static str],
-    pub(super) test: &'static [&'static str],
+pub(crate) struct Phrases {
+    pub(crate) train: &'static [&'static str],
+    pub(crate) test: &'static [&'static str],
 }
 
 impl Phrases {
-    pub(super) fn of(&self, set: Set) -> &'static [&'static str] {
+    /// The phrases of one of the sets.
+    pub(crate) fn of(&self, set: Set) -> &'static [&'static str] {
         match set {
             Set::Train => self.train,
             Set::Test => self.test,
@@ -73,7 +74,7 @@ impl Phrases {
 
 /// Which bank a message draws from.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Set {
+pub(crate) enum Set {
     Train,
     Test,
 }
