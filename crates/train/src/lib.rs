@@ -39,11 +39,7 @@ pub use optimizer::AdamW;
 pub use output::{LOG_FILE, ReportTo, is_running, tokenizer_files};
 pub use plan::{
     DEFAULT_FULL_LEARNING_RATE, DEFAULT_LORA_LEARNING_RATE, DEFAULT_PREFERENCE_LEARNING_RATE,
-<<<<<<< HEAD
-    DEFAULT_PRETRAINING_LEARNING_RATE, FloatDtype, Method, StepSize, TrainPlan,
-=======
-    DEFAULT_PRETRAINING_LEARNING_RATE, Guard, Method, SaveDtype, StepSize, TrainPlan,
->>>>>>> guard5
+    DEFAULT_PRETRAINING_LEARNING_RATE, FloatDtype, Guard, Method, StepSize, TrainPlan,
 };
 pub use rows::{Row, RowReport, TRAINING_CLOCK, TrainData};
 pub use run::{Job, TrainOutcome, TrainStatus, run, run_together};
