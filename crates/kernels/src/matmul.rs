@@ -825,25 +825,53 @@ impl Product<'_> {
         count: usize,
         b: BlockOfB<E>,
     ) {
+        // SAFETY: the caller's contract.
+        unsafe { S::call(Strip { product: *self, stretch, count, b }) }
+    }
+}
+
+/// See [`Product::tiles`].
+struct Strip<'a, E> {
+    product: Product<'a>,
+    stretch: Stretch,
+    count: usize,
+    b: BlockOfB<E>,
+}
+
+// Run through `Simd::call`: one copy of the unrolled tiles per level and element. Inlined into the
+// loops of a task they took the compiler minutes, and gained nothing; called tile by tile they cost
+// a fifth of a product, for what is handed over lies in memory.
+impl<E: Element> Kernel for Strip<'_, E> {
+    type Output = ();
+
+    /// # Safety
+    /// As for [`Product::tiles`].
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Strip { product, stretch, count, b } = self;
         let Stretch { rows, panel, depth, packed_a, sums, from_sums, to_sums, mut ahead } = stretch;
         let ahead_per_tile = ahead.lines().div_ceil(rows.len().div_ceil(TILE_ROWS));
         let column = panel * PANEL;
         // Groups end before a panel that is not full, so this is a group of one.
-        let ragged = self.columns - column < PANEL;
+        let width = product.columns - column;
+        let ragged = width < PANEL;
+        // The last panel reaches past C's columns: let the tiles work on a copy.
+        let mut copy = [0.0f32; TILE_ROWS * PANEL];
         let first = rows.start;
         for (row, height) in tiles_of(rows) {
             // SAFETY: row, column and depth are inside the product.
             unsafe {
-                let c = self.c.wrapping_add(row * self.columns + column);
+                let c = product.c.wrapping_add(row * product.columns + column);
+                let a = product.a.start.as_ptr();
                 let mut tile = Tile {
                     from: c.cast_const(),
-                    from_row: self.columns,
-                    from_zero: depth.start == 0 && !self.accumulate,
+                    from_row: product.columns,
+                    from_zero: depth.start == 0 && !product.accumulate,
                     c,
-                    c_row: self.columns,
-                    a: self.a.start.as_ptr().add(row * self.a.row + depth.start * self.a.depth),
-                    a_row: self.a.row,
-                    a_depth: self.a.depth,
+                    c_row: product.columns,
+                    a: a.wrapping_add(row * product.a.row + depth.start * product.a.depth),
+                    a_row: product.a.row,
+                    a_depth: product.a.depth,
                     b: b.b,
                     b_row: b.row,
                     b_panel: b.panel,
@@ -857,13 +885,10 @@ impl Product<'_> {
                         (tile.a_row, tile.a_depth, dense) = (1, height, false);
                     }
                 }
-                // The last panel reaches past C's columns: let the tile work on a copy.
-                let mut copy = [0.0f32; TILE_ROWS * PANEL];
-                let width = self.columns - column;
                 if ragged && !from_sums {
                     for r in 0..height {
                         for j in 0..width {
-                            copy[r * PANEL + j] = *c.add(r * self.columns + j);
+                            copy[r * PANEL + j] = *c.add(r * product.columns + j);
                         }
                     }
                     (tile.from, tile.from_row) = (copy.as_ptr(), PANEL);
@@ -881,11 +906,11 @@ impl Product<'_> {
                 for _ in 0..ahead_per_tile {
                     ahead.fetch_line::<S>();
                 }
-                S::call(Shaped { tile, height, panels: count, dense });
+                tile.shaped::<S>(height, count, dense);
                 if ragged && !to_sums {
                     for r in 0..height {
                         for j in 0..width {
-                            *c.add(r * self.columns + j) = copy[r * PANEL + j];
+                            *c.add(r * product.columns + j) = copy[r * PANEL + j];
                         }
                     }
                 }
@@ -936,25 +961,15 @@ struct Tile<E> {
 /// Rows from which on a tile of packed A has constant distances.
 const LEAST_DENSE: usize = 4;
 
-/// A tile and its shape. `dense`: A is `[depth][height]` and rows of B are sixteen apart, whatever
-/// the tile's fields say.
-struct Shaped<E> {
-    tile: Tile<E>,
-    height: usize,
-    panels: usize,
-    dense: bool,
-}
-
-// Run through `Simd::call`: one copy of the unrolled tiles per level and element. Inlined into the
-// loops of a task they took the compiler minutes, and gained nothing.
-impl<E: Element> Kernel for Shaped<E> {
-    type Output = ();
-
+impl<E: Element> Tile<E> {
+    /// Computes a tile of `height` rows and `panels` panels. `dense`: A is `[depth][height]` and rows
+    /// of B are sixteen apart, whatever the fields say.
+    ///
     /// # Safety
     /// The pointers cover `height` rows, `panels` panels and the depth; the processor supports `S`.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Shaped { tile, height, panels, dense } = self;
+    unsafe fn shaped<S: Simd>(self, height: usize, panels: usize, dense: bool) {
+        let tile = self;
         // SAFETY: the caller's contract.
         unsafe {
             if !S::REGISTERS {
@@ -987,13 +1002,11 @@ impl<E: Element> Kernel for Shaped<E> {
             }
         }
     }
-}
 
-impl<E: Element> Tile<E> {
     /// The same elements, row by row and panel by panel: for levels whose vectors are arrays.
     ///
     /// # Safety
-    /// As for [`Shaped`].
+    /// As for [`Tile::shaped`].
     #[inline(always)]
     unsafe fn one_by_one<S: Simd>(self, height: usize, panels: usize, dense: bool) {
         let (a_row, a_depth, b_row) =
@@ -1012,7 +1025,7 @@ impl<E: Element> Tile<E> {
     }
 
     /// # Safety
-    /// As for [`Shaped`], with its height and panels.
+    /// As for [`Tile::shaped`], with its height and panels.
     #[inline(always)]
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize, const DENSE: bool>(&self) {
         // Two vectors per panel, or one; the second is then never touched and vanishes.

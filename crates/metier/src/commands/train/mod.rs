@@ -11,7 +11,10 @@ use crate::config::ConfigFile;
 use crate::exit;
 use crate::progress::{TrainBars, clock};
 use crate::resolve::load_decoder;
-use ::train::{Event, Job, MANIFEST_FILE, Manifest, Method, Provenance, TrainOutcome, TrainStatus};
+use ::train::{
+    Event, Job, LOG_FILE, MANIFEST_FILE, Manifest, Method, Objective, Provenance, TrainOutcome,
+    TrainPlan, TrainStatus,
+};
 use anyhow::{Context, Result};
 use expected::dry_run;
 use jobs::{TrainJob, jobs};
@@ -76,7 +79,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode> {
     }
     let interrupted = outcomes.iter().any(|o| o.status == TrainStatus::Interrupted);
     match (&outcomes[..], args.json) {
-        ([outcome], false) => print_outcome(outcome, &start.name, jobs[0].plan.method),
+        ([outcome], false) => print_outcome(outcome, &start.name, &jobs[0].plan),
         ([_], true) => {}
         (outcomes, _) => print_runs(&jobs, outcomes, &start.name, args.json),
     }
@@ -140,9 +143,8 @@ fn print_runs(jobs: &[TrainJob], outcomes: &[TrainOutcome], base: &str, json: bo
     println!("{table}");
     match winner {
         Some(name) => {
-            let dir = order[0].1.output_dir.display();
             println!("lowest held-out loss: {name}");
-            println!("next: metier eval --model {base} --adapter {dir} --data TEST.jsonl");
+            println!("{}", next(&order[0].1.output_dir, base, &order[0].0.plan));
         }
         None => println!("no winner: the runs were not all measured on the same held-out rows"),
     }
@@ -184,7 +186,7 @@ fn write_card(dir: &Path, base: &str, provenance: &Provenance, method: Method) -
     Ok(())
 }
 
-fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
+fn print_outcome(outcome: &TrainOutcome, base: &str, plan: &TrainPlan) {
     let dir = outcome.output_dir.display();
     if outcome.status == TrainStatus::Interrupted {
         eprintln!(
@@ -212,10 +214,22 @@ fn print_outcome(outcome: &TrainOutcome, base: &str, method: Method) {
         println!("  {}", guard.sentence());
     }
     println!("wrote {dir}");
-    match method {
-        Method::Lora => {
-            println!("next: metier eval --model {base} --adapter {dir} --data TEST.jsonl")
+    println!("{}", next(&outcome.output_dir, base, plan));
+}
+
+/// What measures a result of this kind on rows that it has not seen.
+fn next(dir: &Path, base: &str, plan: &TrainPlan) -> String {
+    let dir = dir.display();
+    let model = match plan.method {
+        Method::Lora => format!("--model {base} --adapter {dir}"),
+        Method::Full => format!("--model {dir}"),
+    };
+    match plan.objective {
+        Objective::Text => format!("next: metier perplexity {model} --text TEST.txt"),
+        // Answers that are only compared have no reference that a metric could take.
+        objective if objective.is_preference() => {
+            format!("next: metier chat {model} (rewards/accuracies are in {dir}/{LOG_FILE})")
         }
-        Method::Full => println!("next: metier eval --model {dir} --data TEST.jsonl"),
+        _ => format!("next: metier eval {model} --data TEST.jsonl"),
     }
 }
