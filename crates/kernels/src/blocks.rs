@@ -22,6 +22,7 @@ use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Depth that is in order at once: what a task keeps of B, GROUP · 4096 · 64 bytes, stays below 1 MiB
 /// whatever the product (an output layer's gradient is as deep as its vocabulary).
@@ -33,6 +34,12 @@ const A_VALUES: usize = 1 << 22;
 /// beyond is then used four times.
 const GROUP: usize = 4;
 
+/// Memory that products keep for themselves on so many threads, in bytes, at most.
+pub fn buffer_bytes(threads: usize) -> usize {
+    let of_thread = GROUP * SLAB_DEPTH * PANEL + BLOCK_ROWS * GROUP * PANEL;
+    (A_VALUES + threads * of_thread) * size_of::<f32>()
+}
+
 /// Whether a product of this shape is worth the order.
 pub(crate) fn pays(rows: usize, columns: usize, depth: usize) -> bool {
     rows > 2 * TILE_ROWS && columns.div_ceil(PANEL) >= 4 && depth >= 2 * PANEL
@@ -40,15 +47,35 @@ pub(crate) fn pays(rows: usize, columns: usize, depth: usize) -> bool {
 
 /// A low-rank adapter on some rows.
 pub(crate) struct Rider<'a> {
-    pub(crate) rows: Range<usize>,
-    /// I `[depth, r]`
-    pub(crate) inner: Panels<'a>,
-    /// O `[r, columns]`
-    pub(crate) outer: Panels<'a>,
-    pub(crate) r: usize,
-    pub(crate) scale: f32,
-    /// Receives scale · A·I, `[rows, r]`.
-    pub(crate) h: &'a mut [f32],
+    rows: Range<usize>,
+    inner: Panels<'a>,
+    outer: Panels<'a>,
+    r: usize,
+    scale: f32,
+    /// Where row 0 of the product would have its result.
+    h: *mut f32,
+}
+
+// SAFETY: what is pointed to is only read, but for the result, of which each task writes its own
+// rows.
+unsafe impl Sync for Rider<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Rider<'_> {}
+
+impl<'a> Rider<'a> {
+    /// I `[depth, r]` is `inner`, O `[r, columns]` is `outer`; `h` receives scale · A·I, `[rows, r]`.
+    pub(crate) fn new(
+        rows: Range<usize>,
+        inner: Panels<'a>,
+        outer: Panels<'a>,
+        r: usize,
+        scale: f32,
+        h: &'a mut [f32],
+    ) -> Rider<'a> {
+        assert_eq!(h.len(), rows.len() * r, "a row of results per row");
+        let h = h.as_mut_ptr().wrapping_sub(rows.start * r);
+        Rider { rows, inner, outer, r, scale, h }
+    }
 }
 
 /// At most BLOCK_ROWS rows with the same rider, or none.
@@ -60,27 +87,11 @@ struct Block {
 /// A product with its riders, cut into blocks of rows.
 pub(crate) struct Blocks<'a> {
     product: Product<'a>,
-    riders: Vec<Riding<'a>>,
+    riders: Vec<Rider<'a>>,
     blocks: Vec<Block>,
     /// The widest rider.
     r: usize,
 }
-
-/// A rider whose result is written by several tasks.
-struct Riding<'a> {
-    inner: Panels<'a>,
-    outer: Panels<'a>,
-    r: usize,
-    scale: f32,
-    /// Where row 0 of the product would have its result.
-    h: *mut f32,
-}
-
-// SAFETY: what is pointed to is only read, but for the result, of which each task writes its own
-// rows.
-unsafe impl Sync for Riding<'_> {}
-// SAFETY: as above.
-unsafe impl Send for Riding<'_> {}
 
 /// A stretch of depth of some blocks in order, and their adapters' results.
 struct Ordered<'a> {
@@ -97,11 +108,16 @@ struct Ordered<'a> {
 // SAFETY: while these are written, every task writes its own rows; then they are only read.
 unsafe impl Sync for Ordered<'_> {}
 
+/// What [`Ordered`] points to, of products that are done: kept because fresh ones would cost page
+/// faults, and for all threads together, as any of them may begin the next product.
+static ORDERED: Mutex<Vec<(Vec<f32>, Vec<f32>)>> = Mutex::new(Vec::new());
+
+fn ordered() -> MutexGuard<'static, Vec<(Vec<f32>, Vec<f32>)>> {
+    ORDERED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 thread_local! {
-    /// What [`Ordered`] points to.
-    static ORDERED: Cell<(Vec<f32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
-    /// The blocks of B of a group of panels, and its sums. Kept, as those above, because fresh ones
-    /// would cost page faults.
+    /// The blocks of B of a group of panels, and its sums; kept for the same reason.
     static GROUPS: Cell<(Vec<f32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
@@ -126,12 +142,7 @@ impl<'a> Blocks<'a> {
         }
         cut(next..rows, None);
         let r = riders.iter().map(|rider| rider.r).max().unwrap_or(0);
-        let riding = |rider: Rider<'a>| {
-            let Rider { rows, inner, outer, r, scale, h } = rider;
-            assert_eq!(h.len(), rows.len() * r, "a row of results per row");
-            Riding { inner, outer, r, scale, h: h.as_mut_ptr().wrapping_sub(rows.start * r) }
-        };
-        Blocks { product, riders: riders.into_iter().map(riding).collect(), blocks, r }
+        Blocks { product, riders, blocks, r }
     }
 
     /// Computes the product on all threads.
@@ -163,7 +174,7 @@ impl<'a> Blocks<'a> {
     /// Calls `work` for each stretch of depth of as many blocks as are in order at once.
     fn each_slab(&self, work: impl Fn(&Ordered<'_>)) {
         let depth = self.product.depth;
-        let (mut a, mut h) = ORDERED.take();
+        let (mut a, mut h) = ordered().pop().unwrap_or_default();
         let most = (A_VALUES / depth.min(SLAB_DEPTH)).max(BLOCK_ROWS);
         let mut rest = &self.blocks[..];
         while let Some(start) = rest.first().map(|b| b.rows.start) {
@@ -178,7 +189,7 @@ impl<'a> Blocks<'a> {
                 work(&Ordered { blocks, first: start, slab, a, h });
             }
         }
-        ORDERED.set((a, h));
+        ordered().push((a, h));
     }
 
     /// Brings block `i` into order, and computes what its rider reads of it.
@@ -194,7 +205,7 @@ impl<'a> Blocks<'a> {
             for depth in block_depths(slab) {
                 let to = ordered.a_of(rows, depth.start).cast_mut();
                 let to = std::slice::from_raw_parts_mut(to, rows.len() * depth.len());
-                self.product.pack_a(to, rows.clone(), depth);
+                self.product.a.pack(to, rows.clone(), depth);
             }
             let Some(rider) = block.rider.map(|i| &self.riders[i]) else { return };
             let inner = Product {
@@ -229,14 +240,10 @@ impl<'a> Blocks<'a> {
             let h = rider.h.wrapping_add(rows.start * rider.r);
             let h = std::slice::from_raw_parts_mut(h, rows.len() * rider.r);
             h.iter_mut().for_each(|value| *value *= rider.scale);
-            let result = Product {
-                a: Strided { start: h, row: rider.r, depth: 1 },
-                depth: rider.r,
-                ..self.product
-            };
             let to = ordered.h_of(rows, self.r).cast_mut();
             let to = std::slice::from_raw_parts_mut(to, rows.len() * rider.r);
-            result.pack_a(to, 0..rows.len(), 0..rider.r);
+            let result = Strided { start: h, row: rider.r, depth: 1 };
+            result.pack(to, 0..rows.len(), 0..rider.r);
         }
     }
 

@@ -35,6 +35,7 @@ pub use attention::{
     AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
     reference_attention_backward, write_kv,
 };
+pub use blocks::buffer_bytes;
 pub use cross_entropy::{
     IGNORE_INDEX, cross_entropy, cross_entropy_backward_inplace, reference_cross_entropy,
     reference_cross_entropy_backward_inplace,

@@ -100,17 +100,14 @@ fn matmul_lora_at(
     groups: &[(Range<usize>, LoraRef)],
 ) {
     let (n, k) = (w.n(), w.k());
+    groups.iter().for_each(|(_, lora)| check(lora, n, k));
     if !ride(groups, t, n, k) || w.in_integers() {
         matmul_at(level, y, x, w, t, accumulate);
         return lora_at(level, y, x, groups, n, k);
     }
-    let mut inner: Vec<Vec<f32>> = results(groups);
-    let riders = groups.iter().zip(&mut inner).map(|((rows, lora), h)| {
-        check(lora, n, k);
-        let (inner, outer) = (panels_of(lora.a), panels_of(lora.b));
-        Rider { rows: rows.clone(), inner, outer, r: lora.a.n(), scale: lora.scale, h }
-    });
-    matmul_riders(level, y, x, w, t, accumulate, riders.collect());
+    let mut inner = results(groups);
+    let riders = riders(groups, &mut inner, |lora| (panels_of(lora.a), panels_of(lora.b)));
+    matmul_riders(level, y, x, w, t, accumulate, riders);
 }
 
 fn matmul_dx_lora_at(
@@ -123,22 +120,19 @@ fn matmul_dx_lora_at(
     groups: &[(Range<usize>, LoraRef)],
 ) -> Vec<Vec<f32>> {
     let (n, k) = (w.n(), w.k());
+    groups.iter().for_each(|(_, lora)| check(lora, n, k));
     if !ride(groups, t, k, n) {
         matmul_dx_at(level, dx, dy, w, t, accumulate);
         let each = groups.iter().map(|(rows, lora)| {
-            check(lora, n, k);
             let dx = &mut dx[rows.start * k..rows.end * k];
             lora_dx_at(level, dx, &dy[rows.start * n..rows.end * n], rows.len(), *lora)
         });
         return each.collect();
     }
-    let mut inner: Vec<Vec<f32>> = results(groups);
-    let riders = groups.iter().zip(&mut inner).map(|((rows, lora), h)| {
-        check(lora, n, k);
-        let (inner, outer) = (Panels::Turned(lora.b), Panels::Turned(lora.a));
-        Rider { rows: rows.clone(), inner, outer, r: lora.a.n(), scale: lora.scale, h }
-    });
-    matmul_dx_riders(level, dx, dy, w, t, accumulate, riders.collect());
+    let mut inner = results(groups);
+    let riders =
+        riders(groups, &mut inner, |lora| (Panels::Turned(lora.b), Panels::Turned(lora.a)));
+    matmul_dx_riders(level, dx, dy, w, t, accumulate, riders);
     inner
 }
 
@@ -161,6 +155,19 @@ fn ride(groups: &[(Range<usize>, LoraRef)], t: usize, columns: usize, depth: usi
 /// Whether the groups are in order and apart.
 fn ordered(groups: &[(Range<usize>, LoraRef)]) -> bool {
     groups.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start)
+}
+
+/// The groups as riders, with the panels of what reads the rows and of what writes them.
+fn riders<'a>(
+    groups: &[(Range<usize>, LoraRef<'a>)],
+    inner: &'a mut [Vec<f32>],
+    panels: impl Fn(&LoraRef<'a>) -> (Panels<'a>, Panels<'a>),
+) -> Vec<Rider<'a>> {
+    let rider = |((rows, lora), h): (&(Range<usize>, LoraRef<'a>), &'a mut Vec<f32>)| {
+        let (inner, outer) = panels(lora);
+        Rider::new(rows.clone(), inner, outer, lora.a.n(), lora.scale, h)
+    };
+    groups.iter().zip(inner).map(rider).collect()
 }
 
 /// Room for a row of R values per row of each group.
@@ -385,9 +392,18 @@ mod tests {
 
     #[test]
     fn riding_along_has_the_bits_of_one_after_the_other() {
-        // More than one block of rows and of depth, ragged panels, ranks below, at and above a
-        // panel; rows without an adapter, groups of a few rows and of none.
-        for (t, n, k) in [(230, 70, 300), (230, 300, 70), (13, 64, 64), (5, 80, 40)] {
+        // More than one block of rows and of depth, and more than one slab of depth; ragged panels,
+        // ranks below, at and above a panel; rows without an adapter, groups of a few rows and of none.
+        let deep = blocks::SLAB_DEPTH + 40;
+        let shapes = [
+            (230, 70, 300),
+            (230, 300, 70),
+            (13, 64, 64),
+            (5, 80, 40),
+            (14, 64, deep),
+            (14, deep, 64),
+        ];
+        for (t, n, k) in shapes {
             let third = |len, seed| values(len, seed).iter().map(|v| v / 3.0).collect::<Vec<f32>>();
             let (x, dy) = (third(t * k, 1), third(t * n, 2));
             for (r1, r2) in [(1, 8), (16, 33)] {

@@ -58,20 +58,10 @@ pub(crate) fn matmul_at(
     t: usize,
     accumulate: bool,
 ) {
-    check("y", y, t, w.n);
-    check("x", x, t, w.k);
-    if w.in_integers()
-        && let Storage::Quantised(q) = &w.storage
-        && !x.is_empty()
-        && !y.is_empty()
-    {
-        return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate);
-    }
-    let a = Strided { start: x, row: w.k, depth: 1 };
-    product(level, y, w.n, a, panels_of(w), t, w.k, accumulate);
+    matmul_riders(level, y, x, w, t, accumulate, Vec::new());
 }
 
-/// [`matmul_at`] over many rows with adapters on some of them, for a weight that is not multiplied
+/// [`matmul_at`] with adapters on some rows: where [`blocks::pays`], and the weight is not multiplied
 /// in integers.
 pub(crate) fn matmul_riders(
     level: Level,
@@ -84,29 +74,16 @@ pub(crate) fn matmul_riders(
 ) {
     check("y", y, t, w.n);
     check("x", x, t, w.k);
+    if w.in_integers()
+        && let Storage::Quantised(q) = &w.storage
+        && !x.is_empty()
+        && !y.is_empty()
+    {
+        assert!(riders.is_empty(), "products in integers carry no adapters");
+        return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate);
+    }
     let a = Strided { start: x, row: w.k, depth: 1 };
-    let (columns, depth) = (w.n, w.k);
-    let product = Product { c: y.as_mut_ptr(), a, b: panels_of(w), columns, depth, accumulate };
-    Blocks::new(product, t, riders).run(level);
-}
-
-/// [`matmul_dx_at`] over many rows with adapters on some of them.
-pub(crate) fn matmul_dx_riders(
-    level: Level,
-    dx: &mut [f32],
-    dy: &[f32],
-    w: &PackedMatrix,
-    t: usize,
-    accumulate: bool,
-    riders: Vec<Rider<'_>>,
-) {
-    check("dx", dx, t, w.k);
-    check("dy", dy, t, w.n);
-    let a = Strided { start: dy, row: w.n, depth: 1 };
-    let (columns, depth) = (w.k, w.n);
-    let product =
-        Product { c: dx.as_mut_ptr(), a, b: Panels::Turned(w), columns, depth, accumulate };
-    Blocks::new(product, t, riders).run(level);
+    product(level, y, w.n, a, panels_of(w), t, w.k, accumulate, riders);
 }
 
 pub(crate) fn panels_of(w: &PackedMatrix) -> Panels<'_> {
@@ -125,10 +102,23 @@ pub(crate) fn matmul_dx_at(
     t: usize,
     accumulate: bool,
 ) {
+    matmul_dx_riders(level, dx, dy, w, t, accumulate, Vec::new());
+}
+
+/// [`matmul_dx_at`] with adapters on some rows: where [`blocks::pays`].
+pub(crate) fn matmul_dx_riders(
+    level: Level,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    riders: Vec<Rider<'_>>,
+) {
     check("dx", dx, t, w.k);
     check("dy", dy, t, w.n);
     let a = Strided { start: dy, row: w.n, depth: 1 };
-    product(level, dx, w.k, a, Panels::Turned(w), t, w.n, accumulate);
+    product(level, dx, w.k, a, Panels::Turned(w), t, w.n, accumulate, riders);
 }
 
 pub(crate) fn matmul_dw_at(
@@ -150,11 +140,11 @@ pub(crate) fn matmul_dw_at(
         let mut turned = vec![0.0; k * n];
         transpose_into(&mut turned, dw, n, k);
         let a = Strided { start: x, row: 1, depth: k };
-        product(level, &mut turned, n, a, Panels::Rows(dy.as_ptr()), k, t, true);
+        product(level, &mut turned, n, a, Panels::Rows(dy.as_ptr()), k, t, true, Vec::new());
         return transpose_into(dw, &turned, k, n);
     }
     let a = Strided { start: dy, row: 1, depth: n };
-    product(level, dw, k, a, Panels::Rows(x.as_ptr()), n, t, true);
+    product(level, dw, k, a, Panels::Rows(x.as_ptr()), n, t, true, Vec::new());
 }
 
 /// Columns below which a gradient of a weight is computed turned.
@@ -265,6 +255,7 @@ fn product(
     rows: usize,
     depth: usize,
     accumulate: bool,
+    riders: Vec<Rider<'_>>,
 ) {
     if c.is_empty() {
         return;
@@ -277,8 +268,9 @@ fn product(
     }
     let product = Product { c: c.as_mut_ptr(), a, b, columns, depth, accumulate };
     if blocks::pays(rows, columns, depth) {
-        return Blocks::new(product, rows, Vec::new()).run(level);
+        return Blocks::new(product, rows, riders).run(level);
     }
+    assert!(riders.is_empty(), "adapters ride on products of many rows");
     in_tasks(rows, columns, depth, |rows, panels| {
         dispatch_at(level, Task { product, rows, panels });
     });
@@ -770,6 +762,33 @@ pub(crate) unsafe fn interleave<const H: usize>(
     }
 }
 
+impl Strided<'_> {
+    /// Copies a block of A: tile after tile, each `[depth][height]`.
+    ///
+    /// # Safety
+    /// The rows and the depth lie inside A; `to` holds them.
+    #[inline(always)]
+    pub(crate) unsafe fn pack(&self, to: &mut [f32], rows: Range<usize>, depth: Range<usize>) {
+        let mut to = to;
+        for (row, height) in tiles_of(rows) {
+            let (tile, rest) = to.split_at_mut(height * depth.len());
+            // SAFETY: the caller's contract.
+            unsafe {
+                let from = self.start.as_ptr().add(row * self.row + depth.start * self.depth);
+                match height {
+                    6 => interleave::<6>(tile, from, self.row, self.depth),
+                    5 => interleave::<5>(tile, from, self.row, self.depth),
+                    4 => interleave::<4>(tile, from, self.row, self.depth),
+                    3 => interleave::<3>(tile, from, self.row, self.depth),
+                    2 => interleave::<2>(tile, from, self.row, self.depth),
+                    _ => interleave::<1>(tile, from, self.row, self.depth),
+                }
+            }
+            to = rest;
+        }
+    }
+}
+
 /// Some rows of C, where a group of panels starts, and a stretch of depth.
 pub(crate) struct Stretch {
     pub(crate) rows: Range<usize>,
@@ -787,32 +806,6 @@ pub(crate) struct Stretch {
 }
 
 impl Product<'_> {
-    /// Copies a block of A: tile after tile, each `[depth][height]`.
-    ///
-    /// # Safety
-    /// The rows and the depth lie inside the product.
-    #[inline(always)]
-    pub(crate) unsafe fn pack_a(&self, to: &mut [f32], rows: Range<usize>, depth: Range<usize>) {
-        let mut to = to;
-        for (row, height) in tiles_of(rows) {
-            let (tile, rest) = to.split_at_mut(height * depth.len());
-            let (a_row, a_depth) = (self.a.row, self.a.depth);
-            // SAFETY: the caller's contract.
-            unsafe {
-                let from = self.a.start.as_ptr().add(row * a_row + depth.start * a_depth);
-                match height {
-                    6 => interleave::<6>(tile, from, a_row, a_depth),
-                    5 => interleave::<5>(tile, from, a_row, a_depth),
-                    4 => interleave::<4>(tile, from, a_row, a_depth),
-                    3 => interleave::<3>(tile, from, a_row, a_depth),
-                    2 => interleave::<2>(tile, from, a_row, a_depth),
-                    _ => interleave::<1>(tile, from, a_row, a_depth),
-                }
-            }
-            to = rest;
-        }
-    }
-
     /// Runs tiles over all rows of a stretch of `count` panels that meet the block `b`.
     ///
     /// # Safety
@@ -1512,6 +1505,34 @@ pub(crate) mod tests {
                 let a = Strided { start: &dy, row: 1, depth: n };
                 run(&mut wide_dw, k, a, Panels::Rows(x.as_ptr()), t);
                 assert_eq!(bits(&wide_dw), bits(&dw), "dw [{n}, {k}] T={t}");
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_ride_on_sixteen_lanes_with_the_bits_of_eight() {
+        let (t, n, k) = (37, 150, 300);
+        let (x, old) = (values(t * k, 1), values(t * n, 2));
+        for r in [5, 16, 40] {
+            let a = PackedMatrix::from_f32(&values(r * k, 3), r, k);
+            let b = PackedMatrix::from_f32(&values(n * r, 4), n, r);
+            for w in packed(&values(n * k, 5), n, k) {
+                let run = |wide: bool| {
+                    let (mut y, mut h) = (old.clone(), vec![0.0; (t - 5) * r]);
+                    let panels = (panels_of(&a), panels_of(&b));
+                    let riders = vec![Rider::new(2..t - 3, panels.0, panels.1, r, 0.3, &mut h)];
+                    if wide {
+                        let a = Strided { start: &x, row: k, depth: 1 };
+                        let (c, b, accumulate) = (y.as_mut_ptr(), panels_of(&w), true);
+                        let product = Product { c, a, b, columns: n, depth: k, accumulate };
+                        // SAFETY: the shapes fit one another; plain Rust needs no processor feature.
+                        unsafe { blocks::tests::run::<Sixteen>(product, t, riders) };
+                    } else {
+                        matmul_riders(Level::Portable, &mut y, &x, &w, t, true, riders);
+                    }
+                    (bits(&y), bits(&h))
+                };
+                assert!(run(true) == run(false), "R={r} {:?}", w.dtype());
             }
         }
     }

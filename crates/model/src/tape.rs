@@ -119,7 +119,7 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Values per token of each buffer, in the order of the fields but for the experts'.
+    /// Values per token of each of [`Activations::buffers`].
     fn widths(config: &DecoderConfig, layer: usize) -> [usize; 14] {
         let h = config.hidden_size;
         let i = match config.layers[layer].feed_forward {
@@ -133,7 +133,6 @@ impl Activations {
         let qk_norm = config.qk_norm != QkNorm::None;
         let apart = !config.adds_directly();
         [
-            only(pre, h),
             only(qk_norm, q),
             only(qk_norm, kv),
             q,
@@ -142,18 +141,22 @@ impl Activations {
             q,
             only(apart, h),
             h,
-            only(pre, h),
-            i,
             i,
             i,
             only(apart, h),
+            only(pre, h),
+            only(pre, h),
+            i,
         ]
     }
 
-    /// The buffers, in the order of the fields but for the experts'.
+    /// Of [`Activations::buffers`], those that cost a product.
+    const PRODUCTS: usize = 11;
+
+    /// The buffers but for the experts': first what a matrix or attention yields or its norm, then the
+    /// normed inputs and f(gate)·up.
     fn buffers(&mut self) -> [&mut Vec<f32>; 14] {
         [
-            &mut self.attn_in,
             &mut self.q_raw,
             &mut self.k_raw,
             &mut self.q,
@@ -162,11 +165,12 @@ impl Activations {
             &mut self.attn_out,
             &mut self.attn_y,
             &mut self.mid,
-            &mut self.mlp_in,
             &mut self.gate,
             &mut self.up,
-            &mut self.act,
             &mut self.mlp_y,
+            &mut self.attn_in,
+            &mut self.mlp_in,
+            &mut self.act,
         ]
     }
 
@@ -178,31 +182,28 @@ impl Activations {
     }
 }
 
-/// What [`TapeMode::KeepBf16`] keeps of one layer.
+/// What [`TapeMode::KeepBf16`] keeps of one layer: its products.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    buffers: [Vec<bf16>; Rounded::KEPT.len()],
+    buffers: [Vec<bf16>; Activations::PRODUCTS],
 }
 
 impl Rounded {
-    /// Those of [`Activations::buffers`] that cost a product: without the normed inputs and f(gate)·up.
-    const KEPT: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13];
-
     /// Values per token.
     fn width(config: &DecoderConfig, layer: usize) -> usize {
-        let widths = Activations::widths(config, layer);
         match config.layers[layer].feed_forward {
-            FeedForward::Dense => Rounded::KEPT.iter().map(|&i| widths[i]).sum(),
+            FeedForward::Dense => {
+                Activations::widths(config, layer)[..Activations::PRODUCTS].iter().sum()
+            }
             FeedForward::Experts => 0,
         }
     }
 
     /// Takes over what `acts` hold.
     pub(crate) fn keep(&mut self, acts: &mut Activations) {
-        let from = acts.buffers();
-        for (to, i) in self.buffers.iter_mut().zip(Rounded::KEPT) {
-            to.resize(from[i].len(), bf16::ZERO);
-            kernels::to_bf16(to, from[i]);
+        for (to, from) in self.buffers.iter_mut().zip(acts.buffers()) {
+            to.resize(from.len(), bf16::ZERO);
+            kernels::to_bf16(to, from);
         }
     }
 
@@ -215,9 +216,8 @@ impl Rounded {
         t: usize,
     ) {
         acts.resize(config, layer, t);
-        let to = acts.buffers();
-        for (from, i) in self.buffers.iter().zip(Rounded::KEPT) {
-            kernels::from_bf16(to[i], from);
+        for (from, to) in self.buffers.iter().zip(acts.buffers()) {
+            kernels::from_bf16(to, from);
         }
     }
 }

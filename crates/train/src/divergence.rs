@@ -51,6 +51,8 @@ pub struct Divergence {
     pub kl: f64,
     /// Tokens counted.
     pub tokens: usize,
+    /// Of these, tokens that the divergence is over.
+    pub kl_tokens: usize,
 }
 
 impl Divergence {
@@ -65,6 +67,7 @@ impl Divergence {
             losses: [norm_a - f64::from(first[target]), norm_b - f64::from(second[target])],
             kl: kl.sum(),
             tokens: 1,
+            kl_tokens: 1,
         }
     }
 
@@ -74,6 +77,7 @@ impl Divergence {
         self.losses[1] += other.losses[1];
         self.kl += other.kl;
         self.tokens += other.tokens;
+        self.kl_tokens += other.kl_tokens;
     }
 }
 

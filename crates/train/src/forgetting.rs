@@ -50,6 +50,11 @@ impl Piece {
     fn counted(&self) -> impl Iterator<Item = usize> {
         (1..self.ids.len()).filter(|&i| self.mask[i])
     }
+
+    /// Positions that foretell a token that counts, and these tokens.
+    fn foretold(&self) -> (Vec<usize>, Vec<usize>) {
+        self.counted().map(|at| (at - 1, self.ids[at] as usize)).unzip()
+    }
 }
 
 impl GeneralText {
@@ -147,14 +152,12 @@ impl Kept {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let targets: Vec<usize> = piece.counted().collect();
-            let rows: Vec<usize> = targets.iter().map(|at| at - 1).collect();
+            let (rows, targets) = piece.foretold();
             let hidden = base.hidden(&piece.ids, &rows)?;
             for start in (0..rows.len()).step_by(LOGIT_ROWS) {
                 let chunk = start..rows.len().min(start + LOGIT_ROWS);
                 let logits = base.logits(&hidden, chunk.clone());
-                for (logits, at) in logits.chunks_exact(v).zip(&targets[chunk]) {
-                    let target = piece.ids[*at] as usize;
+                for (logits, &target) in logits.chunks_exact(v).zip(&targets[chunk]) {
                     if kept.losses.len().is_multiple_of(every) {
                         kept.logits.extend_from_slice(logits);
                     }
@@ -174,25 +177,6 @@ pub(crate) enum Before<'a> {
     Kept(&'a Kept),
 }
 
-/// Sums over one piece, or over all.
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    losses: [f64; 2],
-    tokens: usize,
-    kl: f64,
-    kl_tokens: usize,
-}
-
-impl Sums {
-    fn add(&mut self, other: &Sums) {
-        self.losses[0] += other.losses[0];
-        self.losses[1] += other.losses[1];
-        self.tokens += other.tokens;
-        self.kl += other.kl;
-        self.kl_tokens += other.kl_tokens;
-    }
-}
-
 /// Reads `text` with the base and with what was trained, `after`, whose weights are those of `step`. None
 /// when cancelled before the end.
 pub(crate) fn measure(
@@ -203,20 +187,19 @@ pub(crate) fn measure(
     cancel: &AtomicBool,
 ) -> Result<Option<Forgetting>, TrainError> {
     let v = after.decoder.config().vocab_size;
-    let mut by_piece: Vec<Sums> = Vec::new();
+    let mut by_piece: Vec<Divergence> = Vec::new();
     let mut seen = 0;
     for piece in &text.pieces {
         if cancel.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let targets: Vec<usize> = piece.counted().collect();
-        let rows: Vec<usize> = targets.iter().map(|at| at - 1).collect();
+        let (rows, targets) = piece.foretold();
         let hidden = after.hidden(&piece.ids, &rows)?;
         let base_hidden = match before {
             Before::Base(base) => base.hidden(&piece.ids, &rows)?,
             Before::Kept(_) => Vec::new(),
         };
-        let mut sums = Sums::default();
+        let mut sums = Divergence::default();
         for start in (0..rows.len()).step_by(LOGIT_ROWS) {
             let chunk = start..rows.len().min(start + LOGIT_ROWS);
             let logits = after.logits(&hidden, chunk.clone());
@@ -225,12 +208,11 @@ pub(crate) fn measure(
                 Before::Kept(_) => Vec::new(),
             };
             // Side by side, and added up in the order of the tokens.
-            let tokens: Vec<Sums> = logits
+            let tokens: Vec<Divergence> = logits
                 .par_chunks_exact(v)
                 .zip(&targets[chunk.clone()])
                 .enumerate()
-                .map(|(i, (logits, at))| {
-                    let target = piece.ids[*at] as usize;
+                .map(|(i, (logits, &target))| {
                     let base = match before {
                         Before::Base(_) => &base_logits[i * v..(i + 1) * v],
                         Before::Kept(kept) => {
@@ -238,14 +220,13 @@ pub(crate) fn measure(
                             if !n.is_multiple_of(kept.every) {
                                 let loss = log_sum(logits) - f64::from(logits[target]);
                                 let losses = [kept.losses[n], loss];
-                                return Sums { losses, tokens: 1, ..Sums::default() };
+                                return Divergence { losses, tokens: 1, ..Divergence::default() };
                             }
                             let k = n / kept.every;
                             &kept.logits[k * v..(k + 1) * v]
                         }
                     };
-                    let d = Divergence::of(base, logits, target);
-                    Sums { losses: d.losses, tokens: 1, kl: d.kl, kl_tokens: 1 }
+                    Divergence::of(base, logits, target)
                 })
                 .collect();
             tokens.iter().for_each(|token| sums.add(token));
@@ -253,7 +234,7 @@ pub(crate) fn measure(
         seen += targets.len();
         by_piece.push(sums);
     }
-    let mut all = Sums::default();
+    let mut all = Divergence::default();
     by_piece.iter().for_each(|sums| all.add(sums));
     let n = all.tokens as f64;
     let bytes: usize = text.pieces.iter().map(|piece| piece.bytes).sum();
@@ -275,9 +256,9 @@ pub(crate) fn measure(
 
 /// Student's interval of the difference per token, as a ratio of two sums over pieces (the tokens of a
 /// piece are not independent, its pieces are): W. G. Cochran, Sampling Techniques, section 6.3.
-fn interval(pieces: &[Sums]) -> Option<[f64; 2]> {
+fn interval(pieces: &[Divergence]) -> Option<[f64; 2]> {
     let k = pieces.len() as f64;
-    let rise = |s: &Sums| s.losses[1] - s.losses[0];
+    let rise = |s: &Divergence| s.losses[1] - s.losses[0];
     let tokens: f64 = pieces.iter().map(|s| s.tokens as f64).sum();
     let mean = pieces.iter().map(rise).sum::<f64>() / tokens;
     let squares: f64 = pieces.iter().map(|s| (rise(s) - mean * s.tokens as f64).powi(2)).sum();
@@ -292,10 +273,10 @@ mod tests {
 
     #[test]
     fn the_interval_is_of_the_paired_difference() {
-        let piece = |before: f64, after: f64, tokens: usize| Sums {
+        let piece = |before: f64, after: f64, tokens: usize| Divergence {
             losses: [before, after],
             tokens,
-            ..Sums::default()
+            ..Divergence::default()
         };
         // Pieces of one length: Student's interval of the means by piece, 0.1, 0.2 and 0.3, whose
         // standard deviation is 0.1; t with two degrees of freedom is 4.302653.

@@ -1,6 +1,6 @@
 //! What a person should make of a run, in three sentences: what happened, whether it learnt, what
-//! to try next; where general text is foretold clearly worse than before, that is said too. Rules of thumb with their sources, never a judgement on quality: that is what a test
-//! set is for.
+//! to try next; where general text is foretold clearly worse than before, that is said too. Rules of
+//! thumb with their sources, never a judgement on quality: that is what a test set is for.
 
 use crate::events::HeldOut;
 use crate::forgetting::Forgetting;

@@ -21,7 +21,7 @@ pub struct MemoryEstimate {
     pub logits: usize,
     /// Token rows.
     pub data: usize,
-    /// Buffers of the kernels' threads.
+    /// Buffers of the kernels.
     pub kernels: usize,
 }
 
@@ -76,7 +76,6 @@ pub fn estimate(plan: &TrainPlan, decoder: &Decoder, data: &TrainData) -> Memory
         }),
     };
     let h = config.hidden_size;
-    let block = 3 << 20;
     MemoryEstimate {
         trainable,
         activations: Tape::bytes(config, plan.tape_mode(), tokens, segments),
@@ -84,6 +83,6 @@ pub fn estimate(plan: &TrainPlan, decoder: &Decoder, data: &TrainData) -> Memory
             + 5 * targets * h)
             * F32,
         data: (all + held_all) * 5,
-        kernels: rayon::current_num_threads() * (block + (block >> 4)),
+        kernels: model::buffer_bytes(rayon::current_num_threads()),
     }
 }

@@ -79,7 +79,9 @@ pub(super) fn jobs(args: &TrainArgs, file: &ConfigFile, start: &Start) -> Result
             let data = match loaded.iter().find(|(k, _)| *k == key) {
                 Some((_, data)) => Rc::clone(data),
                 None => {
-                    let data = Rc::new(rows::load(args, file, run, start, &plan, split_seed)?);
+                    let mut data = rows::load(args, file, run, start, &plan, split_seed)?;
+                    data.rows.general = rows::general(start, &plan)?;
+                    let data = Rc::new(data);
                     loaded.push((key, Rc::clone(&data)));
                     data
                 }
@@ -174,7 +176,7 @@ fn override_plan(plan: &mut TrainPlan, args: &TrainArgs, file: &ConfigFile, own:
     if !args.report_to.is_empty() && set("report_to") {
         plan.report_to = vec![ReportTo::Tensorboard];
     }
-    match &args.guard {
+    match args.guard.as_ref().filter(|_| set("guard")) {
         Some(off) if off.as_os_str() == "off" => plan.guard = Guard::Off,
         Some(path) => plan.guard = Guard::Data(path.clone()),
         None => {}

@@ -7,7 +7,7 @@ use crate::commands::data::read_options;
 use crate::config::{ConfigFile, RunSection, Source};
 use crate::general_text;
 use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_of};
-use ::train::{Guard, Row, TrainData, TrainPlan};
+use ::train::{GeneralText, Guard, Row, TrainData, TrainPlan};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,26 +15,18 @@ use std::path::{Path, PathBuf};
 /// Share of the training rows that is held out when the user names no validation set.
 const VALID_FRACTION: f64 = 0.05;
 
-/// The rows to train on, those to hold out, and the text to tell forgetting by. `split_seed` decides which are held out where the user names
-/// none: the same for all runs of a sweep.
-pub(super) fn load(
-    args: &TrainArgs,
-    file: &ConfigFile,
-    run: &RunSection,
-    start: &Start,
-    plan: &TrainPlan,
-    split_seed: u64,
-) -> Result<JobData> {
-    let mut data = task_rows(args, file, run, start, plan, split_seed)?;
-    if !start.random || plan.guard != Guard::Bundled {
-        let longest = start.decoder.config().max_position_embeddings;
-        let (template, tokenizer) = (&start.template, &start.tokenizer);
-        data.rows.general = general_text::load(&plan.guard, template, tokenizer, longest)?;
+/// The text to tell forgetting by. Random weights know nothing of the bundled one.
+pub(super) fn general(start: &Start, plan: &TrainPlan) -> Result<GeneralText> {
+    if start.random && plan.guard == Guard::Bundled {
+        return Ok(GeneralText::default());
     }
-    Ok(data)
+    let longest = start.decoder.config().max_position_embeddings;
+    general_text::load(&plan.guard, &start.template, &start.tokenizer, longest)
 }
 
-fn task_rows(
+/// The rows to train on and those to hold out. `split_seed` decides which are held out where the user
+/// names none: the same for all runs of a sweep.
+pub(super) fn load(
     args: &TrainArgs,
     file: &ConfigFile,
     run: &RunSection,
