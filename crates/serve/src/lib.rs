@@ -8,10 +8,12 @@ pub mod endpoints;
 mod error;
 mod fields;
 mod generation;
+mod logprobs;
 mod sampling;
 mod server;
 mod sse;
 mod state;
+mod structured;
 
 pub use server::{ServePlan, Server};
 pub use state::{ServeError, ServedModel};

@@ -51,7 +51,7 @@ impl<C: Chunks> Source<C> {
         while self.ready.is_empty() {
             match self.pieces.as_mut()?.next().await {
                 Some(Ok(piece)) => {
-                    self.usage.add(piece.end.map_or(0, |end| end.completion_tokens));
+                    piece.end.iter().for_each(|end| self.usage.add(end));
                     self.ready.extend(self.chunks.piece(piece).iter().map(data));
                 }
                 Some(Err(error)) => {

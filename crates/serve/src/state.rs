@@ -3,9 +3,10 @@
 use crate::error::ApiError;
 use crate::fields::shortened;
 use crate::server::ServePlan;
+use crate::structured::Grammars;
 use axum::http::StatusCode;
 use engine::EngineHandle;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
 
@@ -42,6 +43,9 @@ pub(crate) struct State {
     pub(crate) plan: ServePlan,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) grammars: Grammars,
+    /// What each token reads as; made when the first request asks for log probabilities.
+    token_bytes: OnceLock<Vec<Vec<u8>>>,
     /// In the order of `/v1/models`.
     pub(crate) models: Vec<Arc<ServedModel>>,
     /// When the server was built, Unix seconds.
@@ -67,7 +71,27 @@ impl State {
             return Err(ServeError::NoModel);
         }
         let models = models.into_iter().map(Arc::new).collect();
-        Ok(State { plan, engine, tokenizer, models, created: unix_seconds() })
+        Ok(State {
+            plan,
+            engine,
+            tokenizer,
+            grammars: Grammars::default(),
+            token_bytes: OnceLock::new(),
+            models,
+            created: unix_seconds(),
+        })
+    }
+
+    /// The bytes that a token stands for.
+    pub(crate) fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let all = self.token_bytes.get_or_init(|| {
+            // A vocabulary of an unknown kind: the names that it gives its tokens.
+            self.tokenizer.token_bytes().unwrap_or_else(|_| {
+                let name = |id| self.tokenizer.token(id).unwrap_or_default().into_bytes();
+                (0..=self.tokenizer.max_id()).map(name).collect()
+            })
+        });
+        all.get(token as usize).cloned().unwrap_or_default()
     }
 
     /// The model of that name, or a 404 that lists the known ones.

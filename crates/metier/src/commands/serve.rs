@@ -4,7 +4,7 @@ use crate::cli::ServeArgs;
 use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Context, Result, bail};
-use engine::EngineHandle;
+use engine::{EngineHandle, EngineOptions};
 use serve::{ServePlan, ServedModel, Server};
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,8 +25,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         adapters.push(Adapter::load(name, Path::new(dir), &base)?);
     }
     let borrowed: Vec<&Adapter> = adapters.iter().collect();
-    let (engine, slots) =
-        resolve::engine(&base, &borrowed, args.kv_cache_mib << 20, args.max_num_seqs)?;
+    let options = EngineOptions {
+        max_num_seqs: args.max_num_seqs,
+        prefix_caching: !args.no_prefix_caching,
+        num_speculative_tokens: args.num_speculative_tokens,
+        ..EngineOptions::default()
+    };
+    let (engine, slots) = resolve::engine(&base, &borrowed, args.kv_cache_mib << 20, options)?;
 
     let mut models = vec![ServedModel {
         name: base.short_name(),

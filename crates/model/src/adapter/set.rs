@@ -13,10 +13,13 @@ use std::ops::Range;
 #[derive(Default)]
 pub struct AdapterSet {
     slots: Vec<Option<Slot>>,
+    /// Generations given so far.
+    generations: u64,
 }
 
 struct Slot {
     name: String,
+    generation: u64,
     dropout: f32,
     modules: Vec<LoraModule>,
     /// A of each of `modules`.
@@ -131,8 +134,10 @@ impl AdapterSet {
             }
             packed_a.push(a);
         }
+        self.generations += 1;
         let slot = Slot {
             name: name.to_owned(),
+            generation: self.generations,
             dropout: adapter.config.lora_dropout,
             modules: adapter.modules.clone(),
             a: packed_a,
@@ -152,8 +157,11 @@ impl AdapterSet {
     /// # Panics
     /// When the slot is empty or the adapter has another layout: an error of the caller.
     pub fn refresh(&mut self, slot: usize, adapter: &LoraAdapter, base: &Decoder) {
+        self.generations += 1;
+        let generation = self.generations;
         let slot = self.slots[slot].as_mut().expect("the slot holds an adapter");
         assert!(slot.modules == adapter.modules, "refresh with an adapter of another layout");
+        slot.generation = generation;
         for (m, a) in slot.modules.iter().zip(&mut slot.a) {
             a.repack_f32(&adapter.params[m.a.clone()]);
         }
@@ -172,6 +180,12 @@ impl AdapterSet {
     /// The slot of the adapter named `name`.
     pub fn slot(&self, name: &str) -> Option<usize> {
         self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.name == name))
+    }
+
+    /// A number, from 1 on, that only the adapter in `slot` has, and only in its present form: keys
+    /// that were made with it serve only while it stays the same. None where the slot is empty.
+    pub fn generation(&self, slot: usize) -> Option<u64> {
+        Some(self.slots.get(slot)?.as_ref()?.generation)
     }
 
     /// The adapter of some rows on one base matrix.

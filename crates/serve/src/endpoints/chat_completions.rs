@@ -3,14 +3,17 @@
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
-use crate::sampling::{self, Sampling, is_empty, is_false, is_zero, never};
+use crate::logprobs::ChatLogprobs;
+use crate::sampling::{self, Sampling, is_empty, is_false, never};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
+use crate::structured;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
+use engine::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -37,20 +40,25 @@ async fn chat_completions(
     .map_err(|e| ApiError::text(&e, "messages"))?;
 
     let sampling = request.sampling;
+    let form = structured::compile(&state, sampling.structured.clone()).await?;
     // An answer is a text of its own, whatever stands before it.
     let prompts = vec![(rendered.ids, StreamDecoder::new(Arc::clone(&state.tokenizer)))];
     // OpenAI's default: no bound but the context.
-    let generation = Generation::start(&state, &model, prompts, &sampling, usize::MAX, "messages")?;
+    let max_tokens = usize::MAX;
+    let generation =
+        Generation::start(&state, &model, prompts, &sampling, form, max_tokens, "messages")?;
+    let logprobs = sampling.tells_logprobs().then(|| Arc::clone(&state));
     let head = Head::new("chat.completion", request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
-        let chunks =
-            ChatChunks { head, choices: generation.len(), include_usage: sampling.include_usage };
+        let (choices, include_usage) = (generation.len(), sampling.include_usage);
+        let chunks = ChatChunks { head, choices, include_usage, logprobs };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
     let (finished, usage) = generation.finish().await?;
-    let choices = finished.into_iter().enumerate().map(ChatChoice::new).collect();
+    let choices = finished.into_iter().enumerate();
+    let choices = choices.map(|(i, f)| ChatChoice::new(i, f, logprobs.as_deref())).collect();
     Ok(Json(ChatCompletion { head, choices, usage }).into_response())
 }
 
@@ -63,18 +71,11 @@ struct ChatRequest {
 
 /// Fields of OpenAI's that have no effect here.
 const NEUTRAL: &[Neutral] = &[
-    Neutral { field: "logprobs", accepts: is_false, accepted: "false" },
-    Neutral { field: "top_logprobs", accepts: is_zero, accepted: "0" },
     Neutral { field: "tools", accepts: is_empty, accepted: "an empty list" },
     Neutral { field: "tool_choice", accepts: |v| v == "none", accepted: "\"none\"" },
     Neutral { field: "parallel_tool_calls", accepts: is_false, accepted: "false" },
     Neutral { field: "functions", accepts: is_empty, accepted: "an empty list" },
     Neutral { field: "function_call", accepts: |v| v == "none", accepted: "\"none\"" },
-    Neutral {
-        field: "response_format",
-        accepts: |v| *v == json!({"type": "text"}),
-        accepted: "{\"type\": \"text\"}",
-    },
     Neutral { field: "modalities", accepts: |v| *v == json!(["text"]), accepted: "[\"text\"]" },
     Neutral { field: "audio", accepts: never, accepted: "nothing" },
     Neutral { field: "prediction", accepts: never, accepted: "nothing" },
@@ -97,12 +98,31 @@ impl ChatRequest {
         let model = fields.string("model")?;
         let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
         let conversation = conversation(&mut fields)?;
-        let sampling = Sampling::read(&mut fields, max_choices)?;
+        let mut sampling = Sampling::read(&mut fields, max_choices)?;
+        if sampling.max_tokens == Some(0) {
+            return Err(ApiError::field("max_tokens", "max_tokens is 0; expected at least 1"));
+        }
+        logprobs(&mut fields, &mut sampling)?;
         fields.neutral(sampling::COMMON)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         Ok(ChatRequest { model, conversation, sampling })
     }
+}
+
+fn logprobs(fields: &mut Fields, sampling: &mut Sampling) -> Result<(), ApiError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0..=SamplingParams::MAX_LOGPROBS as u64)?;
+    match (wanted, top) {
+        (true, top) => sampling.tell_logprobs(top.unwrap_or(0) as usize, false),
+        (false, None | Some(0)) => {}
+        (false, Some(_)) => {
+            let message =
+                "top_logprobs is only for answers with logprobs. hint: set logprobs to true";
+            return Err(ApiError::field("top_logprobs", message));
+        }
+    }
+    Ok(())
 }
 
 fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
@@ -200,7 +220,7 @@ struct ChatCompletion {
 struct ChatChoice {
     index: usize,
     message: AssistantMessage,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
 }
 
@@ -212,9 +232,11 @@ struct AssistantMessage {
 }
 
 impl ChatChoice {
-    fn new((index, finished): (usize, Finished)) -> ChatChoice {
+    /// `state` tells what tokens read as where log probabilities are wanted.
+    fn new(index: usize, finished: Finished, state: Option<&Shared>) -> ChatChoice {
         let message = AssistantMessage { role: "assistant", content: finished.text, refusal: None };
-        ChatChoice { index, message, logprobs: None, finish_reason: finished.finish_reason }
+        let logprobs = state.map(|state| ChatLogprobs::new(state, &finished.logprobs));
+        ChatChoice { index, message, logprobs, finish_reason: finished.finish_reason }
     }
 }
 
@@ -232,7 +254,7 @@ struct ChatChunk {
 struct ChunkChoice {
     index: usize,
     delta: Delta,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -248,6 +270,8 @@ struct ChatChunks {
     head: Head,
     choices: usize,
     include_usage: bool,
+    /// What tokens read as, where log probabilities are wanted.
+    logprobs: Option<Arc<Shared>>,
 }
 
 impl ChatChunks {
@@ -268,9 +292,13 @@ impl Chunks for ChatChunks {
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
         let mut chunks = Vec::new();
-        if !piece.text.is_empty() {
+        if !piece.text.is_empty() || !piece.logprobs.is_empty() {
             let delta = Delta { role: None, content: Some(piece.text) };
-            chunks.push(self.chunk(piece.index, delta, None));
+            let mut chunk = self.chunk(piece.index, delta, None);
+            if let (Some(state), Some(choice)) = (&self.logprobs, chunk.choices.first_mut()) {
+                choice.logprobs = Some(ChatLogprobs::new(state, &piece.logprobs));
+            }
+            chunks.push(chunk);
         }
         if let Some(end) = piece.end {
             chunks.push(self.chunk(piece.index, Delta::default(), Some(end.finish_reason)));
@@ -330,16 +358,14 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_names_its_field() {
         for (json, param) in [
-            (r#""logprobs": true"#, "logprobs"),
+            (r#""logprobs": 1"#, "logprobs"),
             (r#""top_logprobs": 3"#, "top_logprobs"),
+            (r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs"),
+            (r#""max_tokens": 0"#, "max_tokens"),
             (r#""tools": [{"type": "function"}]"#, "tools"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
-            (r#""response_format": {"type": "json_object"}"#, "response_format"),
-            (r#""response_format": {"type": "json_schema", "json_schema": {}}"#, "response_format"),
-            (r#""presence_penalty": 0.5"#, "presence_penalty"),
-            (r#""frequency_penalty": -1"#, "frequency_penalty"),
-            (r#""logit_bias": {"50256": -100}"#, "logit_bias"),
+            (r#""response_format": {"type": "yaml"}"#, "response_format.type"),
             (r#""modalities": ["text", "audio"]"#, "modalities"),
             (r#""reasoning_effort": "high""#, "reasoning_effort"),
             (r#""store": true"#, "store"),

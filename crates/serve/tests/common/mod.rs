@@ -126,6 +126,7 @@ pub(crate) fn roomy() -> EngineOptions {
         max_batch_tokens: 64,
         max_num_seqs: 16,
         max_queue: 64,
+        ..EngineOptions::default()
     }
 }
 
