@@ -7,8 +7,9 @@ use crate::scheduler::Step;
 use crate::sequence::{Limits, SequenceId, SequenceRequest};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// A running engine. Clones share it; the thread ends when the last one is dropped or
 /// [`EngineHandle::shutdown`] is called, and cancels what is unfinished then.
@@ -23,6 +24,14 @@ pub struct EngineHandle {
 #[must_use = "dropping the ticket cancels the request"]
 pub struct Ticket {
     cancelled: Arc<AtomicBool>,
+    started: Arc<OnceLock<Instant>>,
+}
+
+impl Ticket {
+    /// When the sequence first ran; empty until then. Stays readable after the ticket.
+    pub fn started(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.started)
+    }
 }
 
 impl Drop for Ticket {
@@ -84,11 +93,16 @@ impl EngineHandle {
             return Err(EngineError::QueueFull { limit: shared.max_queue });
         }
         let cancelled = Arc::new(AtomicBool::new(false));
-        let client = Client { sink: Box::new(sink), cancelled: Arc::clone(&cancelled) };
+        let started = Arc::new(OnceLock::new());
+        let client = Client {
+            sink: Box::new(sink),
+            cancelled: Arc::clone(&cancelled),
+            started: Arc::clone(&started),
+        };
         state.inbox.push_back((request, client));
         drop(state);
         shared.wake.notify_one();
-        Ok(Ticket { cancelled })
+        Ok(Ticket { cancelled, started })
     }
 
     /// [`EngineHandle::submit`] for callers that wait for events on their own thread.
@@ -176,6 +190,7 @@ impl Shared {
 struct Client {
     sink: Box<dyn FnMut(Event) -> bool + Send>,
     cancelled: Arc<AtomicBool>,
+    started: Arc<OnceLock<Instant>>,
 }
 
 impl Client {
@@ -234,6 +249,11 @@ fn next_step<R: Runner>(
             !gone
         });
         let work = engine.has_work().then(|| engine.schedule());
+        for (id, _) in work.iter().flatten().flat_map(|step| &step.scheduled) {
+            if let Some(client) = clients.get(id) {
+                client.started.get_or_init(Instant::now);
+            }
+        }
         state.stats = engine.stats();
         if work.is_some() {
             return work;

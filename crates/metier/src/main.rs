@@ -13,6 +13,7 @@ mod licences;
 mod machine;
 mod progress;
 mod resolve;
+mod state;
 mod text_source;
 
 use clap::Parser;

@@ -1,11 +1,13 @@
 //! From prompts to sequences of the engine, and from their tokens to text.
 
+use crate::caller::{Caller, deadline};
 use crate::error::ApiError;
 use crate::sampling::Sampling;
 use crate::state::{ServedModel, State};
 use engine::{Event, FinishReason, SequenceRequest, Ticket};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
+use std::time::Instant;
 use text::{StopStrings, StreamDecoder};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -14,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 pub(crate) struct Generation {
     choices: Vec<Choice>,
     prompt_tokens: usize,
+    caller: Caller,
 }
 
 /// What a choice gained.
@@ -64,9 +67,11 @@ impl Usage {
 impl Generation {
     /// Queues `sampling.n` sequences for each of `prompts`, given with the decoder of what comes
     /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. `prompt_field` is named when a prompt is at fault, and
-    /// `max_tokens` holds where the request names no bound.
+    /// `max_tokens` holds where the request names no bound. The books of `caller` are opened here, and
+    /// closed by [`Generation::finish`] or at the end of [`Generation::pieces`].
     pub(crate) fn start(
         state: &State,
+        caller: &Caller,
         model: &ServedModel,
         prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
@@ -74,6 +79,8 @@ impl Generation {
         prompt_field: &'static str,
     ) -> Result<Generation, ApiError> {
         let prompt_tokens = prompts.iter().map(|(ids, _)| ids.len()).sum();
+        caller.begin(model, prompt_tokens)?;
+        let time = Allowance::new(state);
         let mut choices = Vec::with_capacity(prompts.len() * sampling.n);
         for (prompt, decoder) in prompts {
             for j in 0..sampling.n {
@@ -83,12 +90,16 @@ impl Generation {
                     adapter: model.adapter,
                 };
                 let (sender, events) = unbounded_channel();
+                let books = caller.clone();
                 // The channel holds at most one event for each token of the context, so a client
                 // that does not read costs little.
                 let ticket = state
                     .engine
-                    .submit(request, move |event| sender.send(event).is_ok())
+                    .submit(request, move |event| {
+                        books.sees(&event, time.end) && sender.send(event).is_ok()
+                    })
                     .map_err(|e| ApiError::engine(&e, prompt_field))?;
+                caller.submitted(&ticket);
                 choices.push(Choice {
                     index: choices.len(),
                     ticket: Some(ticket),
@@ -97,10 +108,11 @@ impl Generation {
                     stops: StopStrings::new(sampling.stop.clone()),
                     tokens: 0,
                     prompt_field,
+                    time,
                 });
             }
         }
-        Ok(Generation { choices, prompt_tokens })
+        Ok(Generation { choices, prompt_tokens, caller: caller.clone() })
     }
 
     /// The request's usage so far: the prompts.
@@ -113,12 +125,36 @@ impl Generation {
         self.choices.len()
     }
 
-    /// All pieces of all choices as they come. Ends after the last choice or the first error.
+    /// All pieces of all choices as they come. Ends after the last choice or the first error; what it
+    /// took is committed by then.
     pub(crate) fn pieces(self) -> BoxStream<'static, Result<Piece, ApiError>> {
-        stream::select_all(self.choices.into_iter().map(|choice| choice.pieces().boxed())).boxed()
+        let (caller, usage) = (self.caller.clone(), self.usage());
+        let pieces = stream::select_all(self.choices.into_iter().map(|c| c.pieces().boxed()));
+        let source = (Some(pieces), caller, usage);
+        stream::unfold(source, |(pieces, caller, mut usage)| async move {
+            let mut pieces = pieces?;
+            let next = pieces.next().await;
+            match &next {
+                Some(Ok(piece)) => {
+                    caller.answered(piece);
+                    usage.add(piece.end.map_or(0, |end| end.completion_tokens));
+                }
+                Some(Err(error)) => {
+                    drop(pieces);
+                    caller.finish(error.code()).await;
+                    return Some((next?, (None, caller, usage)));
+                }
+                None => {
+                    caller.complete(usage);
+                    caller.finish("ok").await;
+                }
+            }
+            Some((next?, (Some(pieces), caller, usage)))
+        })
+        .boxed()
     }
 
-    /// Waits for all choices.
+    /// Waits for all choices, and until what they took is committed.
     pub(crate) async fn finish(self) -> Result<(Vec<Finished>, Usage), ApiError> {
         let mut usage = self.usage();
         let mut finished = Vec::with_capacity(self.len());
@@ -126,6 +162,7 @@ impl Generation {
             let mut text = String::new();
             let end = loop {
                 let piece = choice.next().await?;
+                self.caller.answered(&piece);
                 text.push_str(&piece.text);
                 if let Some(end) = piece.end {
                     break end;
@@ -134,7 +171,23 @@ impl Generation {
             usage.add(end.completion_tokens);
             finished.push(Finished { text, finish_reason: end.finish_reason });
         }
+        self.caller.complete(usage);
+        self.caller.finish("ok").await;
         Ok((finished, usage))
+    }
+}
+
+/// How long an answer may take.
+#[derive(Clone, Copy)]
+struct Allowance {
+    end: Instant,
+    seconds: u64,
+}
+
+impl Allowance {
+    fn new(state: &State) -> Allowance {
+        let seconds = state.plan().request_timeout_seconds;
+        Allowance { end: deadline(seconds), seconds }
     }
 }
 
@@ -148,6 +201,7 @@ struct Choice {
     stops: StopStrings,
     tokens: usize,
     prompt_field: &'static str,
+    time: Allowance,
 }
 
 impl Choice {
@@ -164,7 +218,10 @@ impl Choice {
     /// The next piece that has text or ends the choice. Not to be called after the end.
     async fn next(&mut self) -> Result<Piece, ApiError> {
         loop {
-            let piece = match self.events.recv().await {
+            // Also where nothing comes at all, because the sequence still waits.
+            let end = tokio::time::Instant::from_std(self.time.end);
+            let event = tokio::time::timeout_at(end, self.events.recv()).await;
+            let piece = match event.map_err(|_| ApiError::timed_out(self.time.seconds))? {
                 Some(Event::Token { token, .. }) => self.token(token)?,
                 Some(Event::Finished { reason, usage, .. }) => {
                     self.tokens = usage.completion_tokens;
@@ -172,6 +229,10 @@ impl Choice {
                 }
                 Some(Event::Failed { error, .. }) => {
                     return Err(ApiError::engine(&error, self.prompt_field));
+                }
+                // The engine was told to stop, here or by `Caller::sees`.
+                None if Instant::now() >= self.time.end => {
+                    return Err(ApiError::timed_out(self.time.seconds));
                 }
                 None => return Err(ApiError::stopped()),
             };

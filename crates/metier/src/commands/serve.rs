@@ -1,20 +1,26 @@
 //! `metier serve`: base and adapters behind an OpenAI-compatible API.
 
 use crate::cli::ServeArgs;
+use crate::config::ConfigFile;
 use crate::exit;
-use crate::resolve::{self, Adapter, Base};
+use crate::resolve::{self, Adapter, Base, NANO};
+use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::EngineHandle;
-use serve::{ServePlan, ServedModel, Server};
+use serve::{Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let host = args.host.parse().with_context(|| {
-        format!("--host {}: expected an IP address such as 127.0.0.1", args.host)
-    })?;
-    let base = Base::load(&args.model, args.weights)?;
+    let settings = Settings::of(args);
+    let config = settings.read()?;
+    let plan = settings.plan(&config)?;
+    // Before the model is loaded: what cannot be written to is better known at once.
+    let state_dir = state::dir(&args.state)?;
+    let store = Store::open(&state_dir)?;
+    let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
+    let base = Base::load(name, args.weights)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         let Some((name, dir)) =
@@ -33,6 +39,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         adapter: None,
         template: base.template.clone(),
         stop_ids: base.template.stop_ids(&base.tokenizer),
+        digest: base.decoder.digest()?.to_owned(),
     }];
     for (adapter, slot) in adapters.iter().zip(slots) {
         models.push(ServedModel {
@@ -40,12 +47,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             adapter: Some(slot),
             template: adapter.template.clone(),
             stop_ids: adapter.template.stop_ids(&base.tokenizer),
+            digest: adapter.lora.digest(),
         });
     }
     let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
-    let plan = ServePlan { host, port: args.port, ..ServePlan::default() };
     let handle = EngineHandle::spawn(engine)?;
-    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), models)?;
+    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), models, store)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -56,17 +63,98 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             )
         })?;
         let address = listener.local_addr()?;
-        println!("serving {} on http://{address}/v1", names.join(", "));
-        if !host.is_loopback() {
-            eprintln!(
-                "warning: anyone who reaches {address} can use these models; there are no keys yet"
-            );
+        let scheme = if plan.tls.is_some() { "https" } else { "http" };
+        println!("serving {} on {scheme}://{address}/v1", names.join(", "));
+        if !plan.host.is_loopback() {
+            warn_of_strangers(&plan, &address.to_string(), state::open(&args.state)?.has_keys()?);
         }
-        eprintln!("Ctrl-C stops after the running answers.");
+        eprintln!(
+            "Keys and usage: {}. Ctrl-C stops after the running answers.",
+            state_dir.display()
+        );
+        let reloading = tokio::spawn(reload_at_hangup(server.reloader(), settings));
         server.run(listener, stop_signal()).await?;
+        reloading.abort();
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(exit::done())
+}
+
+fn warn_of_strangers(plan: &ServePlan, address: &str, keys: bool) {
+    if !keys {
+        eprintln!(
+            "warning: anyone who reaches {address} can use these models; `metier keys create` makes a key \
+             and closes them to all others, at once"
+        );
+    }
+    if plan.tls.is_none() {
+        eprintln!(
+            "warning: what goes to and from {address} can be read on the way, keys too; give --tls-cert and \
+             --tls-key, or put a proxy with TLS in front"
+        );
+    }
+}
+
+/// What is needed to resolve the plan again.
+struct Settings {
+    config: Option<std::path::PathBuf>,
+    host: Option<String>,
+    port: Option<u16>,
+    tls: Option<TlsFiles>,
+}
+
+impl Settings {
+    fn of(args: &ServeArgs) -> Settings {
+        let files = args.tls_cert.clone().zip(args.tls_key.clone());
+        Settings {
+            config: args.config.clone(),
+            host: args.host.clone(),
+            port: args.port,
+            tls: files.map(|(cert, key)| TlsFiles { cert, key }),
+        }
+    }
+
+    fn read(&self) -> Result<ConfigFile> {
+        self.config.as_deref().map_or_else(|| Ok(ConfigFile::default()), ConfigFile::read)
+    }
+
+    /// The config file's plan with the flags over it.
+    fn plan(&self, config: &ConfigFile) -> Result<ServePlan> {
+        let mut plan = config.serve_plan()?;
+        if let Some(host) = &self.host {
+            plan.host = host.parse().with_context(|| {
+                format!("--host {host}: expected an IP address such as 127.0.0.1")
+            })?;
+        }
+        plan.port = self.port.unwrap_or(plan.port);
+        plan.tls = self.tls.clone().or(plan.tls);
+        Ok(plan)
+    }
+}
+
+/// Reads settings and certificates again at every SIGHUP; with something wrong in them, the old ones
+/// stay.
+async fn reload_at_hangup(reloader: Reloader, settings: Settings) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        while hangup.recv().await.is_some() {
+            let reloaded = settings
+                .read()
+                .and_then(|config| settings.plan(&config))
+                .and_then(|plan| Ok(reloader.reload(plan)?));
+            match reloaded {
+                Ok(()) => eprintln!("settings read again"),
+                Err(error) => {
+                    eprintln!("settings stay as they were:");
+                    exit::print_error(&error);
+                }
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    drop((reloader, settings));
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: the next turn of a conversation.
 
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
@@ -22,13 +23,15 @@ pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
 
 async fn chat_completions(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let request = ChatRequest::read(fields, state.plan.max_choices)?;
-    let model = Arc::clone(state.model(&request.model)?);
+    let request = ChatRequest::read(fields, state.plan().max_choices)?;
+    let model = Arc::clone(state.model(&caller, &request.model)?);
     // Rendering and encoding a long conversation takes a while: not on the reactor.
     let (template_of, tokenizer) = (Arc::clone(&model), Arc::clone(&state.tokenizer));
     let conversation = request.conversation;
+    caller.asked(|| json!(conversation));
     let rendered = tokio::task::spawn_blocking(move || {
         template_of.template.render(&tokenizer, &conversation, true)
     })
@@ -40,8 +43,9 @@ async fn chat_completions(
     // An answer is a text of its own, whatever stands before it.
     let prompts = vec![(rendered.ids, StreamDecoder::new(Arc::clone(&state.tokenizer)))];
     // OpenAI's default: no bound but the context.
-    let generation = Generation::start(&state, &model, prompts, &sampling, usize::MAX, "messages")?;
-    let head = Head::new("chat.completion", request.model);
+    let generation =
+        Generation::start(&state, &caller, &model, prompts, &sampling, usize::MAX, "messages")?;
+    let head = Head::new("chat.completion", &caller, request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
         let chunks =
@@ -182,8 +186,8 @@ struct Head {
 }
 
 impl Head {
-    fn new(object: &'static str, model: String) -> Head {
-        let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
+    fn new(object: &'static str, caller: &Caller, model: String) -> Head {
+        let id = caller.answer_id("chatcmpl-");
         Head { id, object, created: unix_seconds(), model }
     }
 }

@@ -1,5 +1,6 @@
 //! `POST /v1/completions`: text or token ids go on.
 
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Generation, Piece, Usage};
@@ -12,7 +13,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use text::{StreamDecoder, TextError, Tokenizer};
 
@@ -25,11 +26,14 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 async fn completions(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let request = CompletionRequest::read(fields, state.plan.max_choices)?;
-    let model = Arc::clone(state.model(&request.model)?);
+    let request = CompletionRequest::read(fields, state.plan().max_choices)?;
+    let model = Arc::clone(state.model(&caller, &request.model)?);
     let sampling = request.sampling;
+    caller
+        .asked(|| json!({"prompt": request.prompts.iter().map(Prompt::json).collect::<Vec<_>>()}));
     let tokenizer = Arc::clone(&state.tokenizer);
     // Encoding a long text takes a while: not on the reactor.
     let prompts: Vec<Encoded> = tokio::task::spawn_blocking(move || {
@@ -46,9 +50,10 @@ async fn completions(
     let echoes: Vec<String> =
         echoes.into_iter().flat_map(|e| std::iter::repeat_n(e, sampling.n)).collect();
 
+    let max_tokens = DEFAULT_MAX_TOKENS;
     let generation =
-        Generation::start(&state, &model, prompts, &sampling, DEFAULT_MAX_TOKENS, "prompt")?;
-    let head = Head::new(request.model);
+        Generation::start(&state, &caller, &model, prompts, &sampling, max_tokens, "prompt")?;
+    let head = Head::new(&caller, request.model);
     if sampling.stream {
         let chunks = CompletionChunks { head, echoes, include_usage: sampling.include_usage };
         let usage = generation.usage();
@@ -127,6 +132,14 @@ struct Encoded {
 }
 
 impl Prompt {
+    /// As it came.
+    fn json(&self) -> Value {
+        match self {
+            Prompt::Text(text) => json!(text),
+            Prompt::Tokens(ids) => json!(ids),
+        }
+    }
+
     fn encode(self, tokenizer: &Arc<Tokenizer>, echo: bool) -> Result<Encoded, TextError> {
         let (ids, text) = match self {
             Prompt::Text(text) => {
@@ -182,8 +195,8 @@ struct Head {
 }
 
 impl Head {
-    fn new(model: String) -> Head {
-        let id = format!("cmpl-{:032x}", rand::random::<u128>());
+    fn new(caller: &Caller, model: String) -> Head {
+        let id = caller.answer_id("cmpl-");
         Head { id, object: "text_completion", created: unix_seconds(), model }
     }
 }

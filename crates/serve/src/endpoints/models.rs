@@ -1,5 +1,6 @@
 //! `GET /v1/models` and `GET /v1/models/{model}`: the names that requests can use.
 
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::state::{ServedModel, State as Shared};
 use axum::Json;
@@ -28,13 +29,14 @@ struct Model {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    /// The base that an adapter works on; null for the base. Not one of OpenAI's fields.
+    /// The base that an adapter works on; null for the base, and where the key may not
+    /// name the base. Not one of OpenAI's fields.
     parent: Option<String>,
 }
 
 impl Model {
-    fn new(state: &Shared, model: &ServedModel) -> Model {
-        let base = state.models.iter().find(|m| m.adapter.is_none());
+    fn new(state: &Shared, caller: &Caller, model: &ServedModel) -> Model {
+        let base = state.visible(caller).find(|m| m.adapter.is_none());
         Model {
             id: model.name.clone(),
             object: "model",
@@ -45,14 +47,15 @@ impl Model {
     }
 }
 
-async fn list(State(state): State<Arc<Shared>>) -> Json<ModelList> {
-    let data = state.models.iter().map(|m| Model::new(&state, m)).collect();
+async fn list(State(state): State<Arc<Shared>>, caller: Caller) -> Json<ModelList> {
+    let data = state.visible(&caller).map(|m| Model::new(&state, &caller, m)).collect();
     Json(ModelList { object: "list", data })
 }
 
 async fn retrieve(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(Model::new(&state, state.model(&name)?)))
+    Ok(Json(Model::new(&state, &caller, state.model(&caller, &name)?)))
 }

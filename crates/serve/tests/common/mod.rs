@@ -5,11 +5,13 @@
 
 use engine::{Engine, EngineHandle, EngineOptions};
 use model::{Decoder, DecoderConfig, LoraAdapter, LoraConfig};
-use reqwest::{Client, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use serve::{ServePlan, ServedModel, Server};
+use serve::{Database, NewKey, Reloader, ServePlan, ServedModel, Server, Store};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
 use text::{ChatTemplate, Tokenizer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -117,6 +119,11 @@ pub(crate) struct TestServer {
     pub(crate) client: Client,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) running: JoinHandle<std::io::Result<()>>,
+    pub(crate) reloader: Reloader,
+    /// Its folder of keys and usage.
+    pub(crate) state: TempDir,
+    /// What its requests are authorised with.
+    pub(crate) key: Option<String>,
 }
 
 /// Options with room for streams of [`CONTEXT`] tokens.
@@ -146,19 +153,50 @@ impl TestServer {
             adapter: i.checked_sub(1),
             template: template(if i == 3 { OTHER_TEMPLATE } else { TEMPLATE }),
             stop_ids: tokenizer.stop_ids().to_vec(),
+            digest: format!("digest of {name}"),
         });
         let models = models.collect();
+        let state = tempfile::tempdir().expect("a folder");
+        let store = Store::open(state.path()).expect("a new store");
+        let engine = engine(options);
         let server =
-            Server::new(plan, engine(options), Arc::clone(&tokenizer), models).expect("valid");
+            Server::new(plan, engine, Arc::clone(&tokenizer), models, store).expect("valid");
+        let reloader = server.reloader();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(listener, async move {
             _ = stopped.await;
         }));
-        TestServer { url, client: Client::new(), stop: Some(stop), running }
+        let client = Client::new();
+        TestServer { url, client, stop: Some(stop), running, reloader, state, key: None }
+    }
+
+    /// The file of keys and usage, as another process sees it.
+    pub(crate) fn database(&self) -> Database {
+        Database::open(self.state.path()).expect("the server's own")
+    }
+
+    /// A new key's text.
+    pub(crate) fn create_key(&self, new: NewKey) -> String {
+        self.database().create_key(&new, now()).expect("a new name").0.reveal().to_owned()
+    }
+
+    /// Stops the server and waits until its books are closed.
+    pub(crate) async fn finish(mut self) -> TempDir {
+        self.stop.take().expect("running").send(()).expect("listening");
+        self.running.await.expect("no panic").expect("no error");
+        self.state
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
-        self.client.post(format!("{}{path}", self.url)).json(body).send().await.expect("an answer")
+        self.request(Method::POST, path).json(body).send().await.expect("an answer")
     }
 
     /// Posts and expects success.
@@ -176,7 +214,7 @@ impl TestServer {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response {
-        self.client.get(format!("{}{path}", self.url)).send().await.expect("an answer")
+        self.request(Method::GET, path).send().await.expect("an answer")
     }
 
     pub(crate) async fn health(&self) -> Value {
@@ -204,6 +242,16 @@ impl TestServer {
         assert_eq!(data.pop(), Some("[DONE]"), "{text}");
         data.into_iter().map(|d| serde_json::from_str(d).expect("JSON")).collect()
     }
+}
+
+/// Unix seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// A key without rights or limits of its own.
+pub(crate) fn named(name: &str) -> NewKey {
+    NewKey { name: name.into(), ..NewKey::default() }
 }
 
 /// Status and error object of an answer that must be an error in OpenAI's shape.
