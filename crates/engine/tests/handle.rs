@@ -171,3 +171,25 @@ fn shutdown_ends_what_is_running() {
     assert_eq!(handle.submit_blocking(request(1, 1)).unwrap_err(), EngineError::Stopped);
     assert_eq!(handle.stats().free_blocks, 64);
 }
+
+#[test]
+fn a_ticket_knows_when_its_sequence_first_ran() {
+    // Two run at a time.
+    let (handle, open) = gated(8);
+    let tickets: Vec<_> = (0..3).map(|i| handle.submit(request(i, 2), |_| true).unwrap()).collect();
+    let started: Vec<_> = tickets.iter().map(|ticket| ticket.started()).collect();
+    while started[1].get().is_none() {
+        std::thread::yield_now();
+    }
+    assert!(started[2].get().is_none(), "it waits");
+    let first = *started[0].get().unwrap();
+    for _ in 0..4 {
+        open.send(()).unwrap();
+    }
+    while handle.stats().running + handle.stats().waiting > 0 {
+        std::thread::yield_now();
+    }
+    assert!(*started[2].get().unwrap() >= first);
+    assert_eq!(*started[0].get().unwrap(), first, "the first time counts");
+    drop(tickets);
+}

@@ -229,19 +229,15 @@ impl Caller {
     /// # Errors
     /// 429 when the key has used up its minute or its month.
     pub(crate) fn begin(&self, model: &ServedModel, prompt_tokens: usize) -> Result<(), ApiError> {
-        {
-            let mut entry = self.entry();
-            entry.model = Some((model.name.clone(), model.digest.clone()));
-            entry.submitted = Some(Instant::now());
+        if let Some(key) = &self.inner.key {
+            let state = &self.inner.state;
+            check_budget(key, state.plan().prices.as_ref(), &state.store, unix_seconds())?;
+            state.limits.prompt(key, prompt_tokens, Instant::now())?;
         }
-        let Some(key) = &self.inner.key else {
-            self.entry().prompt_tokens = prompt_tokens;
-            return Ok(());
-        };
-        let state = &self.inner.state;
-        check_budget(key, state.plan().prices.as_ref(), &state.store, unix_seconds())?;
-        state.limits.prompt(key, prompt_tokens, Instant::now())?;
-        self.entry().prompt_tokens = prompt_tokens;
+        let mut entry = self.entry();
+        entry.model = Some((model.name.clone(), model.digest.clone()));
+        entry.prompt_tokens = prompt_tokens;
+        entry.submitted = Some(Instant::now());
         Ok(())
     }
 
@@ -344,6 +340,15 @@ impl Inner {
                 / (completion_tokens - 1).try_into().unwrap_or(u32::MAX)
         });
         self.state.metrics.ended(&Ended { record: &record, per_token });
+        tracing::info!(
+            request_id = record.request_id,
+            adapter = record.model,
+            outcome = record.outcome,
+            prompt_tokens = record.prompt_tokens,
+            completion_tokens = record.completion_tokens,
+            ms = record.total.as_millis() as u64,
+            "ended"
+        );
         Some((record, entry.contents.take().filter(|said| !said.answers.is_empty())))
     }
 }
@@ -357,7 +362,7 @@ impl Drop for Inner {
     }
 }
 
-/// The longest that a duration of a plan can be, so that adding it to now is defined.
+/// When so many seconds of a plan are over; more than a year counts as one, so that the sum exists.
 pub(crate) fn deadline(seconds: u64) -> Instant {
     const YEAR: u64 = 366 * 86_400;
     Instant::now() + Duration::from_secs(seconds.min(YEAR))

@@ -5,6 +5,7 @@ mod common;
 use common::{CONTEXT, TestServer, chat, named, now, roomy, with};
 use engine::EngineOptions;
 use futures_util::StreamExt;
+use reqwest::Client;
 use serde_json::{Value, json};
 use serve::{NewKey, ServePlan, UsageBy, UsageRow};
 
@@ -112,7 +113,8 @@ async fn contents_are_kept_only_where_the_key_says_so() {
     assert!(server.database().kept(now() + 86_401).unwrap().is_empty());
     let state = server.finish().await;
     for file in std::fs::read_dir(state.path()).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        // The log goes when the last connection is closed, which may be now.
+        let bytes = std::fs::read(file.unwrap().path()).unwrap_or_default();
         for gone in ["secret words", "firm.eu"] {
             assert!(!bytes.windows(gone.len()).any(|w| w == gone.as_bytes()), "{gone} was kept");
         }
@@ -209,6 +211,8 @@ async fn metrics_are_labelled_by_what_is_served_only() {
 #[tokio::test]
 async fn a_draining_server_says_so_and_finishes_what_runs() {
     let mut server = TestServer::start().await;
+    // Connections that nothing runs on are closed, so each question comes on its own.
+    server.client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let ready: Value = server.get("/ready").await.json().await.unwrap();
     assert_eq!(ready["status"], "ready");
     let version: Value = server.get("/version").await.json().await.unwrap();
