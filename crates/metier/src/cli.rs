@@ -547,6 +547,20 @@ pub(crate) struct ServeArgs {
     /// Adapter as NAME=FOLDER (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) adapter: Vec<String>,
+    /// Adapter of --adapter that never leaves memory for another (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pin: Vec<String>,
+    /// Folder below which requests may name adapters to load (repeatable); none may without it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter_dir: Vec<PathBuf>,
+    /// Most adapters in memory; others that are known are read again when they are asked for
+    #[arg(long, value_name = "N", default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_loaded_adapters: u32,
+    /// Most memory for adapters together in MiB
+    #[arg(long, value_name = "N", default_value_t = 1024,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) adapter_memory_mib: u32,
     /// Address to listen on; the default is reachable from this machine only
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) host: String,

@@ -74,21 +74,41 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message)
     }
 
+    /// 503: something that is known is not to be had now.
+    pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> ApiError {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message)
+    }
+
+    /// 429: the same request may succeed a little later.
+    pub(crate) fn busy(code: &'static str, message: impl Into<String>) -> ApiError {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some(code), message)
+    }
+
     pub(crate) fn with_param(mut self, param: impl Into<String>) -> ApiError {
         self.body.param = Some(param.into());
         self
+    }
+
+    /// The field at fault.
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.body.param.as_deref()
+    }
+
+    /// What went wrong, as a word for programs.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.body.code
+    }
+
+    /// What went wrong, in words.
+    pub(crate) fn message(&self) -> &str {
+        &self.body.message
     }
 
     /// An error of the engine about a request whose prompt came in the field `prompt_field`.
     pub(crate) fn engine(error: &EngineError, prompt_field: &'static str) -> ApiError {
         let message = error.to_string();
         match error {
-            EngineError::QueueFull { .. } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                Some("queue_full"),
-                message,
-            ),
+            EngineError::QueueFull { .. } => Self::busy("queue_full", message),
             EngineError::PromptTooLong { .. } | EngineError::PromptExceedsCache { .. } => {
                 Self::client(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
                     .with_param(prompt_field)
@@ -135,6 +155,8 @@ impl IntoResponse for ApiError {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
+        // For endpoints whose errors have another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

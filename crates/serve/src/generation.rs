@@ -1,11 +1,13 @@
 //! From prompts to sequences of the engine, and from their tokens to text.
 
+use crate::adapters::Resident;
 use crate::error::ApiError;
 use crate::sampling::Sampling;
-use crate::state::{ServedModel, State};
+use crate::state::State;
 use engine::{Event, FinishReason, SequenceRequest, Ticket};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
+use std::sync::Arc;
 use text::{StopStrings, StreamDecoder};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -28,18 +30,22 @@ pub(crate) struct Piece {
 }
 
 /// How a choice ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct End {
     /// `stop` or `length`.
     pub(crate) finish_reason: &'static str,
     /// Tokens generated for it.
     pub(crate) completion_tokens: usize,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// A choice's whole text.
 pub(crate) struct Finished {
     pub(crate) text: String,
     pub(crate) finish_reason: &'static str,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// Tokens of a request, in OpenAI's names. A prompt with several choices counts once.
@@ -67,7 +73,7 @@ impl Generation {
     /// `max_tokens` holds where the request names no bound.
     pub(crate) fn start(
         state: &State,
-        model: &ServedModel,
+        model: &Arc<Resident>,
         prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
         max_tokens: usize,
@@ -97,6 +103,7 @@ impl Generation {
                     stops: StopStrings::new(sampling.stop.clone()),
                     tokens: 0,
                     prompt_field,
+                    _model: Arc::clone(model),
                 });
             }
         }
@@ -132,7 +139,8 @@ impl Generation {
                 }
             };
             usage.add(end.completion_tokens);
-            finished.push(Finished { text, finish_reason: end.finish_reason });
+            let End { finish_reason, stop, .. } = end;
+            finished.push(Finished { text, finish_reason, stop });
         }
         Ok((finished, usage))
     }
@@ -148,6 +156,9 @@ struct Choice {
     stops: StopStrings,
     tokens: usize,
     prompt_field: &'static str,
+    /// Keeps the adapter in the engine. Stands below the ticket, so that the sequence is cancelled
+    /// before the adapter can go.
+    _model: Arc<Resident>,
 }
 
 impl Choice {
@@ -206,7 +217,12 @@ impl Choice {
 
     fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
         let completion_tokens = self.tokens;
-        let end = finish_reason.map(|finish_reason| End { finish_reason, completion_tokens });
+        let stop = || self.stops.which().map(str::to_owned);
+        let end = finish_reason.map(|finish_reason| End {
+            finish_reason,
+            completion_tokens,
+            stop: stop(),
+        });
         Piece { index: self.index, text, end }
     }
 }

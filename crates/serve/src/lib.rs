@@ -4,14 +4,18 @@
 //! prompt becomes sequences of the engine and their tokens text again. A field of a request is
 //! honoured or refused by name, never silently ignored.
 
+mod adapters;
+mod answers;
 pub mod endpoints;
 mod error;
 mod fields;
 mod generation;
+mod messages;
 mod sampling;
 mod server;
 mod sse;
 mod state;
 
+pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use server::{ServePlan, Server};
 pub use state::{ServeError, ServedModel};

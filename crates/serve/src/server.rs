@@ -1,5 +1,6 @@
 //! Listening, reading bodies, and stopping.
 
+use crate::adapters::LoadAdapter;
 use crate::endpoints;
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -14,6 +15,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use text::Tokenizer;
@@ -37,10 +39,16 @@ pub struct ServePlan {
     pub max_choices: usize,
     /// How long a shutdown waits for running answers.
     pub shutdown_seconds: u64,
+    /// Folders below which requests may name adapters to load; empty: none may be loaded so.
+    pub adapter_dirs: Vec<PathBuf>,
+    /// Most adapters in memory; the others that are known wait on disk.
+    pub max_loaded_adapters: usize,
+    /// Most memory for adapters together, bytes.
+    pub max_adapter_bytes: usize,
 }
 
 impl Default for ServePlan {
-    /// This machine only, port 8080, bodies up to 2 MiB.
+    /// This machine only, port 8080, bodies up to 2 MiB, up to 64 adapters in 1 GiB.
     fn default() -> ServePlan {
         ServePlan {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -49,6 +57,9 @@ impl Default for ServePlan {
             body_timeout_seconds: 30,
             max_choices: 64,
             shutdown_seconds: 30,
+            adapter_dirs: Vec::new(),
+            max_loaded_adapters: 64,
+            max_adapter_bytes: 1 << 30,
         }
     }
 }
@@ -83,6 +94,31 @@ impl Server {
         Ok(Server { state: Arc::new(State::new(plan, engine, tokenizer, models)?) })
     }
 
+    /// The same server, which can load adapters: `load` reads their folders.
+    #[must_use]
+    pub fn with_loader(self, load: Arc<LoadAdapter>) -> Server {
+        self.state.models.set_loader(load);
+        self
+    }
+
+    /// Loads an adapter from a folder of the operator's choice, and answers for it as `name`. It may
+    /// give way to others later and be read again, unless it is pinned.
+    ///
+    /// # Errors
+    /// [`ServeError::Adapter`] with the reason.
+    pub async fn add_adapter(
+        &self,
+        name: &str,
+        folder: &Path,
+        pinned: bool,
+    ) -> Result<(), ServeError> {
+        let added = self.state.models.add_trusted(name.to_owned(), folder.to_owned(), pinned);
+        added.await.map_err(|error| ServeError::Adapter {
+            name: name.to_owned(),
+            reason: error.message().to_owned(),
+        })
+    }
+
     /// All endpoints.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
@@ -93,6 +129,8 @@ impl Server {
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .layer(middleware::from_fn(log))
+            // Outermost: whatever refuses a request, the client gets the shape that it knows.
+            .layer(middleware::from_fn(endpoints::shape_errors))
             .with_state(Arc::clone(&self.state))
     }
 

@@ -1,10 +1,10 @@
 //! What every request can see: the engine, the tokenizer, and who answers to which name.
 
+use crate::adapters::{Registry, Resident};
 use crate::error::ApiError;
-use crate::fields::shortened;
 use crate::server::ServePlan;
-use axum::http::StatusCode;
 use engine::EngineHandle;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
@@ -31,10 +31,19 @@ pub enum ServeError {
     #[error("two models are named \"{0}\". hint: give the adapter another name")]
     DuplicateName(String),
     /// A name that a request could not use.
-    #[error(
-        "\"{0}\" cannot be a model's name; expected a name that is not empty and has no control characters"
-    )]
+    #[error("\"{0}\" cannot be a model's name; expected 1 to 200 bytes without control characters")]
     BadName(String),
+    /// A folder for adapters that is none.
+    #[error("{}: expected a folder that holds adapters", .0.display())]
+    AdapterDir(PathBuf),
+    /// An adapter that cannot be served.
+    #[error("the adapter \"{name}\": {reason}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// Shared by all handlers.
@@ -42,10 +51,7 @@ pub(crate) struct State {
     pub(crate) plan: ServePlan,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    /// In the order of `/v1/models`.
-    pub(crate) models: Vec<Arc<ServedModel>>,
-    /// When the server was built, Unix seconds.
-    pub(crate) created: u64,
+    pub(crate) models: Arc<Registry>,
 }
 
 impl State {
@@ -55,32 +61,25 @@ impl State {
         tokenizer: Arc<Tokenizer>,
         models: Vec<ServedModel>,
     ) -> Result<State, ServeError> {
-        for (i, model) in models.iter().enumerate() {
-            if model.name.is_empty() || model.name.chars().any(char::is_control) {
-                return Err(ServeError::BadName(model.name.clone()));
-            }
-            if models[..i].iter().any(|m| m.name == model.name) {
-                return Err(ServeError::DuplicateName(model.name.clone()));
-            }
-        }
-        if models.is_empty() {
-            return Err(ServeError::NoModel);
-        }
-        let models = models.into_iter().map(Arc::new).collect();
-        Ok(State { plan, engine, tokenizer, models, created: unix_seconds() })
+        let models = Arc::new(Registry::new(&plan, engine.clone(), models)?);
+        Ok(State { plan, engine, tokenizer, models })
     }
 
-    /// The model of that name, or a 404 that lists the known ones.
-    pub(crate) fn model(&self, name: &str) -> Result<&Arc<ServedModel>, ApiError> {
-        self.models.iter().find(|m| m.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.models.iter().map(|m| m.name.as_str()).collect();
-            let message = format!(
-                "the model \"{}\" does not exist; known: {}",
-                shortened(name),
-                known.join(", ")
-            );
-            ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
-        })
+    /// The model of that name, loaded from disk if need be; it stays in memory while the caller
+    /// holds it.
+    pub(crate) async fn model(&self, name: &str) -> Result<Arc<Resident>, ApiError> {
+        self.models.acquire(name).await
+    }
+
+    /// [`State::model`]; without a name the base, for endpoints where `model` may be left out.
+    pub(crate) async fn model_or_base(
+        &self,
+        name: Option<&str>,
+    ) -> Result<Arc<Resident>, ApiError> {
+        match name {
+            Some(name) => self.model(name).await,
+            None => self.models.base(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Context, Result, bail};
 use engine::EngineHandle;
-use serve::{ServePlan, ServedModel, Server};
+use serve::{LoadAdapter, ServePlan, ServedModel, Server};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +14,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let host = args.host.parse().with_context(|| {
         format!("--host {}: expected an IP address such as 127.0.0.1", args.host)
     })?;
-    let base = Base::load(&args.model, args.weights)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         let Some((name, dir)) =
@@ -22,33 +21,39 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         else {
             bail!("--adapter {spec}: expected NAME=FOLDER, such as tickets=out/tickets");
         };
-        adapters.push(Adapter::load(name, Path::new(dir), &base)?);
+        adapters.push((name, Path::new(dir)));
     }
-    let borrowed: Vec<&Adapter> = adapters.iter().collect();
-    let (engine, slots) =
-        resolve::engine(&base, &borrowed, args.kv_cache_mib << 20, args.max_num_seqs)?;
-
-    let mut models = vec![ServedModel {
+    if let Some(pin) = args.pin.iter().find(|pin| adapters.iter().all(|(name, _)| name != pin)) {
+        bail!("--pin {pin}: no --adapter has this name");
+    }
+    let base = Arc::new(Base::load(&args.model, args.weights)?);
+    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, args.max_num_seqs)?;
+    let plan = ServePlan {
+        host,
+        port: args.port,
+        adapter_dirs: args.adapter_dir.clone(),
+        max_loaded_adapters: args.max_loaded_adapters as usize,
+        max_adapter_bytes: (args.adapter_memory_mib as usize) << 20,
+        ..ServePlan::default()
+    };
+    let served = ServedModel {
         name: base.short_name(),
         adapter: None,
         template: base.template.clone(),
         stop_ids: base.template.stop_ids(&base.tokenizer),
-    }];
-    for (adapter, slot) in adapters.iter().zip(slots) {
-        models.push(ServedModel {
-            name: adapter.name.clone(),
-            adapter: Some(slot),
-            template: adapter.template.clone(),
-            stop_ids: adapter.template.stop_ids(&base.tokenizer),
-        });
-    }
-    let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
-    let plan = ServePlan { host, port: args.port, ..ServePlan::default() };
+    };
+    let mut names = vec![served.name.clone()];
+    names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
     let handle = EngineHandle::spawn(engine)?;
-    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), models)?;
+    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), vec![served])?
+        .with_loader(loader(base));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        for (name, dir) in adapters {
+            let pinned = args.pin.iter().any(|pin| pin == name);
+            server.add_adapter(name, dir, pinned).await?;
+        }
         let listener = plan.bind().await.with_context(|| {
             format!(
                 "cannot listen on {}:{}\nhint: choose another --port (0 takes a free one)",
@@ -67,6 +72,22 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(exit::done())
+}
+
+/// Reads adapters for `base`.
+fn loader(base: Arc<Base>) -> Arc<LoadAdapter> {
+    Arc::new(move |name, folder, max_bytes| {
+        let load = || {
+            // The file is at least half of what it takes in memory.
+            let file = folder.join("adapter_model.safetensors");
+            let size = std::fs::metadata(&file).map_or(0, |m| m.len());
+            if size > max_bytes as u64 {
+                bail!("{}: found {size} bytes, expected at most {max_bytes}", file.display());
+            }
+            Adapter::load(name, folder, &base)?.to_serve(&base)
+        };
+        load().map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

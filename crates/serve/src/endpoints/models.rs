@@ -1,7 +1,8 @@
 //! `GET /v1/models` and `GET /v1/models/{model}`: the names that requests can use.
 
+use crate::adapters::Card;
 use crate::error::ApiError;
-use crate::state::{ServedModel, State as Shared};
+use crate::state::State as Shared;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::routing::{MethodRouter, get};
@@ -28,31 +29,44 @@ struct Model {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    /// The base that an adapter works on; null for the base. Not one of OpenAI's fields.
+    /// Longest sequence, prompt and answer together, in tokens. This and what follows are not
+    /// OpenAI's fields; vLLM has `parent` and `max_model_len` too.
+    max_model_len: usize,
+    /// The base that an adapter works on; null for the base.
     parent: Option<String>,
+    /// SHA-256 of what acts in an adapter; null for the base.
+    adapter_digest: Option<String>,
+    /// Whether it is in memory; otherwise the first request for it has it loaded.
+    loaded: bool,
+    /// Whether it stays there.
+    pinned: bool,
 }
 
 impl Model {
-    fn new(state: &Shared, model: &ServedModel) -> Model {
-        let base = state.models.iter().find(|m| m.adapter.is_none());
-        Model {
-            id: model.name.clone(),
+    fn new(state: &Shared, card: Card) -> Result<Model, ApiError> {
+        Ok(Model {
             object: "model",
-            created: state.created,
+            created: card.created,
             owned_by: "metier",
-            parent: base.filter(|_| model.adapter.is_some()).map(|b| b.name.clone()),
-        }
+            max_model_len: state.engine.limits().max_len(),
+            parent: if card.is_adapter { Some(state.models.base()?.name.clone()) } else { None },
+            adapter_digest: card.digest,
+            loaded: card.loaded,
+            pinned: card.pinned,
+            id: card.name,
+        })
     }
 }
 
-async fn list(State(state): State<Arc<Shared>>) -> Json<ModelList> {
-    let data = state.models.iter().map(|m| Model::new(&state, m)).collect();
-    Json(ModelList { object: "list", data })
+async fn list(State(state): State<Arc<Shared>>) -> Result<Json<ModelList>, ApiError> {
+    let cards = state.models.cards().into_iter();
+    let data = cards.map(|card| Model::new(&state, card)).collect::<Result<_, _>>()?;
+    Ok(Json(ModelList { object: "list", data }))
 }
 
 async fn retrieve(
     State(state): State<Arc<Shared>>,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(Model::new(&state, state.model(&name)?)))
+    Ok(Json(Model::new(&state, state.models.card(&name)?)?))
 }
