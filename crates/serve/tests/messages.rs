@@ -125,7 +125,10 @@ async fn stop_sequences_system_texts_and_tools_are_honoured() {
         assert_eq!(ended, (&json!("stop_sequence"), &json!(" is")));
     }
     let cut = server.ok(PATH, &asked("base", "0", json!({"max_tokens": 4}))).await;
-    assert_eq!((&cut["stop_reason"], &cut["content"][0]["text"]), (&json!("max_tokens"), &json!("Well")));
+    assert_eq!(
+        (&cut["stop_reason"], &cut["content"][0]["text"]),
+        (&json!("max_tokens"), &json!("Well"))
+    );
 
     let calling = asked("base", "1", json!({"tools": tools(), "system": "Be brief."}));
     let whole = server.ok(PATH, &calling).await;
@@ -172,7 +175,8 @@ async fn errors_have_anthropic_s_shape_whoever_makes_them() {
     let good = asked("base", "hello", json!({"max_tokens": 3}));
     let send = |path: &'static str, content_type: &'static str, body: String| {
         let post = server.client.post(format!("{}{path}", server.url));
-        let post = post.header("content-type", content_type).header("anthropic-version", "2023-06-01");
+        let post =
+            post.header("content-type", content_type).header("anthropic-version", "2023-06-01");
         post.body(body).send()
     };
     let json_type = "application/json";

@@ -70,7 +70,8 @@ fn told(events: &[(String, Value)]) -> Value {
 async fn a_response_is_that_of_a_chat_in_openai_s_newer_shape() {
     let server = TestServer::start().await;
     for model in MODELS {
-        let body = json!({"model": model, "input": "hello", "temperature": 0, "max_output_tokens": 20});
+        let body =
+            json!({"model": model, "input": "hello", "temperature": 0, "max_output_tokens": 20});
         let response = server.ok(PATH, &body).await;
         let chat = server.ok("/v1/chat/completions", &common::chat(model, "hello", 20)).await;
         let text = &chat["choices"][0]["message"]["content"];
@@ -81,7 +82,10 @@ async fn a_response_is_that_of_a_chat_in_openai_s_newer_shape() {
             "stop" => ("completed", Value::Null),
             _ => ("incomplete", json!({"reason": "max_output_tokens"})),
         };
-        assert_eq!((response["status"].as_str().unwrap(), response["incomplete_details"].clone()), status);
+        assert_eq!(
+            (response["status"].as_str().unwrap(), response["incomplete_details"].clone()),
+            status
+        );
         for (field, value) in [
             ("object", json!("response")),
             ("model", json!(model)),
@@ -115,7 +119,10 @@ async fn items_calls_and_thoughts_go_both_ways() {
     assert_eq!((&call["name"], &call["arguments"]), (&json!("look"), &json!("{\"at\": 1}")));
     assert_eq!(whole["status"], "completed");
     assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], 3);
-    assert_eq!((&whole["instructions"], &whole["metadata"]), (&json!("Be brief."), &json!({"a": "b"})));
+    assert_eq!(
+        (&whole["instructions"], &whole["metadata"]),
+        (&json!("Be brief."), &json!({"a": "b"}))
+    );
     assert_eq!(whole["tools"][0]["name"], "look");
 
     // Everything goes back as it came, with the tool's answer.
@@ -126,7 +133,10 @@ async fn items_calls_and_thoughts_go_both_ways() {
     assert_eq!(answer["output"][0]["content"][0]["text"], SCRIPTS[0]);
     let cut = json!({"model": "base", "input": "0", "max_output_tokens": 5});
     let cut = server.ok(PATH, &cut).await;
-    assert_eq!((&cut["status"], &cut["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
+    assert_eq!(
+        (&cut["status"], &cut["output"][0]["status"]),
+        (&json!("incomplete"), &json!("incomplete"))
+    );
     let events = json!({"model": "base", "input": "0", "max_output_tokens": 5, "stream": true});
     let events = server.events(PATH, &events).await;
     assert_eq!(events.last().unwrap().0, "response.incomplete");

@@ -64,7 +64,8 @@ async fn streamed(server: &TestServer, body: &Value) -> (Value, String) {
 
 /// Without the ids of calls, which are other ones each time.
 fn without_ids(mut message: Value) -> Value {
-    for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
         let id = call.as_object_mut().unwrap().remove("id").unwrap();
         assert!(id.as_str().unwrap().starts_with("call_"), "{id}");
     }
@@ -74,12 +75,14 @@ fn without_ids(mut message: Value) -> Value {
 #[tokio::test]
 async fn calls_text_and_thoughts_come_apart_streamed_or_not() {
     let server = TestServer::scripted(TOOLS, SCRIPTS).await;
-    let call = |name: &str, arguments: &str| {
-        json!({"type": "function", "function": {"name": name, "arguments": arguments}})
-    };
+    let call = |name: &str, arguments: &str| json!({"type": "function", "function": {"name": name, "arguments": arguments}});
     for (script, expected, reason) in [
         (0, json!({"content": SCRIPTS[0]}), "stop"),
-        (1, json!({"content": null, "tool_calls": [call("look", r#"{"at":  "é"}"#)]}), "tool_calls"),
+        (
+            1,
+            json!({"content": null, "tool_calls": [call("look", r#"{"at":  "é"}"#)]}),
+            "tool_calls",
+        ),
         (
             2,
             json!({"content": "I look.", "tool_calls": [call("look", "{}"), call("ask", r#"{"n": 1}"#)]}),
@@ -96,7 +99,11 @@ async fn calls_text_and_thoughts_come_apart_streamed_or_not() {
         let expected = with(json!({"role": "assistant", "refusal": null}), expected);
         let body = asked(script, json!({}));
         for (message, found) in [message(&server, &body).await, streamed(&server, &body).await] {
-            assert_eq!((without_ids(message), found.as_str()), (expected.clone(), reason), "{script}");
+            assert_eq!(
+                (without_ids(message), found.as_str()),
+                (expected.clone(), reason),
+                "{script}"
+            );
         }
     }
     // Cut off in the middle of a call there is none, and the reason is the length.
@@ -126,7 +133,10 @@ async fn tools_are_offered_and_choices_honoured() {
         (json!({"tools": [{"type": "custom", "custom": {"name": "x"}}]}), "tools[0].type"),
         (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
         (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function.name"),
-        (json!({"tools": [{"type": "function", "function": {"name": "<x>"}}]}), "tools[0].function.name"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "<x>"}}]}),
+            "tools[0].function.name",
+        ),
         (
             json!({"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]}),
             "tools[0].function.strict",
@@ -162,9 +172,15 @@ async fn a_conversation_with_calls_goes_on() {
     for (message, param) in [
         (json!({"role": "tool", "content": "x"}), "messages[0].tool_call_id"),
         (json!({"role": "user", "content": "x", "tool_calls": [{}]}), "messages[0].tool_calls"),
-        (json!({"role": "user", "content": "x", "reasoning_content": "y"}), "messages[0].reasoning_content"),
+        (
+            json!({"role": "user", "content": "x", "reasoning_content": "y"}),
+            "messages[0].reasoning_content",
+        ),
         (json!({"role": "assistant", "content": null}), "messages[0].content"),
-        (json!({"role": "assistant", "tool_calls": [{"id": "a"}]}), "messages[0].tool_calls[0].function"),
+        (
+            json!({"role": "assistant", "tool_calls": [{"id": "a"}]}),
+            "messages[0].tool_calls[0].function",
+        ),
         (
             json!({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}),
             "messages[0].tool_calls[0].id",
@@ -184,7 +200,10 @@ async fn a_conversation_with_calls_goes_on() {
 async fn models_without_tools_say_so() {
     // The first knows no calls, the second is not told of tools.
     for (template, part) in [
-        ("{%- for m in messages -%}<|user|>{{ m.content }}{%- endfor -%}<|assistant|>", "does not say"),
+        (
+            "{%- for m in messages -%}<|user|>{{ m.content }}{%- endfor -%}<|assistant|>",
+            "does not say",
+        ),
         (
             "{%- for m in messages -%}<|user|>{{ m.content }}{%- endfor -%}{# <tool_call> #}<|assistant|>",
             "writes nothing of tools",

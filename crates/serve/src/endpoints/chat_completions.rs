@@ -314,7 +314,8 @@ mod tests {
         for (json, param) in [
             (r#""logprobs": true"#, "logprobs"),
             (r#""top_logprobs": 3"#, "top_logprobs"),
-            (r#""tools": [{"type": "function"}]"#, "tools"),
+            (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
+            (r#""tool_choice": "required""#, "tool_choice"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
             (r#""response_format": {"type": "json_object"}"#, "response_format"),
@@ -351,12 +352,13 @@ mod tests {
             (r#"[{"role": "user", "content": null}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": 5}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": []}]"#, "messages[0].content"),
-            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].role"),
+            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].tool_call_id"),
+            (r#"[{"role": "function", "content": "x"}]"#, "messages[0].role"),
             (r#"[{"role": "user", "content": "x", "name": "Bob"}]"#, "messages[0].name"),
             (r#"[{"role": "user", "content": "x", "colour": 1}]"#, "messages[0].colour"),
             (
                 r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]"#,
-                "messages[1].tool_calls",
+                "messages[1].tool_calls[0].id",
             ),
             (
                 r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]"#,

@@ -116,6 +116,7 @@ const NEUTRAL_CREATE: &[Neutral] = &[
         accepts: |v| v == "auto" || v == "standard_only",
         accepted: "\"auto\" or \"standard_only\"",
     },
+    Neutral { field: "speed", accepts: |v| v == "standard", accepted: "\"standard\"" },
     Neutral { field: "container", accepts: never, accepted: "nothing" },
     Neutral { field: "inference_geo", accepts: never, accepted: "nothing" },
 ];

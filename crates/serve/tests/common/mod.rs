@@ -4,9 +4,7 @@
 #![allow(dead_code)]
 
 use engine::{Engine, EngineHandle, EngineOptions, Runner};
-use model::{
-    Batch, Decoder, DecoderConfig, LoraAdapter, LoraConfig, ModelError, PackedAdapter,
-};
+use model::{Batch, Decoder, DecoderConfig, LoraAdapter, LoraConfig, ModelError, PackedAdapter};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use serve::{LoadAdapter, LoadedAdapter, ServePlan, ServedModel, Server};
@@ -141,7 +139,12 @@ fn engine(options: EngineOptions) -> EngineHandle {
     EngineHandle::spawn(engine).expect("a thread")
 }
 
-fn served(name: &str, adapter: Option<usize>, template: &str, tokenizer: &Tokenizer) -> ServedModel {
+fn served(
+    name: &str,
+    adapter: Option<usize>,
+    template: &str,
+    tokenizer: &Tokenizer,
+) -> ServedModel {
     ServedModel {
         name: name.into(),
         adapter,
