@@ -23,6 +23,10 @@ pub trait Runner: Send {
     fn recompute_beyond(&self) -> Option<usize> {
         None
     }
+    /// The adapters that batches name by slot; None where there are none.
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        None
+    }
 }
 
 /// The real thing: a decoder, its adapters and its KV cache.
@@ -56,5 +60,8 @@ impl Runner for DecoderRunner {
     }
     fn recompute_beyond(&self) -> Option<usize> {
         self.decoder.config().rope_switch()
+    }
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        Some(&mut self.adapters)
     }
 }

@@ -593,6 +593,19 @@ pub(crate) struct ServeArgs {
     /// Adapter as NAME=FOLDER (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) adapter: Vec<String>,
+    /// Adapter of --adapter that never leaves memory for another (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pin: Vec<String>,
+    /// Folder below which requests may name adapters to load (repeatable); none may without it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter_dir: Vec<PathBuf>,
+    /// Most adapters in memory; others that are known are read again when they are asked for
+    /// [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_loaded_adapters: Option<u32>,
+    /// Most memory for adapters together in MiB [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) adapter_memory_mib: Option<u32>,
     /// Config file with [base], [serve] and [cost]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

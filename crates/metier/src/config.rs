@@ -298,6 +298,7 @@ impl ConfigFile {
         if let Some(tls) = &mut plan.tls {
             (tls.cert, tls.key) = (self.anchored(&tls.cert), self.anchored(&tls.key));
         }
+        plan.adapter_dirs = plan.adapter_dirs.iter().map(|dir| self.anchored(dir)).collect();
         plan.prices = self.prices()?;
         Ok(plan)
     }

@@ -2,7 +2,7 @@
 //! and keeps the books until the last byte has left.
 
 use crate::endpoints::{self, Endpoint, Scope};
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::generation::{Piece, Usage};
 use crate::limits::check_budget;
 use crate::metrics::Ended;
@@ -88,8 +88,9 @@ pub(crate) async fn admit(
                 }
             };
             // Successes and streams are written down where they end.
-            if let Some(&ErrorCode(code)) = response.extensions().get() {
-                caller.finish(code).await;
+            let error = response.extensions().get::<ApiError>().map(ApiError::outcome);
+            if let Some(outcome) = error {
+                caller.finish(outcome).await;
             }
             (response, key)
         }
@@ -268,7 +269,7 @@ impl Caller {
             }
             let answer = &mut contents.answers[piece.index];
             answer.text.push_str(&piece.text);
-            answer.finish_reason = piece.end.map(|end| end.finish_reason.into());
+            answer.finish_reason = piece.end.as_ref().map(|end| end.finish_reason.into());
         }
     }
 

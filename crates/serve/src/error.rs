@@ -46,11 +46,7 @@ struct ErrorBody<'a> {
 }
 
 /// Seconds after which a client refused for a full queue may try again: a few steps of the engine.
-const QUEUE_SECONDS: u64 = 1;
-
-/// The code (or else the type) of an error, put into its response for whoever keeps the books.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ErrorCode(pub(crate) &'static str);
+const BUSY_SECONDS: u64 = 1;
 
 impl ApiError {
     fn new(
@@ -119,8 +115,8 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("store_failed"), message)
     }
 
-    /// The code, or the type where there is none.
-    pub(crate) fn code(&self) -> &'static str {
+    /// What the books call it: the code, or the type where there is none.
+    pub(crate) fn outcome(&self) -> &'static str {
         self.body.code.unwrap_or(self.body.kind)
     }
 
@@ -154,22 +150,43 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message)
     }
 
+    /// 503: something that is known is not to be had now.
+    pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> ApiError {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message)
+    }
+
+    /// 429: the same request may succeed a little later.
+    pub(crate) fn busy(code: &'static str, message: impl Into<String>) -> ApiError {
+        let busy =
+            Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some(code), message);
+        busy.with_retry(Retry::After(BUSY_SECONDS))
+    }
+
     pub(crate) fn with_param(mut self, param: impl Into<String>) -> ApiError {
         self.body.param = Some(param.into());
         self
+    }
+
+    /// The field at fault.
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.body.param.as_deref()
+    }
+
+    /// What went wrong, as a word for programs.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.body.code
+    }
+
+    /// What went wrong, in words.
+    pub(crate) fn message(&self) -> &str {
+        &self.body.message
     }
 
     /// An error of the engine about a request whose prompt came in the field `prompt_field`.
     pub(crate) fn engine(error: &EngineError, prompt_field: &'static str) -> ApiError {
         let message = error.to_string();
         match error {
-            EngineError::QueueFull { .. } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                Some("queue_full"),
-                message,
-            )
-            .with_retry(Retry::After(QUEUE_SECONDS)),
+            EngineError::QueueFull { .. } => Self::busy("queue_full", message),
             EngineError::PromptTooLong { .. } | EngineError::PromptExceedsCache { .. } => {
                 Self::client(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
                     .with_param(prompt_field)
@@ -212,7 +229,6 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(ErrorBody { error: &self.body })).into_response();
-        response.extensions_mut().insert(ErrorCode(self.code()));
         let headers = response.headers_mut();
         match self.retry {
             Retry::Unsaid => {}
@@ -224,6 +240,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For the books, and for endpoints whose errors have another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

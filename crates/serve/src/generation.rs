@@ -1,12 +1,14 @@
 //! From prompts to sequences of the engine, and from their tokens to text.
 
+use crate::adapters::Resident;
 use crate::caller::{Caller, deadline};
 use crate::error::ApiError;
 use crate::sampling::Sampling;
-use crate::state::{ServedModel, State};
+use crate::state::State;
 use engine::{Event, FinishReason, SequenceRequest, Ticket};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Instant;
 use text::{StopStrings, StreamDecoder};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -31,18 +33,22 @@ pub(crate) struct Piece {
 }
 
 /// How a choice ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct End {
     /// `stop` or `length`.
     pub(crate) finish_reason: &'static str,
     /// Tokens generated for it.
     pub(crate) completion_tokens: usize,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// A choice's whole text.
 pub(crate) struct Finished {
     pub(crate) text: String,
     pub(crate) finish_reason: &'static str,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// Tokens of a request, in OpenAI's names. A prompt with several choices counts once.
@@ -72,7 +78,7 @@ impl Generation {
     pub(crate) fn start(
         state: &State,
         caller: &Caller,
-        model: &ServedModel,
+        model: &Arc<Resident>,
         prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
         max_tokens: usize,
@@ -109,6 +115,7 @@ impl Generation {
                     tokens: 0,
                     prompt_field,
                     time,
+                    _model: Arc::clone(model),
                 });
             }
         }
@@ -137,11 +144,11 @@ impl Generation {
             match &next {
                 Some(Ok(piece)) => {
                     caller.answered(piece);
-                    usage.add(piece.end.map_or(0, |end| end.completion_tokens));
+                    usage.add(piece.end.as_ref().map_or(0, |end| end.completion_tokens));
                 }
                 Some(Err(error)) => {
                     drop(pieces);
-                    caller.finish(error.code()).await;
+                    caller.finish(error.outcome()).await;
                     return Some((next?, (None, caller, usage)));
                 }
                 None => {
@@ -169,7 +176,8 @@ impl Generation {
                 }
             };
             usage.add(end.completion_tokens);
-            finished.push(Finished { text, finish_reason: end.finish_reason });
+            let End { finish_reason, stop, .. } = end;
+            finished.push(Finished { text, finish_reason, stop });
         }
         self.caller.complete(usage);
         self.caller.finish("ok").await;
@@ -202,6 +210,9 @@ struct Choice {
     tokens: usize,
     prompt_field: &'static str,
     time: Allowance,
+    /// Keeps the adapter in the engine. Stands below the ticket, so that the sequence is cancelled
+    /// before the adapter can go.
+    _model: Arc<Resident>,
 }
 
 impl Choice {
@@ -267,7 +278,12 @@ impl Choice {
 
     fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
         let completion_tokens = self.tokens;
-        let end = finish_reason.map(|finish_reason| End { finish_reason, completion_tokens });
+        let stop = || self.stops.which().map(str::to_owned);
+        let end = finish_reason.map(|finish_reason| End {
+            finish_reason,
+            completion_tokens,
+            stop: stop(),
+        });
         Piece { index: self.index, text, end }
     }
 }

@@ -135,6 +135,8 @@ fn good_answer<'a>(
         return Err("cancelled or failed");
     }
     match &request.answers[..] {
+        // What was thought is no part of what should be said.
+        [answer] if answer.text.contains("</think>") => Err("thinks before it answers"),
         // Which of several a rating is about is not known.
         [answer] if answer.finish_reason.as_deref() == Some("stop") => Ok(answer),
         [_] => Err("cut off at the longest length"),
@@ -213,6 +215,7 @@ mod tests {
             kept("leak", long, "Soon."),
             kept("leak too", &format!("{long} today"), "Later."),
             kept("empty", "Say nothing.", " "),
+            kept("thinks", "Why?", "<think>Hm.</think>Because."),
         ];
         let options = HarvestOptions { adapter: Some("red".into()), min_rating: None };
         let test = [test_row(long)];
@@ -220,7 +223,7 @@ mod tests {
         let ids: Vec<&str> = found.examples.iter().map(|e| e.id.as_str()).collect();
         assert_eq!(ids, ["good", "corrected"]);
         assert_eq!(found.examples[1].completion(), "Paris.");
-        assert_eq!((found.looked_at, found.taken, found.corrected), (13, 2, 1));
+        assert_eq!((found.looked_at, found.taken, found.corrected), (14, 2, 1));
         let reasons = BTreeMap::from([
             ("the same as another", 1),
             ("rated too low", 1),
@@ -232,6 +235,7 @@ mod tests {
             ("answered by another model", 1),
             ("too near to a question of the test set", 2),
             ("without an answer", 1),
+            ("thinks before it answers", 1),
         ]);
         assert_eq!(found.left_out, reasons);
         assert_eq!(found.taken + found.left_out.values().sum::<usize>(), found.looked_at);

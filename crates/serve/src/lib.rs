@@ -7,6 +7,8 @@
 //! Every request passes `caller` on its way in, which finds its key and keeps its books; what is
 //! written down goes to the [`Store`].
 
+mod adapters;
+mod answers;
 mod caller;
 mod connections;
 pub mod endpoints;
@@ -15,6 +17,7 @@ mod fields;
 mod generation;
 mod harvest;
 mod limits;
+mod messages;
 mod metrics;
 mod sampling;
 mod server;
@@ -22,6 +25,7 @@ mod sse;
 mod state;
 mod store;
 
+pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use connections::TlsFiles;
 pub use harvest::{Harvest, HarvestOptions, harvest};
 pub use server::{Reloader, ServePlan, Server};

@@ -50,6 +50,16 @@ impl Sampling {
         })
     }
 
+    /// One choice with these parameters, for endpoints that name their fields otherwise.
+    pub(crate) fn one(
+        params: SamplingParams,
+        max_tokens: Option<usize>,
+        stop: Vec<String>,
+        stream: bool,
+    ) -> Sampling {
+        Sampling { params, max_tokens, stop, n: 1, stream, include_usage: true }
+    }
+
     /// Parameters of choice `index`: the first has the request's seed itself.
     pub(crate) fn params(
         &self,
@@ -96,7 +106,7 @@ pub(crate) fn never(_: &Value) -> bool {
     false
 }
 
-fn saturating(value: u64) -> usize {
+pub(crate) fn saturating(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 

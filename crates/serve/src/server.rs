@@ -1,5 +1,6 @@
 //! Listening, reading bodies, and stopping.
 
+use crate::adapters::LoadAdapter;
 use crate::caller::admit;
 use crate::connections::{self, Tls, TlsFiles};
 use crate::endpoints;
@@ -16,6 +17,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use text::Tokenizer;
@@ -54,13 +56,20 @@ pub struct ServePlan {
     pub cors_origins: Vec<String>,
     /// How long a shutdown waits for running answers.
     pub shutdown_seconds: u64,
+    /// Folders below which requests may name adapters to load; empty: none may be loaded so.
+    pub adapter_dirs: Vec<PathBuf>,
+    /// Most adapters in memory; the others that are known wait on disk.
+    pub max_loaded_adapters: usize,
+    /// Most memory for adapters together, bytes.
+    pub max_adapter_bytes: usize,
     /// What tokens cost, for budgets; from `[cost]`, not from `[serve]`.
     #[serde(skip)]
     pub prices: Option<Prices>,
 }
 
 impl Default for ServePlan {
-    /// This machine only, port 8000, bodies up to 2 MiB, answers up to ten minutes.
+    /// This machine only, port 8000, bodies up to 2 MiB, answers up to ten minutes, up to 64 adapters in
+    /// 1 GiB.
     fn default() -> ServePlan {
         ServePlan {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -76,6 +85,9 @@ impl Default for ServePlan {
             max_choices: 64,
             cors_origins: Vec::new(),
             shutdown_seconds: 30,
+            adapter_dirs: Vec::new(),
+            max_loaded_adapters: 64,
+            max_adapter_bytes: 1 << 30,
             prices: None,
         }
     }
@@ -149,8 +161,8 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Puts `plan` in place of the running one, and reads certificates again. Address, port, origins
-    /// and the number of connections stay as they are; keys need no reload.
+    /// Puts `plan` in place of the running one, and reads certificates again. Address, port, origins,
+    /// the number of connections and what concerns adapters stay as they are; keys need no reload.
     ///
     /// # Errors
     /// [`ServeError`] when something in it cannot be; nothing has changed then.
@@ -183,6 +195,31 @@ impl Server {
         Reloader { state: Arc::clone(&self.state) }
     }
 
+    /// The same server, which can load adapters: `load` reads their folders.
+    #[must_use]
+    pub fn with_loader(self, load: Arc<LoadAdapter>) -> Server {
+        self.state.models.set_loader(load);
+        self
+    }
+
+    /// Loads an adapter from a folder of the operator's choice, and answers for it as `name`. It may
+    /// give way to others later and be read again, unless it is pinned.
+    ///
+    /// # Errors
+    /// [`ServeError::Adapter`] with the reason.
+    pub async fn add_adapter(
+        &self,
+        name: &str,
+        folder: &Path,
+        pinned: bool,
+    ) -> Result<(), ServeError> {
+        let added = self.state.models.add_trusted(name.to_owned(), folder.to_owned(), pinned);
+        added.await.map_err(|error| ServeError::Adapter {
+            name: name.to_owned(),
+            reason: error.message().to_owned(),
+        })
+    }
+
     /// All endpoints.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
@@ -193,6 +230,8 @@ impl Server {
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .layer(middleware::from_fn_with_state(Arc::clone(&self.state), admit))
+            // Around it: whatever refuses a request, the client gets the shape that it knows.
+            .layer(middleware::from_fn(endpoints::shape_errors))
             .with_state(Arc::clone(&self.state));
         let plan = self.state.plan();
         // Outside the keys: a browser asks whether it may ask before it sends one.

@@ -1,14 +1,13 @@
 //! What every request can see: the engine, the tokenizer, who answers to which name, and the books.
 
+use crate::adapters::{Registry, Resident};
 use crate::caller::Caller;
 use crate::connections::Tls;
 use crate::error::ApiError;
-use crate::fields::shortened;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::server::ServePlan;
 use crate::store::Store;
-use axum::http::StatusCode;
 use engine::EngineHandle;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,10 +39,19 @@ pub enum ServeError {
     #[error("two models are named \"{0}\". hint: give the adapter another name")]
     DuplicateName(String),
     /// A name that a request could not use.
-    #[error(
-        "\"{0}\" cannot be a model's name; expected a name that is not empty and has no control characters"
-    )]
+    #[error("\"{0}\" cannot be a model's name; expected 1 to 200 bytes without control characters")]
     BadName(String),
+    /// A folder for adapters that is none.
+    #[error("{}: expected a folder that holds adapters", .0.display())]
+    AdapterDir(PathBuf),
+    /// An adapter that cannot be served.
+    #[error("the adapter \"{name}\": {reason}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// A certificate or its key cannot be used.
     #[error("{path}: {reason}")]
     Tls {
@@ -75,10 +83,7 @@ pub(crate) struct State {
     draining: AtomicBool,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    /// In the order of `/v1/models`.
-    pub(crate) models: Vec<Arc<ServedModel>>,
-    /// When the server was built, Unix seconds.
-    pub(crate) created: u64,
+    pub(crate) models: Arc<Registry>,
 }
 
 impl State {
@@ -89,18 +94,7 @@ impl State {
         models: Vec<ServedModel>,
         store: Store,
     ) -> Result<State, ServeError> {
-        for (i, model) in models.iter().enumerate() {
-            if model.name.is_empty() || model.name.chars().any(char::is_control) {
-                return Err(ServeError::BadName(model.name.clone()));
-            }
-            if models[..i].iter().any(|m| m.name == model.name) {
-                return Err(ServeError::DuplicateName(model.name.clone()));
-            }
-        }
-        if models.is_empty() {
-            return Err(ServeError::NoModel);
-        }
-        let models = models.into_iter().map(Arc::new).collect();
+        let models = Arc::new(Registry::new(&plan, engine.clone(), models)?);
         let tls = plan.tls()?;
         Ok(State {
             plan: RwLock::new(Arc::new(plan)),
@@ -112,7 +106,6 @@ impl State {
             engine,
             tokenizer,
             models,
-            created: unix_seconds(),
         })
     }
 
@@ -143,27 +136,24 @@ impl State {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The models that the caller may name, in order.
-    pub(crate) fn visible<'a>(
-        &'a self,
-        caller: &'a Caller,
-    ) -> impl Iterator<Item = &'a Arc<ServedModel>> {
-        self.models.iter().filter(|model| caller.may_name(&model.name))
+    /// The model of that name, loaded from disk if need be; it stays in memory while the caller
+    /// holds it. What the key may not name does not exist for it.
+    pub(crate) async fn model(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<Arc<Resident>, ApiError> {
+        self.models.acquire(caller, name).await
     }
 
-    /// The model of that name, or a 404 that lists the known ones. What the caller may not name does
-    /// not exist for it.
-    pub(crate) fn model(&self, caller: &Caller, name: &str) -> Result<&Arc<ServedModel>, ApiError> {
-        let found = self.models.iter().find(|m| m.name == name);
-        found.filter(|_| caller.may_name(name)).ok_or_else(|| {
-            let known: Vec<&str> = self.visible(caller).map(|m| m.name.as_str()).collect();
-            let message = format!(
-                "the model \"{}\" does not exist; known: {}",
-                shortened(name),
-                known.join(", ")
-            );
-            ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
-        })
+    /// [`State::model`]; without a name the base, for endpoints where `model` may be left out.
+    pub(crate) async fn model_or_base(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+    ) -> Result<Arc<Resident>, ApiError> {
+        let base = self.models.base()?;
+        self.model(caller, name.unwrap_or(&base.name)).await
     }
 }
 

@@ -7,8 +7,8 @@ use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::EngineHandle;
-use serve::{Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
-use std::path::Path;
+use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,8 +19,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     // Before the model is loaded: what cannot be written to is better known at once.
     let state_dir = state::dir(&args.state)?;
     let store = Store::open(&state_dir)?;
-    let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
-    let base = Base::load(name, args.weights)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         let Some((name, dir)) =
@@ -28,34 +26,34 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         else {
             bail!("--adapter {spec}: expected NAME=FOLDER, such as tickets=out/tickets");
         };
-        adapters.push(Adapter::load(name, Path::new(dir), &base)?);
+        adapters.push((name, Path::new(dir)));
     }
-    let borrowed: Vec<&Adapter> = adapters.iter().collect();
-    let (engine, slots) =
-        resolve::engine(&base, &borrowed, args.kv_cache_mib << 20, args.max_num_seqs)?;
-
-    let mut models = vec![ServedModel {
+    if let Some(pin) = args.pin.iter().find(|pin| adapters.iter().all(|(name, _)| name != pin)) {
+        bail!("--pin {pin}: no --adapter has this name");
+    }
+    let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
+    let base = Arc::new(Base::load(name, args.weights)?);
+    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, args.max_num_seqs)?;
+    let served = ServedModel {
         name: base.short_name(),
         adapter: None,
         template: base.template.clone(),
         stop_ids: base.template.stop_ids(&base.tokenizer),
         digest: base.decoder.digest()?.to_owned(),
-    }];
-    for (adapter, slot) in adapters.iter().zip(slots) {
-        models.push(ServedModel {
-            name: adapter.name.clone(),
-            adapter: Some(slot),
-            template: adapter.template.clone(),
-            stop_ids: adapter.template.stop_ids(&base.tokenizer),
-            digest: adapter.lora.digest(),
-        });
-    }
-    let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
+    };
+    let mut names = vec![served.name.clone()];
+    names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
     let handle = EngineHandle::spawn(engine)?;
-    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), models, store)?;
+    let server =
+        Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), vec![served], store)?
+            .with_loader(loader(base));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        for (name, dir) in adapters {
+            let pinned = args.pin.iter().any(|pin| pin == name);
+            server.add_adapter(name, dir, pinned).await?;
+        }
         let listener = plan.bind().await.with_context(|| {
             format!(
                 "cannot listen on {}:{}\nhint: choose another --port (0 takes a free one)",
@@ -97,10 +95,13 @@ fn warn_of_strangers(plan: &ServePlan, address: &str, keys: bool) {
 
 /// What is needed to resolve the plan again.
 struct Settings {
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
     host: Option<String>,
     port: Option<u16>,
     tls: Option<TlsFiles>,
+    adapter_dirs: Vec<PathBuf>,
+    max_loaded_adapters: Option<u32>,
+    adapter_memory_mib: Option<u32>,
 }
 
 impl Settings {
@@ -111,6 +112,9 @@ impl Settings {
             host: args.host.clone(),
             port: args.port,
             tls: files.map(|(cert, key)| TlsFiles { cert, key }),
+            adapter_dirs: args.adapter_dir.clone(),
+            max_loaded_adapters: args.max_loaded_adapters,
+            adapter_memory_mib: args.adapter_memory_mib,
         }
     }
 
@@ -128,6 +132,15 @@ impl Settings {
         }
         plan.port = self.port.unwrap_or(plan.port);
         plan.tls = self.tls.clone().or(plan.tls);
+        if !self.adapter_dirs.is_empty() {
+            plan.adapter_dirs.clone_from(&self.adapter_dirs);
+        }
+        if let Some(most) = self.max_loaded_adapters {
+            plan.max_loaded_adapters = most as usize;
+        }
+        if let Some(mib) = self.adapter_memory_mib {
+            plan.max_adapter_bytes = (mib as usize) << 20;
+        }
         Ok(plan)
     }
 }
@@ -155,6 +168,22 @@ async fn reload_at_hangup(reloader: Reloader, settings: Settings) {
     }
     #[cfg(not(unix))]
     drop((reloader, settings));
+}
+
+/// Reads adapters for `base`.
+fn loader(base: Arc<Base>) -> Arc<LoadAdapter> {
+    Arc::new(move |name, folder, max_bytes| {
+        let load = || {
+            // The file is at least half of what it takes in memory.
+            let file = folder.join("adapter_model.safetensors");
+            let size = std::fs::metadata(&file).map_or(0, |m| m.len());
+            if size > max_bytes as u64 {
+                bail!("{}: found {size} bytes, expected at most {max_bytes}", file.display());
+            }
+            Adapter::load(name, folder, &base)?.to_serve(&base)
+        };
+        load().map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

@@ -22,8 +22,8 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 
-pub use set::AdapterSet;
 pub(crate) use set::Dora;
+pub use set::{AdapterSet, PackedAdapter};
 use targets::Chosen;
 pub use targets::{LoraConfigError, Targets};
 

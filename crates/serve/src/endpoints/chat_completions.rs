@@ -1,9 +1,11 @@
 //! `POST /v1/chat/completions`: the next turn of a conversation.
 
+use crate::answers::{Answer, Call, Said};
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
+use crate::messages::{self, Tools};
 use crate::sampling::{self, Sampling, is_empty, is_false, is_zero, never};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
@@ -15,7 +17,7 @@ use axum::routing::{MethodRouter, post};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use text::{Conversation, Message, StreamDecoder};
+use text::Conversation;
 
 pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
     post(chat_completions)
@@ -27,34 +29,26 @@ async fn chat_completions(
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::read(fields, state.plan().max_choices)?;
-    let model = Arc::clone(state.model(&caller, &request.model)?);
-    // Rendering and encoding a long conversation takes a while: not on the reactor.
-    let (template_of, tokenizer) = (Arc::clone(&model), Arc::clone(&state.tokenizer));
-    let conversation = request.conversation;
-    caller.asked(|| json!(conversation));
-    let rendered = tokio::task::spawn_blocking(move || {
-        template_of.template.render(&tokenizer, &conversation, true)
-    })
-    .await
-    .map_err(|e| ApiError::internal(format!("rendering the conversation: {e}")))?
-    .map_err(|e| ApiError::text(&e, "messages"))?;
-
-    let sampling = request.sampling;
-    // An answer is a text of its own, whatever stands before it.
-    let prompts = vec![(rendered.ids, StreamDecoder::new(Arc::clone(&state.tokenizer)))];
+    let model = state.model(&caller, &request.model).await?;
+    let (sampling, tools) = (request.sampling, request.tools);
+    let conversation = request.conversation.with_tools(tools.list.clone());
+    let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let answer = Answer::new(prompt.format, &tools);
+    let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
     let generation =
         Generation::start(&state, &caller, &model, prompts, &sampling, usize::MAX, "messages")?;
     let head = Head::new("chat.completion", &caller, request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
-        let chunks =
-            ChatChunks { head, choices: generation.len(), include_usage: sampling.include_usage };
+        let answers = vec![answer; generation.len()];
+        let chunks = ChatChunks { head, answers, include_usage: sampling.include_usage };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
     let (finished, usage) = generation.finish().await?;
-    let choices = finished.into_iter().enumerate().map(ChatChoice::new).collect();
+    let choice = |(index, finished)| ChatChoice::new(index, finished, answer.clone());
+    let choices = finished.into_iter().enumerate().map(choice).collect();
     Ok(Json(ChatCompletion { head, choices, usage }).into_response())
 }
 
@@ -62,6 +56,7 @@ async fn chat_completions(
 struct ChatRequest {
     model: String,
     conversation: Conversation,
+    tools: Tools,
     sampling: Sampling,
 }
 
@@ -69,9 +64,6 @@ struct ChatRequest {
 const NEUTRAL: &[Neutral] = &[
     Neutral { field: "logprobs", accepts: is_false, accepted: "false" },
     Neutral { field: "top_logprobs", accepts: is_zero, accepted: "0" },
-    Neutral { field: "tools", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "tool_choice", accepts: |v| v == "none", accepted: "\"none\"" },
-    Neutral { field: "parallel_tool_calls", accepts: is_false, accepted: "false" },
     Neutral { field: "functions", accepts: is_empty, accepted: "an empty list" },
     Neutral { field: "function_call", accepts: |v| v == "none", accepted: "\"none\"" },
     Neutral {
@@ -100,80 +92,14 @@ impl ChatRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<ChatRequest, ApiError> {
         let model = fields.string("model")?;
         let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
-        let conversation = conversation(&mut fields)?;
+        let conversation = messages::conversation(&mut fields)?;
+        let tools = Tools::read(&mut fields, messages::chat_tool)?;
         let sampling = Sampling::read(&mut fields, max_choices)?;
         fields.neutral(sampling::COMMON)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
-        Ok(ChatRequest { model, conversation, sampling })
+        Ok(ChatRequest { model, conversation, tools, sampling })
     }
-}
-
-fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
-    let expected = "a list of at least one message";
-    let list = match fields.take("messages") {
-        None => return Err(fields.missing("messages", expected)),
-        Some(Value::Array(list)) if !list.is_empty() => list,
-        Some(other) => return Err(fields.wrong("messages", &other, expected)),
-    };
-    let messages: Result<Vec<Message>, ApiError> =
-        list.into_iter().enumerate().map(|(i, value)| message(value, i)).collect();
-    Ok(Conversation::new(messages?))
-}
-
-/// Fields of a message that have no effect here. An assistant's message that a client sends back
-/// as it got it has some of them.
-const NEUTRAL_MESSAGE: &[Neutral] = &[
-    Neutral { field: "name", accepts: never, accepted: "nothing" },
-    Neutral { field: "refusal", accepts: never, accepted: "nothing" },
-    Neutral { field: "annotations", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "audio", accepts: never, accepted: "nothing" },
-    Neutral { field: "tool_calls", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "tool_call_id", accepts: never, accepted: "nothing" },
-    Neutral { field: "function_call", accepts: never, accepted: "nothing" },
-];
-
-fn message(value: Value, index: usize) -> Result<Message, ApiError> {
-    let mut fields = Fields::nested(value, &format!("messages[{index}]"))?;
-    let expected = "one of system, developer, user, assistant";
-    let role = match fields.string("role")? {
-        None => return Err(fields.missing("role", expected)),
-        // OpenAI's newer name for the same; the templates of open models know `system`.
-        Some(role) if role == "developer" => "system".into(),
-        Some(role) if ["system", "user", "assistant"].contains(&role.as_str()) => role,
-        Some(role) => return Err(fields.wrong("role", &Value::String(role), expected)),
-    };
-    fields.neutral(NEUTRAL_MESSAGE)?;
-    let content = content(&mut fields)?;
-    fields.finish()?;
-    Ok(Message::new(role, content))
-}
-
-/// A string, or text parts that are put together as they stand.
-fn content(fields: &mut Fields) -> Result<String, ApiError> {
-    let expected = "a string or a list of text parts";
-    let parts = match fields.take("content") {
-        None => return Err(fields.missing("content", expected)),
-        Some(Value::String(text)) => return Ok(text),
-        Some(Value::Array(parts)) if !parts.is_empty() => parts,
-        Some(other) => return Err(fields.wrong("content", &other, expected)),
-    };
-    let mut content = String::new();
-    for (i, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::nested(part, &fields.param(&format!("content[{i}]")))?;
-        match part.string("type")?.as_deref() {
-            Some("text") => {}
-            Some(other) => {
-                let found = Value::String(other.to_owned());
-                return Err(part.wrong("type", &found, "\"text\": this server reads text only"));
-            }
-            None => return Err(part.missing("type", "\"text\"")),
-        }
-        let text = part.string("text")?;
-        content += &text.ok_or_else(|| part.missing("text", "a string"))?;
-        part.finish()?;
-    }
-    Ok(content)
 }
 
 /// The fields that every answer and chunk begins with.
@@ -211,14 +137,53 @@ struct ChatChoice {
 #[derive(Serialize)]
 struct AssistantMessage {
     role: &'static str,
-    content: String,
+    /// Null beside tool calls when nothing else was said.
+    content: Option<String>,
     refusal: Option<()>,
+    /// Not one of OpenAI's fields; DeepSeek's, which vLLM and others have taken over.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reasoning_content: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A call, and also what a chunk tells of one.
+#[derive(Serialize)]
+struct ToolCall {
+    /// In chunks only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: Function,
+}
+
+#[derive(Serialize)]
+struct Function {
+    name: String,
+    arguments: String,
+}
+
+impl ToolCall {
+    fn new(call: Call) -> ToolCall {
+        let function = Function { name: call.name, arguments: call.arguments };
+        ToolCall { index: None, id: call.id, kind: "function", function }
+    }
 }
 
 impl ChatChoice {
-    fn new((index, finished): (usize, Finished)) -> ChatChoice {
-        let message = AssistantMessage { role: "assistant", content: finished.text, refusal: None };
-        ChatChoice { index, message, logprobs: None, finish_reason: finished.finish_reason }
+    fn new(index: usize, finished: Finished, answer: Answer) -> ChatChoice {
+        let (whole, finish_reason) = answer.whole(&finished.text, finished.finish_reason);
+        let only_calls = whole.content.is_empty() && !whole.calls.is_empty();
+        let message = AssistantMessage {
+            role: "assistant",
+            content: (!only_calls).then_some(whole.content),
+            refusal: None,
+            reasoning_content: whole.reasoning,
+            tool_calls: whole.calls.into_iter().map(ToolCall::new).collect(),
+        };
+        ChatChoice { index, message, logprobs: None, finish_reason }
     }
 }
 
@@ -246,11 +211,30 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[ToolCall; 1]>,
+}
+
+impl Delta {
+    fn new(said: Said) -> Delta {
+        match said {
+            Said::Content(text) => Delta { content: Some(text), ..Delta::default() },
+            Said::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+            Said::Call(call) => {
+                let index = Some(call.index);
+                let call = ToolCall { index, ..ToolCall::new(call) };
+                Delta { tool_calls: Some([call]), ..Delta::default() }
+            }
+        }
+    }
 }
 
 struct ChatChunks {
     head: Head,
-    choices: usize,
+    /// One for each choice.
+    answers: Vec<Answer>,
     include_usage: bool,
 }
 
@@ -266,29 +250,26 @@ impl Chunks for ChatChunks {
     type Chunk = ChatChunk;
 
     fn head(&mut self) -> Vec<ChatChunk> {
-        let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
-        (0..self.choices).map(|index| self.chunk(index, delta(), None)).collect()
+        let delta =
+            || Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
+        (0..self.answers.len()).map(|index| self.chunk(index, delta(), None)).collect()
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
-        let mut chunks = Vec::new();
-        if !piece.text.is_empty() {
-            let delta = Delta { role: None, content: Some(piece.text) };
-            chunks.push(self.chunk(piece.index, delta, None));
-        }
+        let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
+        let mut chunks: Vec<ChatChunk> =
+            said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
         if let Some(end) = piece.end {
-            chunks.push(self.chunk(piece.index, Delta::default(), Some(end.finish_reason)));
+            let reason = self.answers[piece.index].finish_reason(end.finish_reason);
+            chunks.push(self.chunk(piece.index, Delta::default(), Some(reason)));
         }
         chunks
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<ChatChunk> {
+    fn end(&mut self, usage: Usage) -> Vec<ChatChunk> {
         let head = self.head.clone();
-        self.include_usage.then(|| ChatChunk {
-            head,
-            choices: Vec::new(),
-            usage: Some(Some(usage)),
-        })
+        let chunk = ChatChunk { head, choices: Vec::new(), usage: Some(Some(usage)) };
+        self.include_usage.then_some(chunk).into_iter().collect()
     }
 }
 
@@ -336,7 +317,8 @@ mod tests {
         for (json, param) in [
             (r#""logprobs": true"#, "logprobs"),
             (r#""top_logprobs": 3"#, "top_logprobs"),
-            (r#""tools": [{"type": "function"}]"#, "tools"),
+            (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
+            (r#""tool_choice": "required""#, "tool_choice"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
             (r#""response_format": {"type": "json_object"}"#, "response_format"),
@@ -373,12 +355,13 @@ mod tests {
             (r#"[{"role": "user", "content": null}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": 5}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": []}]"#, "messages[0].content"),
-            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].role"),
+            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].tool_call_id"),
+            (r#"[{"role": "function", "content": "x"}]"#, "messages[0].role"),
             (r#"[{"role": "user", "content": "x", "name": "Bob"}]"#, "messages[0].name"),
             (r#"[{"role": "user", "content": "x", "colour": 1}]"#, "messages[0].colour"),
             (
                 r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]"#,
-                "messages[1].tool_calls",
+                "messages[1].tool_calls[0].id",
             ),
             (
                 r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]"#,

@@ -30,7 +30,7 @@ async fn completions(
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
     let request = CompletionRequest::read(fields, state.plan().max_choices)?;
-    let model = Arc::clone(state.model(&caller, &request.model)?);
+    let model = state.model(&caller, &request.model).await?;
     let sampling = request.sampling;
     caller
         .asked(|| json!({"prompt": request.prompts.iter().map(Prompt::json).collect::<Vec<_>>()}));
@@ -252,17 +252,14 @@ impl Chunks for CompletionChunks {
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Completion> {
-        let finish_reason = piece.end.map(|end| end.finish_reason);
+        let finish_reason = piece.end.as_ref().map(|end| end.finish_reason);
         vec![self.chunk(CompletionChoice::new(piece.index, piece.text, finish_reason))]
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<Completion> {
+    fn end(&mut self, usage: Usage) -> Vec<Completion> {
         let head = self.head.clone();
-        self.include_usage.then(|| Completion {
-            head,
-            choices: Vec::new(),
-            usage: Some(Some(usage)),
-        })
+        let chunk = Completion { head, choices: Vec::new(), usage: Some(Some(usage)) };
+        self.include_usage.then_some(chunk).into_iter().collect()
     }
 }
 

@@ -1,18 +1,24 @@
 //! The endpoints: one file each with wire types, handler and tests; one table.
 
+mod adapters;
 mod chat_completions;
 mod completions;
 mod feedback;
 mod health;
+mod messages;
 mod metrics;
 mod models;
 mod ready;
+mod responses;
+mod tokenize;
 mod version;
 
 use crate::state::State;
 use axum::http::Method;
 use axum::routing::MethodRouter;
 use std::sync::Arc;
+
+pub(crate) use messages::shape_errors;
 
 /// One endpoint.
 pub struct Endpoint {
@@ -48,7 +54,14 @@ pub const ALL: &[Endpoint] = &[
     Endpoint { path: "/v1/models/{model}", method: "GET", scope: User, route: models::route_one },
     Endpoint { path: "/v1/chat/completions", method: "POST", scope: User, route: chat_completions::route },
     Endpoint { path: "/v1/completions", method: "POST", scope: User, route: completions::route },
+    Endpoint { path: "/v1/responses", method: "POST", scope: User, route: responses::route },
+    Endpoint { path: "/v1/messages", method: "POST", scope: User, route: messages::route },
+    Endpoint { path: "/v1/messages/count_tokens", method: "POST", scope: User, route: messages::route_count },
     Endpoint { path: "/v1/feedback", method: "POST", scope: User, route: feedback::route },
+    Endpoint { path: "/v1/load_lora_adapter", method: "POST", scope: Admin, route: adapters::route_load },
+    Endpoint { path: "/v1/unload_lora_adapter", method: "POST", scope: Admin, route: adapters::route_unload },
+    Endpoint { path: "/tokenize", method: "POST", scope: User, route: tokenize::route },
+    Endpoint { path: "/detokenize", method: "POST", scope: User, route: tokenize::route_back },
 ];
 
 /// The endpoint behind a path of the table. Where the method is not one it takes, that of the widest
