@@ -33,7 +33,7 @@ pub use folder::{FolderSplit, files_of, is_text, license_of};
 pub use leak::{Leak, LeakKind, LeakOptions, LeakReport, leak_check};
 pub use mix::{Drawn, mix};
 pub use normalise::normalise;
-pub use personal::{PersonalKind, PersonalPlace, PersonalReport, personal_data};
+pub use personal::{PersonalKind, PersonalPlace, PersonalReport, personal_data, redacted};
 pub use preference::{Answers, Preference};
 pub use prepare::{
     CheckOptions, PrepareOptions, Prepared, TokenCounter, check, check_preferences, prepare,

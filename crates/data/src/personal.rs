@@ -134,6 +134,26 @@ pub(crate) fn find(text: &str) -> Vec<(PersonalKind, Range<usize>)> {
     found
 }
 
+/// The text with everything that [`personal_data`] would find replaced by what it is, in brackets:
+/// `[e-mail address]`. What is not recognised stays (see the top of this file).
+pub fn redacted(text: &str) -> String {
+    let mut left = String::with_capacity(text.len());
+    let mut end = 0;
+    for (kind, place) in find(text) {
+        left.push_str(&text[end..place.start]);
+        left.push_str(match kind {
+            PersonalKind::Email => "[e-mail address]",
+            PersonalKind::Iban => "[IBAN]",
+            PersonalKind::Nir => "[social security number]",
+            PersonalKind::Card => "[card number]",
+            PersonalKind::Phone => "[phone number]",
+        });
+        end = place.end;
+    }
+    left.push_str(&text[end..]);
+    left
+}
+
 /// All but the first letter or digit (two for numbers) as stars.
 fn masked(value: &str) -> String {
     let shown = if value.contains('@') { 1 } else { 2 };
@@ -550,9 +570,29 @@ mod tests {
         assert_eq!(personal_data(&[example(1, "a", "b")]).summary(), None);
     }
 
+    #[test]
+    fn what_is_found_is_taken_out() {
+        for (text, left) in [
+            ("", ""),
+            ("nothing here, 12 or 13", "nothing here, 12 or 13"),
+            (
+                "a@b.fr, 0612345678; pay 4111 1111 1111 1111.",
+                "[e-mail address], [phone number]; pay [card number].",
+            ),
+            ("IBAN FR76 3000 6000 0112 3456 7890 189", "IBAN [IBAN]"),
+            ("é255081416802538", "é255081416802538"),
+            ("n° 255081416802538é", "n° 255081416802538é"),
+            ("n° 255081416802538", "n° [social security number]"),
+        ] {
+            assert_eq!(redacted(text), left);
+            assert_eq!(redacted(left), left, "nothing is found in what is left");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(text in "[A-Z]{0,3}[0-9+ .@()éa\u{a0}-]{0,60}") {
+            redacted(&text);
             for (_, place) in find(&text) {
                 prop_assert!(!text[place].is_empty());
             }

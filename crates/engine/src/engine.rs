@@ -408,6 +408,11 @@ impl<R: Runner> Engine<R> {
         &self.runner
     }
 
+    /// The runner, to be changed between two steps: see [`crate::EngineHandle::between_steps`].
+    pub(crate) fn runner_mut(&mut self) -> &mut R {
+        &mut self.runner
+    }
+
     /// The state of the moment.
     pub fn stats(&self) -> EngineStats {
         EngineStats {

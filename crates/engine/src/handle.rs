@@ -6,9 +6,11 @@ use crate::runner::Runner;
 use crate::scheduler::Step;
 use crate::sequence::{Limits, SequenceId, SequenceRequest};
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// A running engine. Clones share it; the thread ends when the last one is dropped or
 /// [`EngineHandle::shutdown`] is called, and cancels what is unfinished then.
@@ -23,6 +25,14 @@ pub struct EngineHandle {
 #[must_use = "dropping the ticket cancels the request"]
 pub struct Ticket {
     cancelled: Arc<AtomicBool>,
+    started: Arc<OnceLock<Instant>>,
+}
+
+impl Ticket {
+    /// When the sequence first ran; empty until then. Stays readable after the ticket.
+    pub fn started(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.started)
+    }
 }
 
 impl Drop for Ticket {
@@ -84,11 +94,16 @@ impl EngineHandle {
             return Err(EngineError::QueueFull { limit: shared.max_queue });
         }
         let cancelled = Arc::new(AtomicBool::new(false));
-        let client = Client { sink: Box::new(sink), cancelled: Arc::clone(&cancelled) };
+        let started = Arc::new(OnceLock::new());
+        let client = Client {
+            sink: Box::new(sink),
+            cancelled: Arc::clone(&cancelled),
+            started: Arc::clone(&started),
+        };
         state.inbox.push_back((request, client));
         drop(state);
         shared.wake.notify_one();
-        Ok(Ticket { cancelled })
+        Ok(Ticket { cancelled, started })
     }
 
     /// [`EngineHandle::submit`] for callers that wait for events on their own thread.
@@ -99,6 +114,28 @@ impl EngineHandle {
         let (sender, events) = mpsc::channel();
         let ticket = self.submit(request, move |event| sender.send(event).is_ok())?;
         Ok(EventReceiver { events, _ticket: ticket })
+    }
+
+    /// Has the engine's thread call `work` before its next step, in the order of these calls. All
+    /// that was cancelled before this call has left the engine by then; no sequence is stepped
+    /// meanwhile, so it must be quick. Where the engine ends first, `work` is dropped uncalled; a
+    /// panic in it concerns nothing else.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`].
+    pub fn between_steps(
+        &self,
+        work: impl FnOnce(&mut dyn Runner) + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let shared = &self.owner.shared;
+        let mut state = shared.lock();
+        if state.closed {
+            return Err(EngineError::Stopped);
+        }
+        state.jobs.push(Box::new(work));
+        drop(state);
+        shared.wake.notify_one();
+        Ok(())
     }
 
     /// The state of the step being run or last run; requests not yet seen by the engine count as waiting.
@@ -161,9 +198,13 @@ struct Shared {
 #[derive(Default)]
 struct State {
     inbox: VecDeque<(SequenceRequest, Client)>,
+    /// See [`EngineHandle::between_steps`].
+    jobs: Vec<Job>,
     stats: EngineStats,
     closed: bool,
 }
+
+type Job = Box<dyn FnOnce(&mut dyn Runner) + Send>;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -176,6 +217,7 @@ impl Shared {
 struct Client {
     sink: Box<dyn FnMut(Event) -> bool + Send>,
     cancelled: Arc<AtomicBool>,
+    started: Arc<OnceLock<Instant>>,
 }
 
 impl Client {
@@ -233,7 +275,23 @@ fn next_step<R: Runner>(
             }
             !gone
         });
+        let jobs = std::mem::take(&mut state.jobs);
+        if !jobs.is_empty() {
+            drop(state);
+            for job in jobs {
+                let job = AssertUnwindSafe(|| job(engine.runner_mut()));
+                // What it was for is told by its own means: whoever waits sees them dropped.
+                _ = catch_unwind(job);
+            }
+            state = shared.lock();
+            continue;
+        }
         let work = engine.has_work().then(|| engine.schedule());
+        for (id, _) in work.iter().flatten().flat_map(|step| &step.started) {
+            if let Some(client) = clients.get(id) {
+                client.started.get_or_init(Instant::now);
+            }
+        }
         state.stats = engine.stats();
         if work.is_some() {
             return work;
@@ -249,11 +307,15 @@ impl Drop for CloseOnExit<'_> {
         let mut state = self.0.lock();
         state.closed = true;
         state.inbox.clear();
+        // Outside the lock: what a job holds may ask for it when it is dropped.
+        let jobs = std::mem::take(&mut state.jobs);
         state.stats = EngineStats {
             running: 0,
             waiting: 0,
             free_blocks: state.stats.total_blocks,
             ..state.stats
         };
+        drop(state);
+        drop(jobs);
     }
 }

@@ -28,6 +28,10 @@ pub trait Runner: Send {
     fn adapter_generation(&self, adapter: Option<usize>) -> Option<u64> {
         Some(adapter.map_or(0, |slot| slot as u64 + 1))
     }
+    /// The adapters that batches name by slot; None where there are none.
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        None
+    }
 }
 
 /// The real thing: a decoder, its adapters and its KV cache.
@@ -67,5 +71,8 @@ impl Runner for DecoderRunner {
             None => Some(0),
             Some(slot) => self.adapters.generation(slot),
         }
+    }
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        Some(&mut self.adapters)
     }
 }

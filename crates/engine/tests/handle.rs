@@ -174,10 +174,70 @@ fn shutdown_ends_what_is_running() {
     while handle.is_alive() {
         std::thread::yield_now();
     }
-    // Lets the step that was under way come to its end; there must be no other.
-    open.send(()).unwrap();
+    // Lets the step that was under way, if one was, come to its end; there must be no other.
+    _ = open.send(());
     while receiver.recv().is_some() {}
     stopper.join().unwrap();
     assert_eq!(handle.submit_blocking(request(1, 1)).unwrap_err(), EngineError::Stopped);
     assert_eq!(handle.stats().free_blocks, 64);
+}
+
+#[test]
+fn a_ticket_knows_when_its_sequence_first_ran() {
+    // Two run at a time.
+    let (handle, open) = gated(8);
+    let tickets: Vec<_> = (0..3).map(|i| handle.submit(request(i, 2), |_| true).unwrap()).collect();
+    let started: Vec<_> = tickets.iter().map(|ticket| ticket.started()).collect();
+    while started[1].get().is_none() {
+        std::thread::yield_now();
+    }
+    assert!(started[2].get().is_none(), "it waits");
+    let first = *started[0].get().unwrap();
+    for _ in 0..4 {
+        open.send(()).unwrap();
+    }
+    while handle.stats().running + handle.stats().waiting > 0 {
+        std::thread::yield_now();
+    }
+    assert!(*started[2].get().unwrap() >= first);
+    assert_eq!(*started[0].get().unwrap(), first, "the first time counts");
+    drop(tickets);
+}
+
+#[test]
+fn work_between_steps_finds_what_was_cancelled_gone() {
+    let (handle, open) = gated(8);
+    let receiver = handle.submit_blocking(request(1, 900)).unwrap();
+    open.send(()).unwrap();
+    assert!(matches!(receiver.recv(), Some(Event::Token { .. })));
+    let (sender, results) = sync_channel(10);
+    // A panic is nobody else's business.
+    handle.between_steps(|_| panic!("on purpose")).unwrap();
+    drop(receiver);
+    for i in 0..2 {
+        let sender = sender.clone();
+        let blocks = move |runner: &mut dyn Runner| sender.send((i, runner.num_blocks())).unwrap();
+        handle.between_steps(blocks).unwrap();
+    }
+    // The step that is under way ends first; with the sequence gone there is no other.
+    open.send(()).unwrap();
+    assert_eq!((results.recv().unwrap(), results.recv().unwrap()), ((0, 64), (1, 64)));
+    while handle.stats().running > 0 {
+        std::thread::yield_now();
+    }
+    assert!(handle.stats().tokens_run <= 4, "{:?}", handle.stats());
+
+    // An idle engine is woken, and goes on answering.
+    let work = move |runner: &mut dyn Runner| {
+        sender.send((9, usize::from(runner.adapters_mut().is_none()))).unwrap();
+    };
+    handle.between_steps(work).unwrap();
+    assert_eq!(results.recv().unwrap(), (9, 1));
+    assert!(results.recv().is_err(), "what was called is dropped");
+    let receiver = handle.submit_blocking(request(2, 1)).unwrap();
+    open.send(()).unwrap();
+    assert!(matches!(receiver.recv(), Some(Event::Token { .. })));
+
+    handle.shutdown();
+    assert_eq!(handle.between_steps(|_| ()).unwrap_err(), EngineError::Stopped);
 }

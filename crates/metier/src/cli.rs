@@ -67,6 +67,10 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     /// Serve a model and adapters through an OpenAI-compatible API
     Serve(ServeArgs),
+    /// The keys that the server asks for: create, list, revoke
+    Keys(KeysArgs),
+    /// What was served: requests, tokens, times and cost by key, adapter or day
+    Usage(UsageArgs),
     /// Write a model or an adapter for other tools
     Export(ExportArgs),
     /// How well a model foretells a text
@@ -200,6 +204,23 @@ pub(crate) enum DataCommand {
 On a terminal learnt tokens are green, the others grey, in two shades in turn, so that the borders
 of tokens show; without colours (a pipe, NO_COLOR) learnt text stands between \u{27e6} and \u{27e7}.")]
     Show(DataShowArgs),
+    /// Turn answers that were served, and corrections of them, into training data
+    #[command(after_help = "Examples:
+  metier data harvest --out harvest.jsonl --test data/test.jsonl
+  metier data harvest --out harvest.jsonl --adapter tickets --min-rating 0.5 --test data/test.jsonl
+
+Only requests of keys made with --store-contents are there to be harvested, for as long as their
+contents are kept. An answer that was corrected (POST /v1/feedback) is learnt in its corrected form,
+whatever its rating; others when they came to their own end and are not rated below 0.")]
+    Harvest(DataHarvestArgs),
+}
+
+/// Where keys, usage and feedback are kept.
+#[derive(Args, Clone, Default)]
+pub(crate) struct StateArgs {
+    /// Folder of keys, usage and feedback [default: METIER_STATE, or metier in the user's data folder]
+    #[arg(long = "state", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// How tables and prompts become conversations.
@@ -284,6 +305,28 @@ pub(crate) struct DataPrepareArgs {
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
     /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `data harvest`.
+#[derive(Args)]
+pub(crate) struct DataHarvestArgs {
+    /// The file to write, chat JSONL
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Only what this name in `model` answered
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<String>,
+    /// Answers without a correction need this rating, from -1 to 1
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub(crate) min_rating: Option<f64>,
+    /// The sealed test set: what is too near to its questions is left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) test: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print what was taken and left out as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -536,23 +579,50 @@ pub(crate) struct TokenizeArgs {
 #[command(after_help = "Examples:
   metier serve --model nano --adapter tickets=out/tickets
   metier serve --model ./base --adapter a=out/a --adapter b=out/b --port 8080
+  metier serve --config metier.toml --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 
-The `model` field of a request picks the base or an adapter by name.")]
+The `model` field of a request picks the base or an adapter by name. As soon as a key exists
+(`metier keys create`), every route asks for one. Flags override [serve] of the config file; SIGHUP
+reads the file and the certificate again.")]
 pub(crate) struct ServeArgs {
-    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
-    #[arg(long, value_name = "M", default_value = "nano")]
-    pub(crate) model: String,
+    /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano` [default: nano]
+    #[arg(long, value_name = "M")]
+    pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
     /// Adapter as NAME=FOLDER (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) adapter: Vec<String>,
-    /// Address to listen on; the default is reachable from this machine only
-    #[arg(long, default_value = "127.0.0.1")]
-    pub(crate) host: String,
-    /// Port; 0 takes a free one
-    #[arg(long, default_value_t = 8000)]
-    pub(crate) port: u16,
+    /// Adapter of --adapter that never leaves memory for another (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pin: Vec<String>,
+    /// Folder below which requests may name adapters to load (repeatable); none may without it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter_dir: Vec<PathBuf>,
+    /// Most adapters in memory; others that are known are read again when they are asked for
+    /// [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_loaded_adapters: Option<u32>,
+    /// Most memory for adapters together in MiB [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) adapter_memory_mib: Option<u32>,
+    /// Config file with [base], [serve] and [cost]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1, reachable from this machine only]
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    /// Port; 0 takes a free one [default: 8000]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Certificate for TLS, PEM, with those that vouch for it behind it
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     /// Memory for the KV cache in MiB
     #[arg(long, default_value_t = 512)]
     pub(crate) kv_cache_mib: usize,
@@ -566,6 +636,144 @@ pub(crate) struct ServeArgs {
     /// guesses nothing
     #[arg(long, default_value_t = 4)]
     pub(crate) num_speculative_tokens: usize,
+}
+
+/// Arguments of `keys`.
+#[derive(Args)]
+pub(crate) struct KeysArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+/// `keys` subcommands.
+#[derive(Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key and show it, this once
+    #[command(after_help = "Examples:
+  metier keys create --name operations --admin
+  metier keys create --name shop --adapter tickets --requests-per-minute 60 --tokens-per-minute 20000
+  metier keys create --name trial --monthly-budget 25 --expires 2026-12-31 --json
+  metier keys create --name pilot --store-contents --retention-days 14
+
+From the first key on, every route of every server on this state asks for one; servers that run notice
+at once. The key goes into the header Authorization: Bearer, or x-api-key.")]
+    Create(KeyCreateArgs),
+    /// All keys, without their text: what they may, and whether they are in force
+    #[command(after_help = "Examples:
+  metier keys list
+  metier keys list --json")]
+    List(KeysListArgs),
+    /// Refuse a key from now on, also in servers that run
+    #[command(after_help = "Examples:
+  metier keys revoke shop
+  metier keys revoke mk-1f0c27aa")]
+    Revoke(KeyRevokeArgs),
+}
+
+/// Arguments of `keys create`.
+#[derive(Args)]
+pub(crate) struct KeyCreateArgs {
+    /// Whose it is; unique among the keys in force
+    #[arg(long, value_name = "N")]
+    pub(crate) name: String,
+    /// Opens the admin routes as well
+    #[arg(long)]
+    pub(crate) admin: bool,
+    /// May name this adapter (or the base) in `model`, and no other than those given (repeatable)
+    /// [default: all]
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Vec<String>,
+    /// Most requests in a minute
+    #[arg(long, value_name = "N")]
+    pub(crate) requests_per_minute: Option<u32>,
+    /// Most tokens in a minute, prompts and answers together
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens_per_minute: Option<u32>,
+    /// Most to be spent in a calendar month (UTC), in the currency of [cost]
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) monthly_budget: Option<f64>,
+    /// Keep prompts and answers, without the personal data that is recognised
+    #[arg(long)]
+    pub(crate) store_contents: bool,
+    /// For how many days they are kept [default: 30]
+    #[arg(long, value_name = "N", requires = "store_contents")]
+    pub(crate) retention_days: Option<u32>,
+    /// Last day of the key, UTC
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) expires: Option<time::Date>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `keys list`.
+#[derive(Args)]
+pub(crate) struct KeysListArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `keys revoke`.
+#[derive(Args)]
+pub(crate) struct KeyRevokeArgs {
+    /// The name, or the beginning of the key as `list` shows it
+    #[arg(value_name = "NAME")]
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `usage`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier usage
+  metier usage --by adapter --from 2026-11-01 --to 2026-11-30 --config metier.toml
+  metier usage --by day --json")]
+pub(crate) struct UsageArgs {
+    /// What a line of the table is
+    #[arg(long, value_enum, default_value_t = UsageGroup::Key)]
+    pub(crate) by: UsageGroup,
+    /// First day, UTC [default: the first of all]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) from: Option<time::Date>,
+    /// Last day, UTC [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) to: Option<time::Date>,
+    /// Config file with [cost], for a column with the cost
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `usage` sums up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UsageGroup {
+    /// Who asked
+    Key,
+    /// What answered
+    Adapter,
+    /// When
+    Day,
+}
+
+/// A day as ISO 8601 writes it.
+fn day(text: &str) -> Result<time::Date, String> {
+    time::Date::parse(text, time::macros::format_description!("[year]-[month]-[day]"))
+        .map_err(|_| "expected a day such as 2026-12-31".into())
 }
 
 /// Arguments of `export`.

@@ -2,8 +2,10 @@
 //! errors that name the nearest known key.
 
 use anyhow::{Context, Result, bail};
+use eval::{CostPlan, MachinePrice, Traffic};
 use model::DecoderConfig;
 use serde::{Deserialize, Serialize};
+use serve::{Prices, ServePlan};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use train::{Guard, Method, Objective, TrainPlan};
@@ -21,6 +23,10 @@ pub(crate) struct ConfigFile {
     pub(crate) sweep: Table,
     /// `[[run]]`: trainings side by side, each with what it has for itself.
     pub(crate) runs: Vec<RunSection>,
+    /// `[serve]`: keys of [`ServePlan`], resolved by [`ConfigFile::serve_plan`].
+    serve: Table,
+    /// `[cost]`: resolved by [`ConfigFile::prices`].
+    cost: Table,
     path: PathBuf,
 }
 
@@ -122,7 +128,30 @@ pub(crate) struct RunSection {
     pub(crate) train: Table,
 }
 
-const SECTIONS: &[&str] = &["base", "data", "train", "sweep", "run"];
+/// `[cost]`: what tokens cost. Either a price for each kind of token, or a machine paid by the hour.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CostSection {
+    currency: Option<String>,
+    input_per_mtok: Option<f64>,
+    cached_input_per_mtok: Option<f64>,
+    output_per_mtok: Option<f64>,
+    price_per_hour: Option<f64>,
+    tokens_per_second: Option<f64>,
+    utilisation: Option<f64>,
+}
+
+const COST_KEYS: &[&str] = &[
+    "currency",
+    "input_per_mtok",
+    "cached_input_per_mtok",
+    "output_per_mtok",
+    "price_per_hour",
+    "tokens_per_second",
+    "utilisation",
+];
+
+const SECTIONS: &[&str] = &["base", "data", "train", "sweep", "run", "serve", "cost"];
 const BASE_KEYS: &[&str] = &["model", "license", "init", "tokenizer"];
 const DATA_KEYS: &[&str] = &[
     "train",
@@ -165,7 +194,8 @@ impl ConfigFile {
             Some(_) => bail!("{shown}: {name} must be a section: [{name}]"),
         };
         let (base, data, train) = (section("base")?, section("data")?, section("train")?);
-        let sweep = section("sweep")?;
+        let (sweep, serve, cost) = (section("sweep")?, section("serve")?, section("cost")?);
+        check_keys(&cost, COST_KEYS, &format!("{shown}: [cost]"))?;
         check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
         check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
         let mut config = ConfigFile {
@@ -174,6 +204,8 @@ impl ConfigFile {
             train,
             sweep,
             runs: Vec::new(),
+            serve,
+            cost,
             path: path.to_owned(),
         };
         config.anchor();
@@ -248,6 +280,91 @@ impl ConfigFile {
             plan.guard = Guard::Data(self.anchored(path));
         }
         Ok(plan)
+    }
+
+    /// How to serve: the defaults, then this file's keys and prices.
+    pub(crate) fn serve_plan(&self) -> Result<ServePlan> {
+        let shown = self.path.display();
+        let mut merged = serde_json::to_value(ServePlan::default())?;
+        let fields = merged.as_object_mut().context("a plan is an object")?;
+        let known: Vec<String> = fields.keys().cloned().collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        check_keys(&self.serve, &known, &format!("{shown}: [serve]"))?;
+        for (key, value) in &self.serve {
+            fields.insert(key.clone(), serde_json::to_value(value)?);
+        }
+        let mut plan: ServePlan =
+            serde_json::from_value(merged).with_context(|| format!("{shown}: [serve]"))?;
+        if let Some(tls) = &mut plan.tls {
+            (tls.cert, tls.key) = (self.anchored(&tls.cert), self.anchored(&tls.key));
+        }
+        plan.adapter_dirs = plan.adapter_dirs.iter().map(|dir| self.anchored(dir)).collect();
+        plan.prices = self.prices()?;
+        Ok(plan)
+    }
+
+    /// What tokens cost, where the file says so.
+    pub(crate) fn prices(&self) -> Result<Option<Prices>> {
+        let place = format!("{}: [cost]", self.path.display());
+        if self.cost.is_empty() {
+            return Ok(None);
+        }
+        let cost: CostSection = self.cost.clone().try_into().with_context(|| place.clone())?;
+        let Some(currency) = cost.currency.filter(|code| !code.is_empty()) else {
+            bail!("{place}: currency is missing; expected a code such as \"EUR\"")
+        };
+        let by_token = cost.input_per_mtok.or(cost.output_per_mtok).or(cost.cached_input_per_mtok);
+        let by_hour = cost.price_per_hour.or(cost.tokens_per_second).or(cost.utilisation);
+        let (input, cached, output) = match (by_token, by_hour) {
+            (Some(_), None) => {
+                let (Some(input), Some(output)) = (cost.input_per_mtok, cost.output_per_mtok)
+                else {
+                    bail!("{place}: expected input_per_mtok and output_per_mtok, found one of them")
+                };
+                (input, cost.cached_input_per_mtok.unwrap_or(input), output)
+            }
+            (None, Some(_)) => {
+                let (Some(price_per_hour), Some(tokens_per_second), Some(utilisation)) =
+                    (cost.price_per_hour, cost.tokens_per_second, cost.utilisation)
+                else {
+                    bail!(
+                        "{place}: a machine needs price_per_hour, tokens_per_second and utilisation"
+                    )
+                };
+                let machine = CostPlan::Machine(MachinePrice {
+                    price_per_hour,
+                    currency: currency.clone(),
+                    price_source: place.clone(),
+                    tokens_per_second,
+                    tokens_per_second_source: place.clone(),
+                    utilisation,
+                });
+                // A thousand requests of a thousand tokens are a million.
+                let million = Traffic { prompt_tokens: 1000.0, answer_tokens: 0.0 };
+                let price =
+                    machine.cost(&million).with_context(|| place.clone())?.per_1000_requests;
+                (price, price, price)
+            }
+            _ => bail!(
+                "{place}: expected either input_per_mtok and output_per_mtok, or price_per_hour, \
+                 tokens_per_second and utilisation"
+            ),
+        };
+        for (field, price) in [
+            ("input_per_mtok", input),
+            ("cached_input_per_mtok", cached),
+            ("output_per_mtok", output),
+        ] {
+            if !(price >= 0.0 && price.is_finite()) {
+                bail!("{place}: {field} is {price}; expected a number of at least 0");
+            }
+        }
+        Ok(Some(Prices {
+            currency,
+            input_per_mtok: input,
+            cached_input_per_mtok: cached,
+            output_per_mtok: output,
+        }))
     }
 
     /// The method, where the file names one.
@@ -376,6 +493,47 @@ mod tests {
         assert_eq!(plan.output_dir, Path::new("dir/o"));
         assert_eq!(plan.guard, Guard::Data("dir/g.txt".into()));
         assert_eq!(config.data.train, [Source::new("dir/a.jsonl".into())]);
+    }
+
+    #[test]
+    fn a_server_is_described_by_its_plan() {
+        let parse = |text: &str| ConfigFile::parse(text, Path::new("dir/m.toml"))?.serve_plan();
+        let text = "[serve]\nport = 9000\nhost = '0.0.0.0'\ntls = { cert = 'c.pem', key = '/k.pem' }\n\
+            [cost]\ncurrency = 'EUR'\ninput_per_mtok = 1.0\noutput_per_mtok = 4.0";
+        let plan = parse(text).unwrap();
+        assert_eq!((plan.port, plan.host.to_string()), (9000, "0.0.0.0".to_owned()));
+        let tls = plan.tls.unwrap();
+        assert_eq!(
+            (tls.cert.as_path(), tls.key.as_path()),
+            ("dir/c.pem".as_ref(), "/k.pem".as_ref())
+        );
+        let prices = plan.prices.unwrap();
+        assert_eq!(prices.cost(1_000_000, 500_000, 1_000_000), 5.0, "cached costs the same");
+        assert_eq!(parse("").unwrap(), ServePlan::default());
+
+        // 0.72 an hour at 100 tokens a second, half of the time: 4 for a million.
+        let machine = "currency = 'EUR'\nprice_per_hour = 0.72\ntokens_per_second = 100.0\n";
+        let plan = parse(&format!("[cost]\n{machine}utilisation = 0.5")).unwrap();
+        let prices = plan.prices.unwrap();
+        assert!((prices.cost(500_000, 0, 500_000) - 4.0).abs() < 1e-9, "{prices:?}");
+
+        for (text, expected) in [
+            ("[serve]\nprot = 1", "did you mean \"port\""),
+            ("[serve]\nport = 'x'", "[serve]"),
+            ("[serve]\ntls = { cert = 'x' }", "[serve]"),
+            ("[cost]\ninput_per_mtok = 1.0", "currency is missing"),
+            ("[cost]\ncurrency = 'EUR'", "expected either"),
+            ("[cost]\ncurrency = 'EUR'\ninput_per_mtok = 1.0", "found one of them"),
+            ("[cost]\ncurrency = 'EUR'\nprice_per_hour = 1.0", "a machine needs"),
+            (
+                "[cost]\ncurrency = 'EUR'\ninput_per_mtok = -1.0\noutput_per_mtok = 1.0",
+                "at least 0",
+            ),
+            ("[cost]\ncurency = 'EUR'", "did you mean \"currency\""),
+        ] {
+            let Err(error) = parse(text) else { panic!("{text} was accepted") };
+            assert!(format!("{error:#}").contains(expected), "{text}: {error:#}");
+        }
     }
 
     #[test]

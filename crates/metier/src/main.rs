@@ -13,6 +13,7 @@ mod licences;
 mod machine;
 mod progress;
 mod resolve;
+mod state;
 mod text_source;
 
 use clap::Parser;
@@ -47,7 +48,8 @@ fn survive_full_files() {
 }
 
 /// Warnings by default, `-v` for what happens, `-vv` for details; `METIER_LOG` overrides. Always on
-/// standard error, so that standard output stays the command's result.
+/// standard error, so that standard output stays the command's result. `METIER_LOG_FORMAT=json` writes
+/// one JSON object on each line, for programs that collect logs.
 fn init_logging(verbose: u8) {
     let level = match verbose {
         0 => "warn",
@@ -56,5 +58,9 @@ fn init_logging(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("METIER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::env::var_os("METIER_LOG_FORMAT").is_some_and(|format| format == "json") {
+        true => logging.json().flatten_event(true).init(),
+        false => logging.init(),
+    }
 }

@@ -5,7 +5,10 @@ use crate::hub::HubId;
 use crate::{assets, text_source};
 use anyhow::{Context, Result, bail};
 use engine::{Engine, EngineOptions};
-use model::{Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, WeightDtype};
+use model::{
+    Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, PackedAdapter, WeightDtype,
+};
+use serve::LoadedAdapter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use text::{ChatTemplate, Tokenizer};
@@ -131,21 +134,38 @@ impl Adapter {
                 dir.display()
             );
         }
+        check_manifest(dir, base)?;
         let lora = LoraAdapter::load(dir, &base.decoder)?;
-        check_tokenizer(dir, base)?;
         let template = match dir.join(train::CHAT_TEMPLATE_FILE).is_file() {
             true => ChatTemplate::from_dir(dir)?.unwrap_or_else(|| base.template.clone()),
             false => base.template.clone(),
         };
         Ok(Adapter { name: name.to_owned(), lora, template })
     }
+
+    /// The adapter in the form that is served, after a probe that it acts.
+    pub(crate) fn to_serve(&self, base: &Base) -> Result<LoadedAdapter> {
+        let packed = PackedAdapter::new(&self.name, &self.lora, &base.decoder)?;
+        Ok(LoadedAdapter {
+            packed: packed.probe(&base.decoder)?,
+            digest: self.lora.digest(),
+            template: self.template.clone(),
+            stop_ids: self.template.stop_ids(&base.tokenizer),
+        })
+    }
 }
 
-/// An adapter that Metier trained names the tokenizer it was trained with.
-fn check_tokenizer(dir: &Path, base: &Base) -> Result<()> {
+/// An adapter that Metier trained names the base and the tokenizer it was trained with.
+fn check_manifest(dir: &Path, base: &Base) -> Result<()> {
+    /// Manifests are a few kilobytes; their plan holds no lists without end.
+    const MOST_BYTES: u64 = 16 << 20;
     let path = dir.join(train::MANIFEST_FILE);
     if !path.is_file() {
         return Ok(());
+    }
+    let size = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+    if size > MOST_BYTES {
+        bail!("{}: found {size} bytes, expected at most {MOST_BYTES}", path.display());
     }
     let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let manifest: train::Manifest = serde_json::from_slice(&text)
@@ -156,6 +176,18 @@ fn check_tokenizer(dir: &Path, base: &Base) -> Result<()> {
              hint: use the base it was trained on ({})",
             dir.display(),
             base.name,
+            manifest.base_name
+        );
+    }
+    let ours = base.decoder.digest()?;
+    if !manifest.base_sha256.is_empty() && manifest.base_sha256 != ours {
+        bail!(
+            "adapter {}: was trained on another base: its manifest names {}, {} has {}\n\
+             hint: use the base it was trained on ({})",
+            dir.display(),
+            manifest.base_sha256,
+            base.name,
+            ours,
             manifest.base_name
         );
     }

@@ -1,4 +1,5 @@
-//! The binary as a server: started, asked over HTTP, stopped by a signal.
+//! The binary as a server: started, asked over HTTP, stopped by a signal; and the commands that look at
+//! what it has written down.
 #![cfg(unix)]
 
 mod common;
@@ -8,6 +9,9 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tempfile::TempDir;
 
 const METIER: &str = env!("CARGO_BIN_EXE_metier");
 
@@ -15,34 +19,76 @@ const METIER: &str = env!("CARGO_BIN_EXE_metier");
 struct Serving {
     child: Child,
     url: String,
+    state: Arc<TempDir>,
+    key: Option<String>,
 }
 
 impl Serving {
     fn start(model: &Path) -> Serving {
+        Self::start_with(Arc::new(tempfile::tempdir().unwrap()), model, &[])
+    }
+
+    fn start_with(state: Arc<TempDir>, model: &Path, more: &[&str]) -> Serving {
         let mut child = Command::new(METIER)
             .args(["serve", "--port", "0", "--model", model.to_str().unwrap()])
+            .args(more)
+            .env("METIER_STATE", state.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
-        Serving { child, url: url.expect(&line).to_owned() }
+        Serving { child, url: url.expect(&line).to_owned(), state, key: None }
+    }
+
+    /// Status and body of the answer; None when the connection broke.
+    async fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let mut request = reqwest::Client::new().post(format!("{}{path}", self.url)).json(body);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await.ok()?;
+        let status = response.status().as_u16();
+        Some((status, response.json().await.ok()?))
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        let request = reqwest::Client::new().post(format!("{}{path}", self.url)).json(&body);
-        let response = request.send().await.unwrap();
-        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
-        response.json().await.unwrap()
+        let (status, answer) = self.try_post(path, &body).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
     fn terminate(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("-TERM");
         self.child.wait().unwrap()
     }
 }
+
+/// Standard output of a command on that state.
+fn metier(state: &TempDir, args: &[&str]) -> String {
+    let output =
+        Command::new(METIER).args(args).env("METIER_STATE", state.path()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn metier_json(state: &TempDir, args: &[&str]) -> Value {
+    serde_json::from_str(&metier(state, args)).unwrap()
+}
+
+fn question(text: &str, max_tokens: usize) -> Value {
+    json!({"model": "nano", "messages": [{"role": "user", "content": text}],
+           "max_tokens": max_tokens, "temperature": 0})
+}
+
+const CHAT: &str = "/chat/completions";
 
 impl Drop for Serving {
     fn drop(&mut self) {
@@ -73,5 +119,158 @@ async fn a_completion_goes_on_where_the_prompt_ends() {
     alone["echo"] = json!(false);
     assert_eq!(server.post("/completions", alone).await["choices"][0]["text"], generated);
     assert!(generated.starts_with(" there was"), "{generated}");
+    assert!(server.terminate().success());
+}
+
+#[tokio::test]
+async fn keys_close_a_running_server_at_once() {
+    let mut server = Serving::start(Path::new("nano"));
+    let state = Arc::clone(&server.state);
+    let ask = question("Hello", 4);
+    server.post(CHAT, ask.clone()).await;
+    let key = metier(&state, &["keys", "create", "--name", "ann", "--adapter", "nano"]);
+    assert!(key.starts_with("mk-") && key.trim().len() == 67, "{key}");
+    assert_eq!(server.try_post(CHAT, &ask).await.unwrap().0, 401);
+    server.key = Some(key.trim().to_owned());
+    server.post(CHAT, ask.clone()).await;
+    let made = metier_json(
+        &state,
+        &[
+            "keys",
+            "create",
+            "--name",
+            "bob",
+            "--adapter",
+            "other",
+            "--expires",
+            "2999-12-31",
+            "--requests-per-minute",
+            "9",
+            "--store-contents",
+            "--json",
+        ],
+    );
+    assert_eq!((&made["name"], &made["retention_days"]), (&json!("bob"), &json!(30)));
+    server.key = Some(made["key"].as_str().unwrap().to_owned());
+    assert_eq!(server.try_post(CHAT, &ask).await.unwrap().0, 404, "not one of its models");
+
+    let list = metier_json(&state, &["keys", "list", "--json"]);
+    assert_eq!(list.as_array().unwrap().len(), 2);
+    assert!(list[0].get("key").is_none() && list[0].get("sha256").is_none(), "{list}");
+    let table = metier(&state, &["keys", "list"]);
+    assert!(table.contains("2999-12-31") && table.contains("30 days"), "{table}");
+    metier(&state, &["keys", "revoke", "ann"]);
+    server.key = Some(key.trim().to_owned());
+    assert_eq!(server.try_post(CHAT, &ask).await.unwrap().0, 401);
+    let again = Command::new(METIER)
+        .args(["keys", "revoke", "ann"])
+        .env("METIER_STATE", state.path())
+        .output()
+        .unwrap();
+    assert_eq!(again.status.code(), Some(1));
+
+    let usage = metier_json(&state, &["usage", "--json"]);
+    let shown: Vec<String> = usage["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| format!("{} {}", row["group"].as_str().unwrap(), row["requests"]))
+        .collect();
+    assert_eq!(shown, ["(no key) 1", "ann 1"]);
+    let table = metier(&state, &["usage", "--by", "adapter"]);
+    assert!(table.contains("nano"), "{table}");
+    assert!(server.terminate().success());
+}
+
+/// Whatever was answered before the kill is in the books after it, and so is whatever feedback was
+/// taken: both are committed before anybody is told.
+#[tokio::test]
+async fn what_was_accepted_survives_a_kill() {
+    let state = Arc::new(tempfile::tempdir().unwrap());
+    let key = metier(&state, &["keys", "create", "--name", "ann", "--store-contents"]);
+    let mut server = Serving::start_with(Arc::clone(&state), Path::new("nano"), &[]);
+    server.key = Some(key.trim().to_owned());
+    let (answered, corrected) = (AtomicU64::new(0), AtomicU64::new(0));
+    let client = |number: usize| {
+        let (server, answered, corrected) = (&server, &answered, &corrected);
+        async move {
+            for turn in 0.. {
+                let text = format!("Question {number} of turn {turn}: how are you?");
+                let asked = server.try_post(CHAT, &question(&text, 3)).await;
+                let Some((200, answer)) = asked else { return };
+                answered.fetch_add(1, Ordering::SeqCst);
+                let better = format!("Answer {number} {turn}");
+                let feedback = json!({"id": answer["id"], "rating": "up", "correction": better});
+                let Some((200, _)) = server.try_post("/feedback", &feedback).await else { return };
+                if corrected.fetch_add(1, Ordering::SeqCst) == 20 {
+                    server.signal("-KILL");
+                }
+            }
+        }
+    };
+    futures_util::future::join_all((0..6).map(client)).await;
+    server.child.wait().unwrap();
+    let (answered, corrected) = (answered.into_inner(), corrected.into_inner());
+    assert!(corrected > 20 && answered >= corrected);
+
+    let usage = metier_json(&state, &["usage", "--json"]);
+    let written = usage["rows"][0]["requests"].as_u64().unwrap();
+    assert!(written >= answered, "{answered} were answered, {written} are in the books");
+    let out = state.path().join("harvest.jsonl");
+    let out = out.to_str().unwrap();
+    let test = state.path().join("test.jsonl");
+    let sealed = "Question 0 of turn 0: how are you?";
+    let row = json!({"messages": [{"role": "user", "content": sealed},
+                                  {"role": "assistant", "content": "Sealed."}]});
+    std::fs::write(&test, row.to_string()).unwrap();
+    let all = metier_json(&state, &["data", "harvest", "--out", out, "--json"]);
+    let kept = all["corrected"].as_u64().unwrap();
+    assert!(kept >= corrected, "{corrected} corrections were taken, {kept} are kept");
+    let lines = std::fs::read_to_string(out).unwrap();
+    assert_eq!(lines.lines().count() as u64, all["taken"].as_u64().unwrap());
+    assert!(lines.contains("Answer 0 0"), "{lines}");
+
+    let test = ["--test", test.to_str().unwrap()];
+    let clean = metier(&state, &["data", "harvest", "--out", out, test[0], test[1]]);
+    assert!(clean.contains("too near to a question of the test set"), "{clean}");
+    assert!(!std::fs::read_to_string(out).unwrap().contains(sealed));
+    // What was harvested is data like any other.
+    metier(&state, &["data", "check", out, "--json"]);
+
+    // And the file serves again.
+    let mut server = Serving::start_with(Arc::clone(&state), Path::new("nano"), &[]);
+    server.key = Some(key.trim().to_owned());
+    server.post(CHAT, question("Again", 2)).await;
+    assert!(server.terminate().success());
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_settings_again() {
+    let state = Arc::new(tempfile::tempdir().unwrap());
+    let config = state.path().join("metier.toml");
+    let write = |limit: &str| {
+        let cost = "[cost]\ncurrency = 'EUR'\ninput_per_mtok = 1.0\noutput_per_mtok = 1000000.0\n";
+        std::fs::write(&config, format!("[serve]\nmax_choices = {limit}\n{cost}")).unwrap();
+    };
+    write("1");
+    let flags = ["--config", config.to_str().unwrap()];
+    let mut server = Serving::start_with(Arc::clone(&state), Path::new("nano"), &flags);
+    let mut two = question("Hello", 2);
+    two["n"] = json!(2);
+    assert_eq!(server.try_post(CHAT, &two).await.unwrap().0, 400);
+    write("2");
+    server.signal("-HUP");
+    while server.try_post(CHAT, &two).await.unwrap().0 != 200 {}
+    // A file with a mistake changes nothing.
+    write("'many'");
+    server.signal("-HUP");
+    server.post(CHAT, two).await;
+    let by_day = ["usage", "--by", "day", "--config", flags[1], "--json"];
+    let usage = metier_json(&state, &by_day);
+    let row = &usage["rows"][0];
+    let tokens = row["completion_tokens"].as_f64().unwrap();
+    assert!(row["cost"].as_f64().unwrap() >= tokens, "{usage}");
+    let none = metier_json(&state, &["usage", "--to", "2001-01-01", "--json"]);
+    assert_eq!(none["rows"], json!([]));
     assert!(server.terminate().success());
 }

@@ -80,7 +80,8 @@ pub(crate) fn read_json_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
     fs::read(path).map_err(|e| ModelError::io(path, e))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut s, b| {
         let _ = write!(s, "{b:02x}");

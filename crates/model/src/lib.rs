@@ -27,7 +27,7 @@ mod weights;
 
 pub use adapter::{
     ALL_LINEAR, AdapterSet, LoraAdapter, LoraConfig, LoraConfigError, LoraCount, LoraModule,
-    PORTABLE_RANKS, Targets,
+    PORTABLE_RANKS, PackedAdapter, Targets,
 };
 pub use batch::{Batch, Segment};
 pub use config::{

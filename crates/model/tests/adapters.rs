@@ -6,7 +6,7 @@ mod common;
 use common::{Golden, relative, step, testdata};
 use model::{
     AdapterSet, Batch, Decoder, Grads, LoadOptions, LoraAdapter, LoraConfig, LoraModule, Memory,
-    ModelError, PORTABLE_RANKS, Segment, Tape, TapeMode, Targets,
+    ModelError, PORTABLE_RANKS, PackedAdapter, Segment, Tape, TapeMode, Targets,
 };
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -291,4 +291,75 @@ fn dropout_is_a_function_of_key_and_place_and_its_gradient_is_exact() {
         let exact: f64 = grads.iter().zip(&direction).map(|(g, d)| (g * d) as f64).sum();
         assert!((numeric - exact).abs() < 0.02 * exact.abs().max(1.0), "{numeric} and {exact}");
     }
+}
+
+#[test]
+fn a_probe_tells_whether_an_adapter_acts() {
+    for case in cases() {
+        let adapter = LoraAdapter::load(&case.dir, &case.decoder).unwrap();
+        let packed = PackedAdapter::new("x", &adapter, &case.decoder).unwrap();
+        let bytes = packed.bytes();
+        assert!(bytes >= 4 * adapter.modules().iter().map(|m| m.b.len()).sum::<usize>());
+        // The probe gives the adapter back as it was.
+        assert_eq!(packed.probe(&case.decoder).unwrap().bytes(), bytes, "{}", case.name);
+    }
+    let case = cases().into_iter().find(|c| c.name == "rslora").expect("a plain adapter");
+    let good = LoraAdapter::load(&case.dir, &case.decoder).unwrap();
+    let refused = |change: &dyn Fn(&mut LoraAdapter)| {
+        let mut adapter = good.clone();
+        change(&mut adapter);
+        let packed = PackedAdapter::new("x", &adapter, &case.decoder).unwrap();
+        packed.probe(&case.decoder).err().expect("refused").to_string()
+    };
+    let side = |adapter: &mut LoraAdapter, a: bool, value: f32| {
+        for m in adapter.modules().to_vec() {
+            adapter.params[if a { m.a } else { m.b }].fill(value);
+        }
+    };
+    for a in [true, false] {
+        let error = refused(&|adapter| side(adapter, a, 0.0));
+        assert!(error.contains("it does nothing"), "{error}");
+    }
+    let error = refused(&|adapter| side(adapter, false, f32::MAX));
+    assert!(error.contains("a logit is"), "{error}");
+}
+
+#[test]
+fn a_digest_covers_what_acts() {
+    let case = cases().remove(0);
+    let adapter = LoraAdapter::load(&case.dir, &case.decoder).unwrap();
+    let digest = adapter.digest();
+    assert_eq!((digest.len(), adapter.clone().digest()), (64, digest.clone()));
+    let mut other = adapter.clone();
+    *other.params.last_mut().unwrap() += 1.0;
+    assert_ne!(other.digest(), digest);
+    // What is saved and read again is the same adapter.
+    let dir = tempfile::tempdir().unwrap();
+    let plain = adapter.portable(&[]);
+    plain.save(dir.path(), "base", case.decoder.digest().unwrap(), &[]).unwrap();
+    assert_eq!(LoraAdapter::load(dir.path(), &case.decoder).unwrap().digest(), plain.digest());
+}
+
+#[test]
+fn a_generation_never_comes_twice() {
+    let case = cases().remove(0);
+    let adapter = LoraAdapter::load(&case.dir, &case.decoder).unwrap();
+    let mut set = AdapterSet::new();
+    let mut seen = Vec::new();
+    let first = set.insert("a", &adapter, &case.decoder).unwrap();
+    let second = set.insert("b", &adapter, &case.decoder).unwrap();
+    seen.extend([set.generation(first), set.generation(second)]);
+    set.remove(first);
+    assert_eq!((set.generation(first), set.generation(99)), (None, None));
+    // The slot is used again, under another generation, and so is the name.
+    let again = set.insert("a", &adapter, &case.decoder).unwrap();
+    assert_eq!(again, first);
+    seen.push(set.generation(again));
+    set.refresh(again, &adapter, &case.decoder);
+    seen.push(set.generation(again));
+    let packed = set.take(again).expect("it is there");
+    let slot = set.put(packed);
+    seen.push(set.generation(slot));
+    let different: std::collections::HashSet<_> = seen.iter().collect();
+    assert!(seen.iter().all(Option::is_some) && different.len() == seen.len(), "{seen:?}");
 }

@@ -58,9 +58,19 @@ impl Fields {
         format!("{}{field}", self.path)
     }
 
+    /// Puts a field in whose value has been read in another shape.
+    pub(crate) fn put(&mut self, field: &str, value: Value) {
+        self.map.insert(field.to_owned(), value);
+    }
+
     /// Takes a field out.
     pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
         self.map.shift_remove(field).filter(|v| !v.is_null())
+    }
+
+    /// Whether a field is there and not yet read.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(|v| !v.is_null())
     }
 
     fn bad(&self, field: &str, found: &str, expected: &str) -> ApiError {

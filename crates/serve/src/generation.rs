@@ -1,12 +1,16 @@
 //! From prompts to sequences of the engine, and from their tokens to text.
 
+use crate::adapters::Resident;
+use crate::caller::{Caller, deadline};
 use crate::error::ApiError;
 use crate::sampling::Sampling;
-use crate::state::{ServedModel, State};
+use crate::state::State;
 use crate::structured::Form;
 use engine::{EngineError, Event, FinishReason, SequenceRequest, Ticket, TokenLogprobs};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
+use std::sync::Arc;
+use std::time::Instant;
 use text::{StopStrings, StreamDecoder};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -15,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 pub(crate) struct Generation {
     choices: Vec<Choice>,
     prompt_tokens: usize,
+    caller: Caller,
 }
 
 /// What a choice gained.
@@ -32,7 +37,7 @@ pub(crate) struct Piece {
 }
 
 /// How a choice ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct End {
     /// `stop` or `length`.
     pub(crate) finish_reason: &'static str,
@@ -40,12 +45,16 @@ pub(crate) struct End {
     pub(crate) completion_tokens: usize,
     /// Tokens of its prompt that were known already; 0 for all but the first choice of a prompt.
     pub(crate) cached_tokens: usize,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// A choice's whole text.
 pub(crate) struct Finished {
     pub(crate) text: String,
     pub(crate) finish_reason: &'static str,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
     /// Of the tokens generated, where the request asks for them.
     pub(crate) logprobs: Vec<TokenLogprobs>,
     /// Of the prompt's tokens from the second on, where the request asks for them.
@@ -84,10 +93,12 @@ impl Generation {
     /// Queues `sampling.n` sequences for each of `prompts`, given with the decoder of what comes
     /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. Each keeps to
     /// `form`. `prompt_field` is named when a prompt is at fault, and `max_tokens` holds where the
-    /// request names no bound.
+    /// request names no bound. The books of `caller` are opened here, and
+    /// closed by [`Generation::finish`] or at the end of [`Generation::pieces`].
     pub(crate) fn start(
         state: &State,
-        model: &ServedModel,
+        caller: &Caller,
+        model: &Arc<Resident>,
         prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
         form: Option<Form>,
@@ -95,6 +106,8 @@ impl Generation {
         prompt_field: &'static str,
     ) -> Result<Generation, ApiError> {
         let prompt_tokens = prompts.iter().map(|(ids, _)| ids.len()).sum();
+        caller.begin(model, prompt_tokens)?;
+        let time = Allowance::new(state);
         let mut choices = Vec::with_capacity(prompts.len() * sampling.n);
         for (prompt, decoder) in prompts {
             for j in 0..sampling.n {
@@ -103,15 +116,21 @@ impl Generation {
                     params: sampling.params(j, max_tokens, &model.stop_ids),
                     adapter: model.adapter,
                     grammar: form.as_ref().map(|form| form.grammar.clone()),
-                    ..SequenceRequest::default()
+                    // Keys are numbered from 1 on; without keys all are one.
+                    tenant: caller.key_id().map_or(0, i64::cast_unsigned),
+                    weight: 1,
                 };
                 let (sender, events) = unbounded_channel();
+                let books = caller.clone();
                 // The channel holds at most one event for each token of the context, so a client
                 // that does not read costs little.
                 let ticket = state
                     .engine
-                    .submit(request, move |event| sender.send(event).is_ok())
+                    .submit(request, move |event| {
+                        books.sees(&event, time.end) && sender.send(event).is_ok()
+                    })
                     .map_err(|e| ApiError::engine(&e, prompt_field))?;
+                caller.submitted(&ticket);
                 choices.push(Choice {
                     index: choices.len(),
                     ticket: Some(ticket),
@@ -125,10 +144,12 @@ impl Generation {
                     prompt_logprobs: Vec::new(),
                     prompt_field,
                     form_field: form.as_ref().map(|form| form.field),
+                    time,
+                    _model: Arc::clone(model),
                 });
             }
         }
-        Ok(Generation { choices, prompt_tokens })
+        Ok(Generation { choices, prompt_tokens, caller: caller.clone() })
     }
 
     /// The request's usage so far: the prompts.
@@ -141,12 +162,36 @@ impl Generation {
         self.choices.len()
     }
 
-    /// All pieces of all choices as they come. Ends after the last choice or the first error.
+    /// All pieces of all choices as they come. Ends after the last choice or the first error; what it
+    /// took is committed by then.
     pub(crate) fn pieces(self) -> BoxStream<'static, Result<Piece, ApiError>> {
-        stream::select_all(self.choices.into_iter().map(|choice| choice.pieces().boxed())).boxed()
+        let (caller, usage) = (self.caller.clone(), self.usage());
+        let pieces = stream::select_all(self.choices.into_iter().map(|c| c.pieces().boxed()));
+        let source = (Some(pieces), caller, usage);
+        stream::unfold(source, |(pieces, caller, mut usage)| async move {
+            let mut pieces = pieces?;
+            let next = pieces.next().await;
+            match &next {
+                Some(Ok(piece)) => {
+                    caller.answered(piece);
+                    piece.end.iter().for_each(|end| usage.add(end));
+                }
+                Some(Err(error)) => {
+                    drop(pieces);
+                    caller.finish(error.outcome()).await;
+                    return Some((next?, (None, caller, usage)));
+                }
+                None => {
+                    caller.complete(usage);
+                    caller.finish("ok").await;
+                }
+            }
+            Some((next?, (Some(pieces), caller, usage)))
+        })
+        .boxed()
     }
 
-    /// Waits for all choices.
+    /// Waits for all choices, and until what they took is committed.
     pub(crate) async fn finish(self) -> Result<(Vec<Finished>, Usage), ApiError> {
         let mut usage = self.usage();
         let mut finished = Vec::with_capacity(self.len());
@@ -155,6 +200,7 @@ impl Generation {
             let mut logprobs = Vec::new();
             let end = loop {
                 let piece = choice.next().await?;
+                self.caller.answered(&piece);
                 text.push_str(&piece.text);
                 logprobs.extend(piece.logprobs);
                 if let Some(end) = piece.end {
@@ -163,10 +209,26 @@ impl Generation {
             };
             usage.add(&end);
             let prompt_logprobs = choice.prompt_logprobs;
-            let finish_reason = end.finish_reason;
-            finished.push(Finished { text, finish_reason, logprobs, prompt_logprobs });
+            let End { finish_reason, stop, .. } = end;
+            finished.push(Finished { text, finish_reason, stop, logprobs, prompt_logprobs });
         }
+        self.caller.complete(usage);
+        self.caller.finish("ok").await;
         Ok((finished, usage))
+    }
+}
+
+/// How long an answer may take.
+#[derive(Clone, Copy)]
+struct Allowance {
+    end: Instant,
+    seconds: u64,
+}
+
+impl Allowance {
+    fn new(state: &State) -> Allowance {
+        let seconds = state.plan().request_timeout_seconds;
+        Allowance { end: deadline(seconds), seconds }
     }
 }
 
@@ -188,6 +250,10 @@ struct Choice {
     prompt_logprobs: Vec<TokenLogprobs>,
     prompt_field: &'static str,
     form_field: Option<&'static str>,
+    time: Allowance,
+    /// Keeps the adapter in the engine. Stands below the ticket, so that the sequence is cancelled
+    /// before the adapter can go.
+    _model: Arc<Resident>,
 }
 
 impl Choice {
@@ -204,11 +270,10 @@ impl Choice {
     /// The next piece that has text or ends the choice. Not to be called after the end.
     async fn next(&mut self) -> Result<Piece, ApiError> {
         loop {
-            let piece = match self.events.recv().await {
-                Some(Event::Token { token, logprobs, .. }) => {
-                    self.logprobs.extend(logprobs);
-                    self.token(token)?
-                }
+            // Also where nothing comes at all, because the sequence still waits.
+            let end = tokio::time::Instant::from_std(self.time.end);
+            let event = tokio::time::timeout_at(end, self.events.recv()).await;
+            let piece = match event.map_err(|_| ApiError::timed_out(self.time.seconds))? {
                 Some(Event::Started { cached_tokens, .. }) => {
                     self.cached = cached_tokens;
                     continue;
@@ -216,6 +281,10 @@ impl Choice {
                 Some(Event::Prompt { logprobs, .. }) => {
                     self.prompt_logprobs.extend(logprobs);
                     continue;
+                }
+                Some(Event::Token { token, logprobs, .. }) => {
+                    self.logprobs.extend(logprobs);
+                    self.token(token)?
                 }
                 Some(Event::Finished { reason, usage, .. }) => {
                     self.tokens = usage.completion_tokens;
@@ -227,6 +296,10 @@ impl Choice {
                         (EngineError::Grammar(_), Some(field)) => told.with_param(field),
                         _ => told,
                     });
+                }
+                // The engine was told to stop, here or by `Caller::sees`.
+                None if Instant::now() >= self.time.end => {
+                    return Err(ApiError::timed_out(self.time.seconds));
                 }
                 None => return Err(ApiError::stopped()),
             };
@@ -260,12 +333,13 @@ impl Choice {
     }
 
     fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
-        let cached_tokens = if self.counts_prompt { self.cached } else { 0 };
         let completion_tokens = self.tokens;
+        let stop = || self.stops.which().map(str::to_owned);
         let end = finish_reason.map(|finish_reason| End {
             finish_reason,
             completion_tokens,
-            cached_tokens,
+            cached_tokens: if self.counts_prompt { self.cached } else { 0 },
+            stop: stop(),
         });
         Piece { index: self.index, text, logprobs: Vec::new(), end }
     }

@@ -75,6 +75,17 @@ impl Sampling {
         self.params.logprobs.is_some()
     }
 
+    /// One choice with these parameters, for endpoints that name their fields otherwise.
+    pub(crate) fn one(
+        params: SamplingParams,
+        max_tokens: Option<usize>,
+        stop: Vec<String>,
+        stream: bool,
+    ) -> Sampling {
+        let structured = None;
+        Sampling { params, max_tokens, stop, n: 1, stream, include_usage: true, structured }
+    }
+
     /// Parameters of choice `index`: the first has the request's seed itself.
     pub(crate) fn params(
         &self,
@@ -96,6 +107,10 @@ impl Sampling {
 pub(crate) const COMMON: &[Neutral] =
     &[Neutral { field: "user", accepts: Value::is_string, accepted: "a string" }];
 
+pub(crate) fn is_zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
 pub(crate) fn is_false(value: &Value) -> bool {
     value.as_bool() == Some(false)
 }
@@ -113,7 +128,7 @@ pub(crate) fn never(_: &Value) -> bool {
     false
 }
 
-fn saturating(value: u64) -> usize {
+pub(crate) fn saturating(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 

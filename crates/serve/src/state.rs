@@ -1,12 +1,18 @@
-//! What every request can see: the engine, the tokenizer, and who answers to which name.
+//! What every request can see: the engine, the tokenizer, who answers to which name, and the books.
 
+use crate::adapters::{Registry, Resident};
+use crate::caller::Caller;
+use crate::connections::Tls;
 use crate::error::ApiError;
-use crate::fields::shortened;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::server::ServePlan;
+use crate::store::Store;
 use crate::structured::Grammars;
-use axum::http::StatusCode;
 use engine::EngineHandle;
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
 
@@ -20,6 +26,8 @@ pub struct ServedModel {
     pub template: ChatTemplate,
     /// Tokens that end its answers.
     pub stop_ids: Vec<u32>,
+    /// Which weights answer: SHA-256 in hexadecimal. Usage and feedback are kept under it.
+    pub digest: String,
 }
 
 /// Why a server cannot be built.
@@ -32,24 +40,54 @@ pub enum ServeError {
     #[error("two models are named \"{0}\". hint: give the adapter another name")]
     DuplicateName(String),
     /// A name that a request could not use.
-    #[error(
-        "\"{0}\" cannot be a model's name; expected a name that is not empty and has no control characters"
-    )]
+    #[error("\"{0}\" cannot be a model's name; expected 1 to 200 bytes without control characters")]
     BadName(String),
+    /// A folder for adapters that is none.
+    #[error("{}: expected a folder that holds adapters", .0.display())]
+    AdapterDir(PathBuf),
+    /// An adapter that cannot be served.
+    #[error("the adapter \"{name}\": {reason}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A certificate or its key cannot be used.
+    #[error("{path}: {reason}")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting that cannot be.
+    #[error("{field}: {reason}")]
+    Plan {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Shared by all handlers.
 pub(crate) struct State {
-    pub(crate) plan: ServePlan,
+    /// Changes when the server is told to read its settings again.
+    plan: RwLock<Arc<ServePlan>>,
+    /// What new connections are greeted with.
+    tls: RwLock<Option<Tls>>,
+    pub(crate) store: Store,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    /// Whether running answers are only being finished.
+    draining: AtomicBool,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) grammars: Grammars,
     /// What each token reads as; made when the first request asks for log probabilities.
     token_bytes: OnceLock<Vec<Vec<u8>>>,
-    /// In the order of `/v1/models`.
-    pub(crate) models: Vec<Arc<ServedModel>>,
-    /// When the server was built, Unix seconds.
-    pub(crate) created: u64,
+    pub(crate) models: Arc<Registry>,
 }
 
 impl State {
@@ -58,27 +96,22 @@ impl State {
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
         models: Vec<ServedModel>,
+        store: Store,
     ) -> Result<State, ServeError> {
-        for (i, model) in models.iter().enumerate() {
-            if model.name.is_empty() || model.name.chars().any(char::is_control) {
-                return Err(ServeError::BadName(model.name.clone()));
-            }
-            if models[..i].iter().any(|m| m.name == model.name) {
-                return Err(ServeError::DuplicateName(model.name.clone()));
-            }
-        }
-        if models.is_empty() {
-            return Err(ServeError::NoModel);
-        }
-        let models = models.into_iter().map(Arc::new).collect();
+        let models = Arc::new(Registry::new(&plan, engine.clone(), models)?);
+        let tls = plan.tls()?;
         Ok(State {
-            plan,
+            plan: RwLock::new(Arc::new(plan)),
+            tls: RwLock::new(tls),
+            store,
+            limits: Limits::default(),
+            metrics: Metrics::new(),
+            draining: AtomicBool::new(false),
             engine,
             tokenizer,
             grammars: Grammars::default(),
             token_bytes: OnceLock::new(),
             models,
-            created: unix_seconds(),
         })
     }
 
@@ -94,17 +127,51 @@ impl State {
         all.get(token as usize).cloned().unwrap_or_default()
     }
 
-    /// The model of that name, or a 404 that lists the known ones.
-    pub(crate) fn model(&self, name: &str) -> Result<&Arc<ServedModel>, ApiError> {
-        self.models.iter().find(|m| m.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.models.iter().map(|m| m.name.as_str()).collect();
-            let message = format!(
-                "the model \"{}\" does not exist; known: {}",
-                shortened(name),
-                known.join(", ")
-            );
-            ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
-        })
+    /// The settings as they are now.
+    pub(crate) fn plan(&self) -> Arc<ServePlan> {
+        Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How connections are encrypted now, if at all.
+    pub(crate) fn tls(&self) -> Option<Tls> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes new settings, all or none; certificates are read again.
+    pub(crate) fn reload(&self, plan: ServePlan) -> Result<(), ServeError> {
+        let tls = plan.tls()?;
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
+        Ok(())
+    }
+
+    /// From now on only what runs is finished.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The model of that name, loaded from disk if need be; it stays in memory while the caller
+    /// holds it. What the key may not name does not exist for it.
+    pub(crate) async fn model(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<Arc<Resident>, ApiError> {
+        self.models.acquire(caller, name).await
+    }
+
+    /// [`State::model`]; without a name the base, for endpoints where `model` may be left out.
+    pub(crate) async fn model_or_base(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+    ) -> Result<Arc<Resident>, ApiError> {
+        let base = self.models.base()?;
+        self.model(caller, name.unwrap_or(&base.name)).await
     }
 }
 

@@ -28,6 +28,9 @@ pub struct Message {
     /// Name of the speaker: in a tool's turn that of the function.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What the assistant thought before it answered, for templates that write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// Whether the turn is learnt in training; `None`: where the assistant speaks. No turn of
     /// another role is ever learnt, whatever stands here.
     #[serde(default, skip_serializing_if = "Option::is_none")]

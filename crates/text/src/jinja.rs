@@ -120,6 +120,7 @@ fn as_value(message: &Message) -> Value {
         ("tool_calls", calls),
         ("tool_call_id", message.tool_call_id.as_deref().map(Value::from)),
         ("name", message.name.as_deref().map(Value::from)),
+        ("reasoning_content", message.reasoning_content.as_deref().map(Value::from)),
     ];
     Value::from_pairs(fields.into_iter().filter_map(|(name, value)| Some((name, value?))))
 }
@@ -127,7 +128,8 @@ fn as_value(message: &Message) -> Value {
 /// About how much text a message is.
 fn bytes_of(message: &Message) -> usize {
     let calls: usize = message.tool_calls.iter().map(|call| call.to_string().len()).sum();
-    message.content.len() + calls
+    let thoughts = message.reasoning_content.as_ref().map_or(0, String::len);
+    message.content.len() + thoughts + calls
 }
 
 /// A buffer that refuses to grow beyond its limit.

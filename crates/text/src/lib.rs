@@ -5,6 +5,7 @@
 //! Read [`ChatTemplate::render`] first: it is the one way from a conversation to token ids, used for
 //! training (with the loss mask), evaluation and serving alike.
 
+mod answer;
 mod conversation;
 mod error;
 mod gguf_tokens;
@@ -17,9 +18,11 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 mod unigram;
 mod vocabulary;
 
+pub use answer::{AnswerFormat, AnswerReader, Part, Thinking};
 pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
 pub use gguf_tokens::{GgufTokens, NotInGguf};
@@ -29,4 +32,5 @@ pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};
 pub use tokenizer::Tokenizer;
+pub use tools::{TOOL_FORMATS, ToolCall, ToolFormat};
 pub use vocabulary::GgufVocabulary;

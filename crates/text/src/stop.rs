@@ -11,7 +11,8 @@ pub struct StopStrings {
     patterns: Vec<Pattern>,
     /// Text that may turn out to be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// Which of `patterns` was completed.
+    stopped: Option<usize>,
 }
 
 /// What [`StopStrings::push`] found.
@@ -28,12 +29,12 @@ impl StopStrings {
     pub fn new(stops: Vec<String>) -> Self {
         let patterns =
             stops.into_iter().filter(|stop| !stop.is_empty()).map(Pattern::new).collect();
-        Self { patterns, held: String::new(), stopped: false }
+        Self { patterns, held: String::new(), stopped: None }
     }
 
     /// Takes the next piece of text. After a stop, further pieces are dropped.
     pub fn push(&mut self, piece: &str) -> StopOutcome {
-        if self.stopped {
+        if self.stopped.is_some() {
             return StopOutcome { text: String::new(), stopped: true };
         }
         let offset = self.held.len();
@@ -42,10 +43,13 @@ impl StopStrings {
             let longest_match = self
                 .patterns
                 .iter_mut()
-                .filter_map(|pattern| pattern.advance(byte).then_some(pattern.bytes.len()))
+                .enumerate()
+                .filter_map(|(i, pattern)| {
+                    pattern.advance(byte).then_some((pattern.bytes.len(), i))
+                })
                 .max();
-            if let Some(length) = longest_match {
-                self.stopped = true;
+            if let Some((length, which)) = longest_match {
+                self.stopped = Some(which);
                 let mut text = std::mem::take(&mut self.held);
                 text.truncate(offset + index + 1 - length);
                 return StopOutcome { text, stopped: true };
@@ -55,6 +59,13 @@ impl StopStrings {
         let hold = self.patterns.iter().map(|pattern| pattern.matched).max().unwrap_or(0);
         let held = self.held.split_off(self.held.len() - hold);
         StopOutcome { text: std::mem::replace(&mut self.held, held), stopped: false }
+    }
+
+    /// The stop string that ended the text, if one did.
+    pub fn which(&self) -> Option<&str> {
+        let pattern = &self.patterns[self.stopped?];
+        // It was a string when it came.
+        std::str::from_utf8(&pattern.bytes).ok()
     }
 
     /// The text held back, once no more will come; empty after a stop.
@@ -152,7 +163,12 @@ mod tests {
     #[test]
     fn drops_what_follows_a_stop() {
         let mut watcher = StopStrings::new(vec!["x".into()]);
+        assert_eq!(watcher.which(), None);
         assert_eq!(watcher.push("axb"), StopOutcome { text: "a".into(), stopped: true });
+        assert_eq!(watcher.which(), Some("x"));
+        let mut longest = StopStrings::new(vec!["".into(), "b".into(), "ab".into(), "c".into()]);
+        assert!(longest.push("xab").stopped);
+        assert_eq!(longest.which(), Some("ab"));
         assert_eq!(watcher.push("c"), StopOutcome { text: String::new(), stopped: true });
         assert_eq!(watcher.finish(), "");
     }

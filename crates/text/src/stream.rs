@@ -25,6 +25,8 @@ pub struct StreamDecoder {
     given: String,
     /// The rest of it.
     held: String,
+    /// Control tokens that are given out as they are spelt.
+    kept: Vec<(u32, String)>,
 }
 
 impl StreamDecoder {
@@ -36,7 +38,22 @@ impl StreamDecoder {
             context: 0,
             given: String::new(),
             held: String::new(),
+            kept: Vec::new(),
         }
+    }
+
+    /// The same decoder, which gives out those of `texts` that are control tokens instead of leaving
+    /// them out: what marks a tool call is one in some vocabularies.
+    #[must_use]
+    pub fn keeping(mut self, texts: impl IntoIterator<Item = &'static str>) -> Self {
+        for text in texts {
+            if let Some(id) = self.tokenizer.token_id(text)
+                && self.tokenizer.is_control(id)
+            {
+                self.kept.push((id, text.to_owned()));
+            }
+        }
+        self
     }
 
     /// A decoder of what continues `prompt`: the first word keeps the space that parts it from the
@@ -59,6 +76,12 @@ impl StreamDecoder {
     /// # Errors
     /// [`TextError::Decode`] when the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
+        if let Some((_, text)) = self.kept.iter().find(|(kept, _)| *kept == id) {
+            // What is behind a control token begins anew, as it does where the token is left out of
+            // a prompt's text.
+            let text = text.clone();
+            return Ok(Some(self.finish() + &text));
+        }
         if !self.tokenizer.has_text(id) {
             return Ok(None);
         }

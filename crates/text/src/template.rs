@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Serde, Value as JinjaValue};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::answer::AnswerFormat;
 use crate::conversation::{Conversation, Message, ROLES};
 use crate::error::{TextError, excerpt};
 use crate::jinja::{Jinja, on_deep_stack};
@@ -167,6 +168,28 @@ impl ChatTemplate {
     /// at which generation must stop.
     pub fn turn_end(&self, tokenizer: &Tokenizer) -> Option<u32> {
         on_deep_stack(|| self.turn_end_here(tokenizer)).ok()?
+    }
+
+    /// Whether this template writes what tools there are; many do not, and a model that is not told
+    /// of a tool does not call it.
+    pub fn writes_tools(&self, tokenizer: &Tokenizer) -> bool {
+        on_deep_stack(|| {
+            let tool = json!({"type": "function", "function": {"name": "f", "description": "d",
+                "parameters": {"type": "object", "properties": {}}}});
+            let messages = vec![Message::new("user", "a")];
+            let conversation = Conversation::new(messages).with_tools(vec![tool]);
+            let mut writer = Writer::new(self, tokenizer, &conversation).ok()?;
+            let with = writer.write(&writer.messages, true).ok()?;
+            writer.tools.clear();
+            Some(with != writer.write(&writer.messages, true).ok()?)
+        })
+        .is_ok_and(|differs| differs == Some(true))
+    }
+
+    /// How to read the model's answers to a prompt that this template rendered as `prompt`
+    /// ([`Rendered::text`]); tools are looked for only if the conversation has any.
+    pub fn answer_format(&self, prompt: &str, tools: bool) -> AnswerFormat {
+        AnswerFormat::new(self.source(), prompt, tools)
     }
 
     /// The tokens that end an answer: the tokenizer's stop tokens, and this template's end of a
@@ -503,10 +526,10 @@ fn read_arguments(call: &mut Value) {
 
 /// Whether any text of a message contains `character`.
 fn occurs_in(message: &Message, character: char) -> bool {
-    let texts = [&message.tool_call_id, &message.name].into_iter().flatten();
+    let texts = [&message.tool_call_id, &message.name, &message.reasoning_content];
     message.content.contains(character)
         || message.tool_calls.iter().any(|call| contains(call, character))
-        || texts.into_iter().any(|text| text.contains(character))
+        || texts.into_iter().flatten().any(|text| text.contains(character))
 }
 
 /// [`break_controls`] in every text of a message. Returns whether it had to.
@@ -515,9 +538,10 @@ fn break_controls_in_message(
     message: &mut Message,
     sentinel: char,
 ) -> Result<bool, TextError> {
-    let names = [&mut message.tool_call_id, &mut message.name].into_iter().flatten();
+    let Message { tool_call_id, name, reasoning_content, .. } = message;
+    let others = [tool_call_id, name, reasoning_content].into_iter().flatten();
     let mut any = false;
-    for text in std::iter::once(&mut message.content).chain(names) {
+    for text in std::iter::once(&mut message.content).chain(others) {
         if let Some(broken) = break_controls(tokenizer, text, sentinel)? {
             *text = broken;
             any = true;

@@ -62,7 +62,7 @@ fn message(line: usize, place: &str, value: Value) -> Result<Message, Problem> {
     let (tool_call_id, name) = (optional("tool_call_id")?, optional("name")?);
     let train = train(line, place, &fields)?;
     let role = if share_gpt { share_gpt_role(role) } else { role };
-    Ok(Message { role, content, tool_calls, tool_call_id, name, train })
+    Ok(Message { role, content, tool_calls, tool_call_id, name, train, ..Message::default() })
 }
 
 /// ShareGPT's names of those who speak; others stay, to be judged like any role.

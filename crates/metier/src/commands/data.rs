@@ -18,6 +18,7 @@ pub(super) fn run(command: &DataCommand) -> Result<ExitCode> {
         DataCommand::Check(args) => check(args),
         DataCommand::Prepare(args) => prepare(args),
         DataCommand::Show(args) => super::data_show::run(args),
+        DataCommand::Harvest(args) => super::harvest::run(args),
     }
 }
 

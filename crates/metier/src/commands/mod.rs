@@ -9,6 +9,8 @@ mod doctor;
 mod eval;
 mod export;
 mod generate;
+mod harvest;
+mod keys;
 mod models;
 mod perplexity;
 mod pull;
@@ -16,6 +18,7 @@ mod runs;
 mod serve;
 mod tokenize;
 mod train;
+mod usage;
 
 use crate::cli::Command;
 use anyhow::Result;
@@ -37,6 +40,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Keys(args) => keys::run(&args),
+        Command::Usage(args) => usage::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),

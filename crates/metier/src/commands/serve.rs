@@ -1,20 +1,24 @@
 //! `metier serve`: base and adapters behind an OpenAI-compatible API.
 
 use crate::cli::ServeArgs;
+use crate::config::ConfigFile;
 use crate::exit;
-use crate::resolve::{self, Adapter, Base};
+use crate::resolve::{self, Adapter, Base, NANO};
+use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::{EngineHandle, EngineOptions};
-use serve::{ServePlan, ServedModel, Server};
-use std::path::Path;
+use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let host = args.host.parse().with_context(|| {
-        format!("--host {}: expected an IP address such as 127.0.0.1", args.host)
-    })?;
-    let base = Base::load(&args.model, args.weights)?;
+    let settings = Settings::of(args);
+    let config = settings.read()?;
+    let plan = settings.plan(&config)?;
+    // Before the model is loaded: what cannot be written to is better known at once.
+    let state_dir = state::dir(&args.state)?;
+    let store = Store::open(&state_dir)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         let Some((name, dir)) =
@@ -22,38 +26,40 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         else {
             bail!("--adapter {spec}: expected NAME=FOLDER, such as tickets=out/tickets");
         };
-        adapters.push(Adapter::load(name, Path::new(dir), &base)?);
+        adapters.push((name, Path::new(dir)));
     }
-    let borrowed: Vec<&Adapter> = adapters.iter().collect();
+    if let Some(pin) = args.pin.iter().find(|pin| adapters.iter().all(|(name, _)| name != pin)) {
+        bail!("--pin {pin}: no --adapter has this name");
+    }
+    let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
+    let base = Arc::new(Base::load(name, args.weights)?);
     let options = EngineOptions {
         max_num_seqs: args.max_num_seqs,
         prefix_caching: !args.no_prefix_caching,
         num_speculative_tokens: args.num_speculative_tokens,
         ..EngineOptions::default()
     };
-    let (engine, slots) = resolve::engine(&base, &borrowed, args.kv_cache_mib << 20, options)?;
-
-    let mut models = vec![ServedModel {
+    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
+    let served = ServedModel {
         name: base.short_name(),
         adapter: None,
         template: base.template.clone(),
         stop_ids: base.template.stop_ids(&base.tokenizer),
-    }];
-    for (adapter, slot) in adapters.iter().zip(slots) {
-        models.push(ServedModel {
-            name: adapter.name.clone(),
-            adapter: Some(slot),
-            template: adapter.template.clone(),
-            stop_ids: adapter.template.stop_ids(&base.tokenizer),
-        });
-    }
-    let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
-    let plan = ServePlan { host, port: args.port, ..ServePlan::default() };
+        digest: base.decoder.digest()?.to_owned(),
+    };
+    let mut names = vec![served.name.clone()];
+    names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
     let handle = EngineHandle::spawn(engine)?;
-    let server = Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), models)?;
+    let server =
+        Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), vec![served], store)?
+            .with_loader(loader(base));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        for (name, dir) in adapters {
+            let pinned = args.pin.iter().any(|pin| pin == name);
+            server.add_adapter(name, dir, pinned).await?;
+        }
         let listener = plan.bind().await.with_context(|| {
             format!(
                 "cannot listen on {}:{}\nhint: choose another --port (0 takes a free one)",
@@ -61,17 +67,129 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             )
         })?;
         let address = listener.local_addr()?;
-        println!("serving {} on http://{address}/v1", names.join(", "));
-        if !host.is_loopback() {
-            eprintln!(
-                "warning: anyone who reaches {address} can use these models; there are no keys yet"
-            );
+        let scheme = if plan.tls.is_some() { "https" } else { "http" };
+        println!("serving {} on {scheme}://{address}/v1", names.join(", "));
+        if !plan.host.is_loopback() {
+            warn_of_strangers(&plan, &address.to_string(), state::open(&args.state)?.has_keys()?);
         }
-        eprintln!("Ctrl-C stops after the running answers.");
+        eprintln!(
+            "Keys and usage: {}. Ctrl-C stops after the running answers.",
+            state_dir.display()
+        );
+        let reloading = tokio::spawn(reload_at_hangup(server.reloader(), settings));
         server.run(listener, stop_signal()).await?;
+        reloading.abort();
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(exit::done())
+}
+
+fn warn_of_strangers(plan: &ServePlan, address: &str, keys: bool) {
+    if !keys {
+        eprintln!(
+            "warning: anyone who reaches {address} can use these models; `metier keys create` makes a key \
+             and closes them to all others, at once"
+        );
+    }
+    if plan.tls.is_none() {
+        eprintln!(
+            "warning: what goes to and from {address} can be read on the way, keys too; give --tls-cert and \
+             --tls-key, or put a proxy with TLS in front"
+        );
+    }
+}
+
+/// What is needed to resolve the plan again.
+struct Settings {
+    config: Option<PathBuf>,
+    host: Option<String>,
+    port: Option<u16>,
+    tls: Option<TlsFiles>,
+    adapter_dirs: Vec<PathBuf>,
+    max_loaded_adapters: Option<u32>,
+    adapter_memory_mib: Option<u32>,
+}
+
+impl Settings {
+    fn of(args: &ServeArgs) -> Settings {
+        let files = args.tls_cert.clone().zip(args.tls_key.clone());
+        Settings {
+            config: args.config.clone(),
+            host: args.host.clone(),
+            port: args.port,
+            tls: files.map(|(cert, key)| TlsFiles { cert, key }),
+            adapter_dirs: args.adapter_dir.clone(),
+            max_loaded_adapters: args.max_loaded_adapters,
+            adapter_memory_mib: args.adapter_memory_mib,
+        }
+    }
+
+    fn read(&self) -> Result<ConfigFile> {
+        self.config.as_deref().map_or_else(|| Ok(ConfigFile::default()), ConfigFile::read)
+    }
+
+    /// The config file's plan with the flags over it.
+    fn plan(&self, config: &ConfigFile) -> Result<ServePlan> {
+        let mut plan = config.serve_plan()?;
+        if let Some(host) = &self.host {
+            plan.host = host.parse().with_context(|| {
+                format!("--host {host}: expected an IP address such as 127.0.0.1")
+            })?;
+        }
+        plan.port = self.port.unwrap_or(plan.port);
+        plan.tls = self.tls.clone().or(plan.tls);
+        if !self.adapter_dirs.is_empty() {
+            plan.adapter_dirs.clone_from(&self.adapter_dirs);
+        }
+        if let Some(most) = self.max_loaded_adapters {
+            plan.max_loaded_adapters = most as usize;
+        }
+        if let Some(mib) = self.adapter_memory_mib {
+            plan.max_adapter_bytes = (mib as usize) << 20;
+        }
+        Ok(plan)
+    }
+}
+
+/// Reads settings and certificates again at every SIGHUP; with something wrong in them, the old ones
+/// stay.
+async fn reload_at_hangup(reloader: Reloader, settings: Settings) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        while hangup.recv().await.is_some() {
+            let reloaded = settings
+                .read()
+                .and_then(|config| settings.plan(&config))
+                .and_then(|plan| Ok(reloader.reload(plan)?));
+            match reloaded {
+                Ok(()) => eprintln!("settings read again"),
+                Err(error) => {
+                    eprintln!("settings stay as they were:");
+                    exit::print_error(&error);
+                }
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    drop((reloader, settings));
+}
+
+/// Reads adapters for `base`.
+fn loader(base: Arc<Base>) -> Arc<LoadAdapter> {
+    Arc::new(move |name, folder, max_bytes| {
+        let load = || {
+            // The file is at least half of what it takes in memory.
+            let file = folder.join("adapter_model.safetensors");
+            let size = std::fs::metadata(&file).map_or(0, |m| m.len());
+            if size > max_bytes as u64 {
+                bail!("{}: found {size} bytes, expected at most {max_bytes}", file.display());
+            }
+            Adapter::load(name, folder, &base)?.to_serve(&base)
+        };
+        load().map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

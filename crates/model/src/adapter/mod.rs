@@ -12,16 +12,18 @@ mod targets;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::error::ModelError;
+use crate::files::hex;
 use crate::linear::Linear;
 use indexmap::IndexMap;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 
-pub use set::AdapterSet;
 pub(crate) use set::Dora;
+pub use set::{AdapterSet, PackedAdapter};
 use targets::Chosen;
 pub use targets::{LoraConfigError, Targets};
 
@@ -240,6 +242,22 @@ impl LoraAdapter {
     /// Digest of the base that the file names; None for adapters from elsewhere.
     pub fn base_digest(&self) -> Option<&str> {
         self.base_digest.as_deref()
+    }
+
+    /// SHA-256 over everything that makes the adapter act: modules, ranks, scales and values, as 64
+    /// lower-case hexadecimal digits. Two folders with the same digest answer alike, whatever type
+    /// their files are in.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        for m in &self.modules {
+            hasher.update((m.name.len() as u64).to_le_bytes());
+            hasher.update(m.name.as_bytes());
+            hasher.update((m.r as u64).to_le_bytes());
+            hasher.update(m.scale.to_le_bytes());
+            hasher.update([u8::from(!m.magnitude.is_empty())]);
+        }
+        hasher.update(bytemuck::cast_slice::<f32, u8>(&self.params));
+        hex(&hasher.finalize())
     }
 
     /// The same adapter with one rank, one alpha and no patterns, as most engines need it. Modules

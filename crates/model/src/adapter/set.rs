@@ -1,9 +1,10 @@
 //! The adapters that a batch can name, packed for the kernels.
 
 use super::{LoraAdapter, LoraModule};
-use crate::batch::Batch;
-use crate::decoder::{Decoder, Grads};
+use crate::batch::{Batch, Segment};
+use crate::decoder::{Decoder, Grads, Memory};
 use crate::error::ModelError;
+use crate::kv::KvCache;
 use crate::linear::{Group, Module};
 use kernels::{LoraRef, PackedMatrix};
 use rayon::prelude::*;
@@ -13,13 +14,20 @@ use std::ops::Range;
 #[derive(Default)]
 pub struct AdapterSet {
     slots: Vec<Option<Slot>>,
-    /// Generations given so far.
+    /// How many generations there have been.
     generations: u64,
 }
 
 struct Slot {
-    name: String,
+    adapter: PackedAdapter,
+    /// See [`AdapterSet::generation`].
     generation: u64,
+}
+
+/// An adapter in the form that the kernels read. Making one takes a while and needs no
+/// [`AdapterSet`]; putting it into one takes no time.
+pub struct PackedAdapter {
+    name: String,
     dropout: f32,
     modules: Vec<LoraModule>,
     /// A of each of `modules`.
@@ -96,6 +104,104 @@ impl LoraModule {
     }
 }
 
+impl PackedAdapter {
+    /// Packs `adapter`; `name` is what it is called in errors and found by.
+    ///
+    /// # Errors
+    /// [`ModelError::Params`] when the adapter was made for another shape.
+    pub fn new(
+        name: &str,
+        adapter: &LoraAdapter,
+        base: &Decoder,
+    ) -> Result<PackedAdapter, ModelError> {
+        let model = base.config();
+        let mut index = vec![[None; 7]; model.num_hidden_layers];
+        let (mut packed_a, mut parts) = (Vec::new(), Vec::new());
+        for (i, m) in adapter.modules.iter().enumerate() {
+            if !m.fits(model) {
+                return Err(ModelError::Params(format!(
+                    "adapter \"{name}\": {} is {} x {}, which this base does not have",
+                    m.name, m.out_features, m.in_features
+                )));
+            }
+            let a = PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features);
+            for (module, rows) in m.linear.parts(model) {
+                index[m.layer][module as usize] = Some(parts.len());
+                parts.push(Part::new(adapter, i, module, rows, &a, base));
+            }
+            packed_a.push(a);
+        }
+        Ok(PackedAdapter {
+            name: name.to_owned(),
+            dropout: adapter.config.lora_dropout,
+            modules: adapter.modules.clone(),
+            a: packed_a,
+            parts,
+            index,
+        })
+    }
+
+    /// Bytes that the packed matrices take.
+    pub fn bytes(&self) -> usize {
+        let dora = |d: &Dora| (d.lengths.len() + d.gain.len()) * size_of::<f32>();
+        let part = |p: &Part| p.b.bytes() + p.dora.as_ref().map_or(0, dora);
+        self.a.iter().map(PackedMatrix::bytes).sum::<usize>()
+            + self.parts.iter().map(part).sum::<usize>()
+    }
+
+    /// Runs a short fixed prompt through `base` with and without the adapter: an adapter that is to
+    /// be served must change something, and must not break anything.
+    ///
+    /// # Errors
+    /// [`ModelError::Params`] when a logit is not finite, or when no logit differs from the base's.
+    pub fn probe(self, base: &Decoder) -> Result<PackedAdapter, ModelError> {
+        let bad = |problem: String| ModelError::Params(problem);
+        let vocab = base.config().vocab_size;
+        let len = PROBE_TOKENS.min(base.config().max_position_embeddings);
+        let ids = (0..len).map(|i| ((2 * i + 1) * vocab / (2 * len)) as u32);
+        let name = self.name.clone();
+        let mut set = AdapterSet::new();
+        let slot = set.put(self);
+        let segment = |page, adapter| Segment {
+            len,
+            adapter,
+            pages: vec![page],
+            reach: len,
+            ..Segment::default()
+        };
+        let batch = Batch {
+            tokens: ids.clone().chain(ids).collect(),
+            segments: vec![segment(0, None), segment(1, Some(slot))],
+            logit_rows: (0..2 * len).collect(),
+        };
+        let mut cache = KvCache::new(base.config(), batch.segments.len());
+        let hidden = base.forward(&batch, &set, Memory::Cache(&mut cache))?;
+        let logits = base.logits(&hidden);
+        let (without, with) = logits.split_at(len * vocab);
+        if without.iter().any(|x| !x.is_finite()) {
+            return Err(bad("the base itself gives logits that are not finite".into()));
+        }
+        if let Some(place) = with.iter().position(|x| !x.is_finite()) {
+            return Err(bad(format!(
+                "adapter \"{name}\": a logit is {}, where the base's is {}\n\
+                 hint: the values are finite but too large; was the training stopped when it diverged?",
+                with[place], without[place]
+            )));
+        }
+        if with == without {
+            return Err(bad(format!(
+                "adapter \"{name}\": it does nothing: all {} logits of a probe are the base's own\n\
+                 hint: is lora_A or lora_B zero everywhere, or lora_alpha zero?",
+                with.len()
+            )));
+        }
+        set.take(slot).ok_or_else(|| bad("the probe's slot is empty".into()))
+    }
+}
+
+/// Tokens of the prompt of [`PackedAdapter::probe`], spread over the vocabulary: they fit into a page.
+const PROBE_TOKENS: usize = 8;
+
 impl AdapterSet {
     /// No adapters.
     pub fn new() -> AdapterSet {
@@ -117,39 +223,33 @@ impl AdapterSet {
                 "an adapter named \"{name}\" is already there"
             )));
         }
-        let model = base.config();
-        let mut index = vec![[None; 7]; model.num_hidden_layers];
-        let (mut packed_a, mut parts) = (Vec::new(), Vec::new());
-        for (i, m) in adapter.modules.iter().enumerate() {
-            if !m.fits(model) {
-                return Err(ModelError::Params(format!(
-                    "adapter \"{name}\": {} is {} x {}, which this base does not have",
-                    m.name, m.out_features, m.in_features
-                )));
-            }
-            let a = PackedMatrix::from_f32(&adapter.params[m.a.clone()], m.r, m.in_features);
-            for (module, rows) in m.linear.parts(model) {
-                index[m.layer][module as usize] = Some(parts.len());
-                parts.push(Part::new(adapter, i, module, rows, &a, base));
-            }
-            packed_a.push(a);
-        }
+        Ok(self.put(PackedAdapter::new(name, adapter, base)?))
+    }
+
+    /// Puts a packed adapter into a free slot and returns that. Unlike [`AdapterSet::insert`] it
+    /// takes a name twice: an adapter and what replaces it stand side by side while sequences of the
+    /// former run. [`AdapterSet::slot`] then finds either.
+    pub fn put(&mut self, adapter: PackedAdapter) -> usize {
         self.generations += 1;
-        let slot = Slot {
-            name: name.to_owned(),
-            generation: self.generations,
-            dropout: adapter.config.lora_dropout,
-            modules: adapter.modules.clone(),
-            a: packed_a,
-            parts,
-            index,
-        };
-        let free = self.slots.iter().position(Option::is_none);
-        match free {
-            Some(i) => self.slots[i] = Some(slot),
-            None => self.slots.push(Some(slot)),
+        let slot = Some(Slot { adapter, generation: self.generations });
+        match self.slots.iter().position(Option::is_none) {
+            Some(i) => {
+                self.slots[i] = slot;
+                i
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
         }
-        Ok(free.unwrap_or(self.slots.len() - 1))
+    }
+
+    /// Which adapter this is among all that the set ever held: a number that no other adapter of
+    /// the set has or had, and that changes with the parameters ([`AdapterSet::refresh`]). Keys
+    /// and values computed under one generation mean nothing under another, whatever the slot. None
+    /// when the slot is empty.
+    pub fn generation(&self, slot: usize) -> Option<u64> {
+        self.slots.get(slot)?.as_ref().map(|slot| slot.generation)
     }
 
     /// Takes over changed parameters of the adapter in `slot` (after an optimizer step).
@@ -157,11 +257,11 @@ impl AdapterSet {
     /// # Panics
     /// When the slot is empty or the adapter has another layout: an error of the caller.
     pub fn refresh(&mut self, slot: usize, adapter: &LoraAdapter, base: &Decoder) {
-        self.generations += 1;
-        let generation = self.generations;
         let slot = self.slots[slot].as_mut().expect("the slot holds an adapter");
+        self.generations += 1;
+        slot.generation = self.generations;
+        let slot = &mut slot.adapter;
         assert!(slot.modules == adapter.modules, "refresh with an adapter of another layout");
-        slot.generation = generation;
         for (m, a) in slot.modules.iter().zip(&mut slot.a) {
             a.repack_f32(&adapter.params[m.a.clone()]);
         }
@@ -172,20 +272,17 @@ impl AdapterSet {
 
     /// Frees `slot`; sequences must not name it any more.
     pub fn remove(&mut self, slot: usize) {
-        if let Some(entry) = self.slots.get_mut(slot) {
-            *entry = None;
-        }
+        _ = self.take(slot);
+    }
+
+    /// Frees `slot` and returns what was in it.
+    pub fn take(&mut self, slot: usize) -> Option<PackedAdapter> {
+        self.slots.get_mut(slot)?.take().map(|slot| slot.adapter)
     }
 
     /// The slot of the adapter named `name`.
     pub fn slot(&self, name: &str) -> Option<usize> {
-        self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.name == name))
-    }
-
-    /// A number, from 1 on, that only the adapter in `slot` has, and only in its present form: keys
-    /// that were made with it serve only while it stays the same. None where the slot is empty.
-    pub fn generation(&self, slot: usize) -> Option<u64> {
-        Some(self.slots.get(slot)?.as_ref()?.generation)
+        self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.adapter.name == name))
     }
 
     /// The adapter of some rows on one base matrix.
@@ -209,8 +306,8 @@ impl AdapterSet {
         })
     }
 
-    fn part(&self, slot: usize, layer: usize, module: Module) -> Option<(&Slot, &Part)> {
-        let slot = self.slots.get(slot)?.as_ref()?;
+    fn part(&self, slot: usize, layer: usize, module: Module) -> Option<(&PackedAdapter, &Part)> {
+        let slot = &self.slots.get(slot)?.as_ref()?.adapter;
         Some((slot, &slot.parts[slot.index[layer][module as usize]?]))
     }
 

@@ -1,9 +1,12 @@
 //! `POST /v1/chat/completions`: the next turn of a conversation.
 
+use crate::answers::{Answer, Call, Said};
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
 use crate::logprobs::ChatLogprobs;
+use crate::messages::{self, Tools};
 use crate::sampling::{self, Sampling, is_empty, is_false, never};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
@@ -13,11 +16,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
-use engine::SamplingParams;
+use engine::{SamplingParams, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use text::{Conversation, Message, StreamDecoder};
+use text::Conversation;
 
 pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
     post(chat_completions)
@@ -25,40 +28,34 @@ pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
 
 async fn chat_completions(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let request = ChatRequest::read(fields, state.plan.max_choices)?;
-    let model = Arc::clone(state.model(&request.model)?);
-    // Rendering and encoding a long conversation takes a while: not on the reactor.
-    let (template_of, tokenizer) = (Arc::clone(&model), Arc::clone(&state.tokenizer));
-    let conversation = request.conversation;
-    let rendered = tokio::task::spawn_blocking(move || {
-        template_of.template.render(&tokenizer, &conversation, true)
-    })
-    .await
-    .map_err(|e| ApiError::internal(format!("rendering the conversation: {e}")))?
-    .map_err(|e| ApiError::text(&e, "messages"))?;
-
-    let sampling = request.sampling;
+    let request = ChatRequest::read(fields, state.plan().max_choices)?;
+    let model = state.model(&caller, &request.model).await?;
+    let (sampling, tools) = (request.sampling, request.tools);
+    let conversation = request.conversation.with_tools(tools.list.clone());
+    let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
     let form = structured::compile(&state, sampling.structured.clone()).await?;
-    // An answer is a text of its own, whatever stands before it.
-    let prompts = vec![(rendered.ids, StreamDecoder::new(Arc::clone(&state.tokenizer)))];
+    let answer = Answer::new(prompt.format, &tools);
+    let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
-    let max_tokens = usize::MAX;
+    let max = usize::MAX;
     let generation =
-        Generation::start(&state, &model, prompts, &sampling, form, max_tokens, "messages")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, max, "messages")?;
     let logprobs = sampling.tells_logprobs().then(|| Arc::clone(&state));
-    let head = Head::new("chat.completion", request.model);
+    let head = Head::new("chat.completion", &caller, request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
-        let (choices, include_usage) = (generation.len(), sampling.include_usage);
-        let chunks = ChatChunks { head, choices, include_usage, logprobs };
+        let answers = vec![answer; generation.len()];
+        let chunks = ChatChunks { head, answers, include_usage: sampling.include_usage, logprobs };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
     let (finished, usage) = generation.finish().await?;
-    let choices = finished.into_iter().enumerate();
-    let choices = choices.map(|(i, f)| ChatChoice::new(i, f, logprobs.as_deref())).collect();
+    let choice =
+        |(index, finished)| ChatChoice::new(index, finished, answer.clone(), logprobs.as_deref());
+    let choices = finished.into_iter().enumerate().map(choice).collect();
     Ok(Json(ChatCompletion { head, choices, usage }).into_response())
 }
 
@@ -66,14 +63,12 @@ async fn chat_completions(
 struct ChatRequest {
     model: String,
     conversation: Conversation,
+    tools: Tools,
     sampling: Sampling,
 }
 
 /// Fields of OpenAI's that have no effect here.
 const NEUTRAL: &[Neutral] = &[
-    Neutral { field: "tools", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "tool_choice", accepts: |v| v == "none", accepted: "\"none\"" },
-    Neutral { field: "parallel_tool_calls", accepts: is_false, accepted: "false" },
     Neutral { field: "functions", accepts: is_empty, accepted: "an empty list" },
     Neutral { field: "function_call", accepts: |v| v == "none", accepted: "\"none\"" },
     Neutral { field: "modalities", accepts: |v| *v == json!(["text"]), accepted: "[\"text\"]" },
@@ -97,7 +92,8 @@ impl ChatRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<ChatRequest, ApiError> {
         let model = fields.string("model")?;
         let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
-        let conversation = conversation(&mut fields)?;
+        let conversation = messages::conversation(&mut fields)?;
+        let tools = Tools::read(&mut fields, messages::chat_tool)?;
         let mut sampling = Sampling::read(&mut fields, max_choices)?;
         if sampling.max_tokens == Some(0) {
             return Err(ApiError::field("max_tokens", "max_tokens is 0; expected at least 1"));
@@ -106,7 +102,7 @@ impl ChatRequest {
         fields.neutral(sampling::COMMON)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
-        Ok(ChatRequest { model, conversation, sampling })
+        Ok(ChatRequest { model, conversation, tools, sampling })
     }
 }
 
@@ -125,73 +121,6 @@ fn logprobs(fields: &mut Fields, sampling: &mut Sampling) -> Result<(), ApiError
     Ok(())
 }
 
-fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
-    let expected = "a list of at least one message";
-    let list = match fields.take("messages") {
-        None => return Err(fields.missing("messages", expected)),
-        Some(Value::Array(list)) if !list.is_empty() => list,
-        Some(other) => return Err(fields.wrong("messages", &other, expected)),
-    };
-    let messages: Result<Vec<Message>, ApiError> =
-        list.into_iter().enumerate().map(|(i, value)| message(value, i)).collect();
-    Ok(Conversation::new(messages?))
-}
-
-/// Fields of a message that have no effect here. An assistant's message that a client sends back
-/// as it got it has some of them.
-const NEUTRAL_MESSAGE: &[Neutral] = &[
-    Neutral { field: "name", accepts: never, accepted: "nothing" },
-    Neutral { field: "refusal", accepts: never, accepted: "nothing" },
-    Neutral { field: "annotations", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "audio", accepts: never, accepted: "nothing" },
-    Neutral { field: "tool_calls", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "tool_call_id", accepts: never, accepted: "nothing" },
-    Neutral { field: "function_call", accepts: never, accepted: "nothing" },
-];
-
-fn message(value: Value, index: usize) -> Result<Message, ApiError> {
-    let mut fields = Fields::nested(value, &format!("messages[{index}]"))?;
-    let expected = "one of system, developer, user, assistant";
-    let role = match fields.string("role")? {
-        None => return Err(fields.missing("role", expected)),
-        // OpenAI's newer name for the same; the templates of open models know `system`.
-        Some(role) if role == "developer" => "system".into(),
-        Some(role) if ["system", "user", "assistant"].contains(&role.as_str()) => role,
-        Some(role) => return Err(fields.wrong("role", &Value::String(role), expected)),
-    };
-    fields.neutral(NEUTRAL_MESSAGE)?;
-    let content = content(&mut fields)?;
-    fields.finish()?;
-    Ok(Message::new(role, content))
-}
-
-/// A string, or text parts that are put together as they stand.
-fn content(fields: &mut Fields) -> Result<String, ApiError> {
-    let expected = "a string or a list of text parts";
-    let parts = match fields.take("content") {
-        None => return Err(fields.missing("content", expected)),
-        Some(Value::String(text)) => return Ok(text),
-        Some(Value::Array(parts)) if !parts.is_empty() => parts,
-        Some(other) => return Err(fields.wrong("content", &other, expected)),
-    };
-    let mut content = String::new();
-    for (i, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::nested(part, &fields.param(&format!("content[{i}]")))?;
-        match part.string("type")?.as_deref() {
-            Some("text") => {}
-            Some(other) => {
-                let found = Value::String(other.to_owned());
-                return Err(part.wrong("type", &found, "\"text\": this server reads text only"));
-            }
-            None => return Err(part.missing("type", "\"text\"")),
-        }
-        let text = part.string("text")?;
-        content += &text.ok_or_else(|| part.missing("text", "a string"))?;
-        part.finish()?;
-    }
-    Ok(content)
-}
-
 /// The fields that every answer and chunk begins with.
 #[derive(Clone, Debug, Serialize)]
 struct Head {
@@ -202,8 +131,8 @@ struct Head {
 }
 
 impl Head {
-    fn new(object: &'static str, model: String) -> Head {
-        let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
+    fn new(object: &'static str, caller: &Caller, model: String) -> Head {
+        let id = caller.answer_id("chatcmpl-");
         Head { id, object, created: unix_seconds(), model }
     }
 }
@@ -227,16 +156,55 @@ struct ChatChoice {
 #[derive(Serialize)]
 struct AssistantMessage {
     role: &'static str,
-    content: String,
+    /// Null beside tool calls when nothing else was said.
+    content: Option<String>,
     refusal: Option<()>,
+    /// Not one of OpenAI's fields; DeepSeek's, which vLLM and others have taken over.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reasoning_content: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A call, and also what a chunk tells of one.
+#[derive(Serialize)]
+struct ToolCall {
+    /// In chunks only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: Function,
+}
+
+#[derive(Serialize)]
+struct Function {
+    name: String,
+    arguments: String,
+}
+
+impl ToolCall {
+    fn new(call: Call) -> ToolCall {
+        let function = Function { name: call.name, arguments: call.arguments };
+        ToolCall { index: None, id: call.id, kind: "function", function }
+    }
 }
 
 impl ChatChoice {
     /// `state` tells what tokens read as where log probabilities are wanted.
-    fn new(index: usize, finished: Finished, state: Option<&Shared>) -> ChatChoice {
-        let message = AssistantMessage { role: "assistant", content: finished.text, refusal: None };
+    fn new(index: usize, finished: Finished, answer: Answer, state: Option<&Shared>) -> ChatChoice {
         let logprobs = state.map(|state| ChatLogprobs::new(state, &finished.logprobs));
-        ChatChoice { index, message, logprobs, finish_reason: finished.finish_reason }
+        let (whole, finish_reason) = answer.whole(&finished.text, finished.finish_reason);
+        let only_calls = whole.content.is_empty() && !whole.calls.is_empty();
+        let message = AssistantMessage {
+            role: "assistant",
+            content: (!only_calls).then_some(whole.content),
+            refusal: None,
+            reasoning_content: whole.reasoning,
+            tool_calls: whole.calls.into_iter().map(ToolCall::new).collect(),
+        };
+        ChatChoice { index, message, logprobs, finish_reason }
     }
 }
 
@@ -264,17 +232,48 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[ToolCall; 1]>,
+}
+
+impl Delta {
+    fn new(said: Said) -> Delta {
+        match said {
+            Said::Content(text) => Delta { content: Some(text), ..Delta::default() },
+            Said::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+            Said::Call(call) => {
+                let index = Some(call.index);
+                let call = ToolCall { index, ..ToolCall::new(call) };
+                Delta { tool_calls: Some([call]), ..Delta::default() }
+            }
+        }
+    }
 }
 
 struct ChatChunks {
     head: Head,
-    choices: usize,
+    /// One for each choice.
+    answers: Vec<Answer>,
     include_usage: bool,
     /// What tokens read as, where log probabilities are wanted.
     logprobs: Option<Arc<Shared>>,
 }
 
 impl ChatChunks {
+    /// Puts what is told of a piece's tokens on its first chunk, or on one of its own.
+    fn tell(&self, index: usize, tokens: &[TokenLogprobs], chunks: &mut Vec<ChatChunk>) {
+        let Some(state) = self.logprobs.as_ref().filter(|_| !tokens.is_empty()) else { return };
+        if chunks.is_empty() {
+            let delta = Delta { content: Some(String::new()), ..Delta::default() };
+            chunks.push(self.chunk(index, delta, None));
+        }
+        if let Some(choice) = chunks[0].choices.first_mut() {
+            choice.logprobs = Some(ChatLogprobs::new(state, tokens));
+        }
+    }
+
     fn chunk(&self, index: usize, delta: Delta, finish_reason: Option<&'static str>) -> ChatChunk {
         let choice = ChunkChoice { index, delta, logprobs: None, finish_reason };
         let usage = self.include_usage.then_some(None);
@@ -286,33 +285,27 @@ impl Chunks for ChatChunks {
     type Chunk = ChatChunk;
 
     fn head(&mut self) -> Vec<ChatChunk> {
-        let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
-        (0..self.choices).map(|index| self.chunk(index, delta(), None)).collect()
+        let delta =
+            || Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
+        (0..self.answers.len()).map(|index| self.chunk(index, delta(), None)).collect()
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
-        let mut chunks = Vec::new();
-        if !piece.text.is_empty() || !piece.logprobs.is_empty() {
-            let delta = Delta { role: None, content: Some(piece.text) };
-            let mut chunk = self.chunk(piece.index, delta, None);
-            if let (Some(state), Some(choice)) = (&self.logprobs, chunk.choices.first_mut()) {
-                choice.logprobs = Some(ChatLogprobs::new(state, &piece.logprobs));
-            }
-            chunks.push(chunk);
-        }
+        let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
+        let mut chunks: Vec<ChatChunk> =
+            said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
+        self.tell(piece.index, &piece.logprobs, &mut chunks);
         if let Some(end) = piece.end {
-            chunks.push(self.chunk(piece.index, Delta::default(), Some(end.finish_reason)));
+            let reason = self.answers[piece.index].finish_reason(end.finish_reason);
+            chunks.push(self.chunk(piece.index, Delta::default(), Some(reason)));
         }
         chunks
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<ChatChunk> {
+    fn end(&mut self, usage: Usage) -> Vec<ChatChunk> {
         let head = self.head.clone();
-        self.include_usage.then(|| ChatChunk {
-            head,
-            choices: Vec::new(),
-            usage: Some(Some(usage)),
-        })
+        let chunk = ChatChunk { head, choices: Vec::new(), usage: Some(Some(usage)) };
+        self.include_usage.then_some(chunk).into_iter().collect()
     }
 }
 
@@ -362,7 +355,8 @@ mod tests {
             (r#""top_logprobs": 3"#, "top_logprobs"),
             (r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs"),
             (r#""max_tokens": 0"#, "max_tokens"),
-            (r#""tools": [{"type": "function"}]"#, "tools"),
+            (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
+            (r#""tool_choice": "required""#, "tool_choice"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
             (r#""response_format": {"type": "yaml"}"#, "response_format.type"),
@@ -395,12 +389,13 @@ mod tests {
             (r#"[{"role": "user", "content": null}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": 5}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": []}]"#, "messages[0].content"),
-            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].role"),
+            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].tool_call_id"),
+            (r#"[{"role": "function", "content": "x"}]"#, "messages[0].role"),
             (r#"[{"role": "user", "content": "x", "name": "Bob"}]"#, "messages[0].name"),
             (r#"[{"role": "user", "content": "x", "colour": 1}]"#, "messages[0].colour"),
             (
                 r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]"#,
-                "messages[1].tool_calls",
+                "messages[1].tool_calls[0].id",
             ),
             (
                 r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]"#,

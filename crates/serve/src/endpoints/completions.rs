@@ -1,5 +1,6 @@
 //! `POST /v1/completions`: text or token ids go on.
 
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
@@ -15,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use engine::SamplingParams;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use text::{StreamDecoder, TextError, Tokenizer};
 
@@ -28,11 +29,14 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 async fn completions(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let request = CompletionRequest::read(fields, state.plan.max_choices)?;
-    let model = Arc::clone(state.model(&request.model)?);
+    let request = CompletionRequest::read(fields, state.plan().max_choices)?;
+    let model = state.model(&caller, &request.model).await?;
     let sampling = request.sampling;
+    caller
+        .asked(|| json!({"prompt": request.prompts.iter().map(Prompt::json).collect::<Vec<_>>()}));
     let tokenizer = Arc::clone(&state.tokenizer);
     // Encoding a long text takes a while: not on the reactor.
     let prompts: Vec<Encoded> = tokio::task::spawn_blocking(move || {
@@ -50,11 +54,11 @@ async fn completions(
         .flat_map(|p| std::iter::repeat_n(p.echo(request.echo), sampling.n))
         .collect();
     let prompts = prompts.into_iter().map(|p| (p.ids, p.decoder)).collect();
-    let max_tokens = DEFAULT_MAX_TOKENS;
+    let max = DEFAULT_MAX_TOKENS;
     let generation =
-        Generation::start(&state, &model, prompts, &sampling, form, max_tokens, "prompt")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, max, "prompt")?;
     let logprobs = request.logprobs.then(|| Arc::clone(&state));
-    let head = Head::new(request.model);
+    let head = Head::new(&caller, request.model);
     if sampling.stream {
         let ends = echoes.iter().map(|echo| echo.text.chars().count()).collect();
         let include_usage = sampling.include_usage;
@@ -184,6 +188,14 @@ impl Echo {
 }
 
 impl Prompt {
+    /// As it came.
+    fn json(&self) -> Value {
+        match self {
+            Prompt::Text(text) => json!(text),
+            Prompt::Tokens(ids) => json!(ids),
+        }
+    }
+
     fn encode(self, tokenizer: &Arc<Tokenizer>, echo: bool) -> Result<Encoded, TextError> {
         let (ids, text) = match self {
             Prompt::Text(text) => {
@@ -239,8 +251,8 @@ struct Head {
 }
 
 impl Head {
-    fn new(model: String) -> Head {
-        let id = format!("cmpl-{:032x}", rand::random::<u128>());
+    fn new(caller: &Caller, model: String) -> Head {
+        let id = caller.answer_id("cmpl-");
         Head { id, object: "text_completion", created: unix_seconds(), model }
     }
 }
@@ -300,7 +312,7 @@ impl Chunks for CompletionChunks {
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Completion> {
-        let finish_reason = piece.end.map(|end| end.finish_reason);
+        let finish_reason = piece.end.as_ref().map(|end| end.finish_reason);
         let mut choice = CompletionChoice::new(piece.index, piece.text, finish_reason);
         if let Some(state) = &self.logprobs {
             let mut told = CompletionLogprobs::new(self.ends[piece.index]);
@@ -311,13 +323,10 @@ impl Chunks for CompletionChunks {
         vec![self.chunk(choice)]
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<Completion> {
+    fn end(&mut self, usage: Usage) -> Vec<Completion> {
         let head = self.head.clone();
-        self.include_usage.then(|| Completion {
-            head,
-            choices: Vec::new(),
-            usage: Some(Some(usage)),
-        })
+        let chunk = Completion { head, choices: Vec::new(), usage: Some(Some(usage)) };
+        self.include_usage.then_some(chunk).into_iter().collect()
     }
 }
 

@@ -1,7 +1,9 @@
 //! `GET /v1/models` and `GET /v1/models/{model}`: the names that requests can use.
 
+use crate::adapters::Card;
+use crate::caller::Caller;
 use crate::error::ApiError;
-use crate::state::{ServedModel, State as Shared};
+use crate::state::State as Shared;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::routing::{MethodRouter, get};
@@ -28,31 +30,49 @@ struct Model {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    /// The base that an adapter works on; null for the base. Not one of OpenAI's fields.
+    /// Longest sequence, prompt and answer together, in tokens. This and what follows are not
+    /// OpenAI's fields; vLLM has `parent` and `max_model_len` too.
+    max_model_len: usize,
+    /// The base that an adapter works on; null for the base, and where the key may not name the base.
     parent: Option<String>,
+    /// SHA-256 of what acts in an adapter; null for the base.
+    adapter_digest: Option<String>,
+    /// Whether it is in memory; otherwise the first request for it has it loaded.
+    loaded: bool,
+    /// Whether it stays there.
+    pinned: bool,
 }
 
 impl Model {
-    fn new(state: &Shared, model: &ServedModel) -> Model {
-        let base = state.models.iter().find(|m| m.adapter.is_none());
-        Model {
-            id: model.name.clone(),
+    fn new(state: &Shared, caller: &Caller, card: Card) -> Result<Model, ApiError> {
+        let base = state.models.base()?.name.clone();
+        Ok(Model {
             object: "model",
-            created: state.created,
+            created: card.created,
             owned_by: "metier",
-            parent: base.filter(|_| model.adapter.is_some()).map(|b| b.name.clone()),
-        }
+            max_model_len: state.engine.limits().max_len(),
+            parent: Some(base).filter(|base| card.is_adapter && caller.may_name(base)),
+            adapter_digest: card.digest,
+            loaded: card.loaded,
+            pinned: card.pinned,
+            id: card.name,
+        })
     }
 }
 
-async fn list(State(state): State<Arc<Shared>>) -> Json<ModelList> {
-    let data = state.models.iter().map(|m| Model::new(&state, m)).collect();
-    Json(ModelList { object: "list", data })
+async fn list(
+    State(state): State<Arc<Shared>>,
+    caller: Caller,
+) -> Result<Json<ModelList>, ApiError> {
+    let cards = state.models.cards(&caller).into_iter();
+    let data = cards.map(|card| Model::new(&state, &caller, card)).collect::<Result<_, _>>()?;
+    Ok(Json(ModelList { object: "list", data }))
 }
 
 async fn retrieve(
     State(state): State<Arc<Shared>>,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(Model::new(&state, state.model(&name)?)))
+    Ok(Json(Model::new(&state, &caller, state.models.card(&caller, &name)?)?))
 }

@@ -3,13 +3,18 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
-use engine::{Engine, EngineHandle, EngineOptions};
-use model::{Decoder, DecoderConfig, LoraAdapter, LoraConfig};
-use reqwest::{Client, Response};
+use engine::{Engine, EngineHandle, EngineOptions, Runner};
+use model::{Batch, Decoder, DecoderConfig, LoraAdapter, LoraConfig, ModelError, PackedAdapter};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use serve::{ServePlan, ServedModel, Server};
+use serve::{
+    Database, LoadAdapter, LoadedAdapter, NewKey, Reloader, ServePlan, ServedModel, Server, Store,
+};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
 use text::{ChatTemplate, Tokenizer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -73,7 +78,7 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 }
 
 /// One layer; weights large enough that contexts and adapters matter.
-fn decoder() -> Arc<Decoder> {
+pub(crate) fn decoder() -> Arc<Decoder> {
     static DECODER: OnceLock<Arc<Decoder>> = OnceLock::new();
     let decoder = DECODER.get_or_init(|| {
         let json = json!({
@@ -95,21 +100,114 @@ fn decoder() -> Arc<Decoder> {
     Arc::clone(decoder)
 }
 
+/// An adapter on [`decoder`] that acts; each seed is another one.
+pub(crate) fn adapter(seed: usize) -> LoraAdapter {
+    let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
+    let mut adapter = LoraAdapter::init(&config, &decoder(), 0).expect("fits");
+    for (i, value) in adapter.params.iter_mut().enumerate() {
+        *value = ((i * 7919 + seed * 104_729) % 1000) as f32 / 1500.0 - 0.33;
+    }
+    adapter
+}
+
+/// Writes `adapter` as a PEFT folder for [`decoder`].
+pub(crate) fn save(adapter: &LoraAdapter, folder: &Path) {
+    let decoder = decoder();
+    std::fs::create_dir_all(folder).expect("a folder");
+    adapter.save(folder, "base", decoder.digest().expect("in memory"), &[]).expect("written");
+}
+
+/// Reads an adapter's folder as the binary does, with the base's template.
+pub(crate) fn load(name: &str, folder: &Path, _: usize) -> Result<LoadedAdapter, String> {
+    let decoder = decoder();
+    let read = || -> Result<LoadedAdapter, model::ModelError> {
+        let adapter = LoraAdapter::load(folder, &decoder)?;
+        Ok(LoadedAdapter {
+            packed: PackedAdapter::new(name, &adapter, &decoder)?.probe(&decoder)?,
+            digest: adapter.digest(),
+            template: ChatTemplate::from_source(TEMPLATE).expect("valid"),
+            stop_ids: tokenizer().stop_ids().to_vec(),
+        })
+    };
+    read().map_err(|error| error.to_string())
+}
+
 /// An engine with three adapters.
 fn engine(options: EngineOptions) -> EngineHandle {
     let decoder = decoder();
     let mut engine = Engine::new(Arc::clone(&decoder), options).expect("good options");
     for (seed, name) in MODELS[1..].iter().enumerate() {
-        let config = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-        let mut adapter = LoraAdapter::init(&config, &decoder, 0).expect("fits");
-        for (i, value) in adapter.params.iter_mut().enumerate() {
-            *value = ((i * 7919 + seed * 104_729) % 1000) as f32 / 1500.0 - 0.33;
-        }
-        let slot = engine.adapters_mut().insert(name, &adapter, &decoder);
+        let slot = engine.adapters_mut().insert(name, &adapter(seed), &decoder);
         assert_eq!(slot.expect("fits"), seed);
     }
     EngineHandle::spawn(engine).expect("a thread")
 }
+
+fn served(
+    name: &str,
+    adapter: Option<usize>,
+    template: &str,
+    tokenizer: &Tokenizer,
+) -> ServedModel {
+    ServedModel {
+        name: name.into(),
+        adapter,
+        template: ChatTemplate::from_source(template).expect("valid"),
+        stop_ids: tokenizer.stop_ids().to_vec(),
+        digest: format!("digest of {name}"),
+    }
+}
+
+/// A model that says what it is told to: see [`TestServer::scripted`].
+struct Scripted {
+    scripts: Vec<Vec<u32>>,
+    /// By the first page of a sequence: which script, and where the answer begins.
+    running: HashMap<u32, (usize, usize)>,
+    num_blocks: usize,
+}
+
+impl Runner for Scripted {
+    fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, ModelError> {
+        let mut logits = Vec::new();
+        let mut start = 0;
+        for segment in &batch.segments {
+            let tokens = &batch.tokens[start..start + segment.len];
+            let place = segment.past + segment.len;
+            if segment.past == 0 {
+                let user = tokens.iter().rposition(|&token| token == 259).expect("a user's turn");
+                let digit = tokens[user + 1] - u32::from(b'0');
+                self.running.insert(segment.pages[0], (digit as usize, place));
+            }
+            start += segment.len;
+            if batch.logit_rows.contains(&(start - 1)) {
+                let (script, from) = self.running[&segment.pages[0]];
+                let next = self.scripts[script].get(place - from).copied().unwrap_or(257);
+                logits.extend((0..261).map(|id| if id == next { 90.0 } else { 0.0 }));
+            }
+        }
+        Ok(logits)
+    }
+    fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+    fn vocab_size(&self) -> usize {
+        261
+    }
+    fn context_len(&self) -> usize {
+        4096
+    }
+}
+
+/// A template that tells of tools, writes calls as Hermes does and knows thoughts.
+pub(crate) const TOOLS: &str = "{{- bos_token -}}{%- if tools -%}\
+    {{- '<|system|>' ~ tools | tojson ~ ' Call with <tool_call></tool_call>.<|end|>' -}}{%- endif -%}\
+    {%- for message in messages -%}{%- if message.role == 'tool' -%}\
+    {{- '<|user|>' ~ message.content ~ ' (' ~ message.tool_call_id ~ ')' -}}{%- else -%}\
+    {{- '<|' ~ message.role ~ '|>' -}}{%- if message.reasoning_content -%}\
+    {{- '<think>' ~ message.reasoning_content ~ '</think>' -}}{%- endif -%}{{- message.content -}}\
+    {%- for call in message.tool_calls or [] -%}{{- '<tool_call>' ~ call.function | tojson ~ '</tool_call>' -}}\
+    {%- endfor -%}{%- endif -%}{{- '<|end|>' -}}{%- endfor -%}\
+    {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}";
 
 /// A running server.
 pub(crate) struct TestServer {
@@ -117,6 +215,11 @@ pub(crate) struct TestServer {
     pub(crate) client: Client,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) running: JoinHandle<std::io::Result<()>>,
+    pub(crate) reloader: Reloader,
+    /// Its folder of keys and usage.
+    pub(crate) state: TempDir,
+    /// What its requests are authorised with.
+    pub(crate) key: Option<String>,
 }
 
 /// Options with room for streams of [`CONTEXT`] tokens.
@@ -136,30 +239,89 @@ impl TestServer {
     }
 
     pub(crate) async fn start_with(plan: ServePlan, options: EngineOptions) -> TestServer {
+        Self::start_with_loader(plan, options, Arc::new(load)).await
+    }
+
+    pub(crate) async fn start_with_loader(
+        plan: ServePlan,
+        options: EngineOptions,
+        load: Arc<LoadAdapter>,
+    ) -> TestServer {
+        let tokenizer = tokenizer();
+        let models = MODELS.iter().enumerate().map(|(i, name)| {
+            let source = if i == 3 { OTHER_TEMPLATE } else { TEMPLATE };
+            served(name, i.checked_sub(1), source, &tokenizer)
+        });
+        Self::serve(plan, engine(options), models.collect(), load).await
+    }
+
+    /// A server whose only model, `base`, says what the test wants: where the last text of the user
+    /// begins with the digit i, the answer is the i-th of `scripts`.
+    pub(crate) async fn scripted(template: &str, scripts: &[&str]) -> TestServer {
+        let tokenizer = tokenizer();
+        let encode = |script: &&str| tokenizer.encode_with_specials(script).expect("bytes");
+        let runner = Scripted {
+            scripts: scripts.iter().map(encode).collect(),
+            running: HashMap::new(),
+            num_blocks: 256,
+        };
+        let options = EngineOptions { num_blocks: 256, max_batch_tokens: 4096, ..roomy() };
+        let engine = Engine::with_runner(runner, options).expect("good options");
+        let engine = EngineHandle::spawn(engine).expect("a thread");
+        let models = vec![served("base", None, template, &tokenizer)];
+        Self::serve(ServePlan::default(), engine, models, Arc::new(load)).await
+    }
+
+    async fn serve(
+        plan: ServePlan,
+        engine: EngineHandle,
+        models: Vec<ServedModel>,
+        load: Arc<LoadAdapter>,
+    ) -> TestServer {
         let plan = ServePlan { port: 0, ..plan };
         let listener = plan.bind().await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         assert!(url.starts_with("http://127.0.0.1:"), "{url}");
-        let tokenizer = tokenizer();
-        let template = |source: &str| ChatTemplate::from_source(source).expect("valid");
-        let models = MODELS.iter().enumerate().map(|(i, name)| ServedModel {
-            name: (*name).into(),
-            adapter: i.checked_sub(1),
-            template: template(if i == 3 { OTHER_TEMPLATE } else { TEMPLATE }),
-            stop_ids: tokenizer.stop_ids().to_vec(),
-        });
-        let models = models.collect();
-        let server =
-            Server::new(plan, engine(options), Arc::clone(&tokenizer), models).expect("valid");
+        let state = tempfile::tempdir().expect("a folder");
+        let store = Store::open(state.path()).expect("a new store");
+        let server = Server::new(plan, engine, tokenizer(), models, store).expect("valid");
+        let server = server.with_loader(load);
+        let reloader = server.reloader();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(listener, async move {
             _ = stopped.await;
         }));
-        TestServer { url, client: Client::new(), stop: Some(stop), running }
+        let client = Client::new();
+        TestServer { url, client, stop: Some(stop), running, reloader, state, key: None }
+    }
+
+    /// The file of keys and usage, as another process sees it.
+    pub(crate) fn database(&self) -> Database {
+        Database::open(self.state.path()).expect("the server's own")
+    }
+
+    /// A new key's text.
+    pub(crate) fn create_key(&self, new: NewKey) -> String {
+        self.database().create_key(&new, now()).expect("a new name").0.reveal().to_owned()
+    }
+
+    /// Stops the server and waits until its books are closed.
+    pub(crate) async fn finish(mut self) -> TempDir {
+        self.stop.take().expect("running").send(()).expect("listening");
+        self.running.await.expect("no panic").expect("no error");
+        self.state
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
-        self.client.post(format!("{}{path}", self.url)).json(body).send().await.expect("an answer")
+        self.request(Method::POST, path).json(body).send().await.expect("an answer")
     }
 
     /// Posts and expects success.
@@ -177,7 +339,7 @@ impl TestServer {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response {
-        self.client.get(format!("{}{path}", self.url)).send().await.expect("an answer")
+        self.request(Method::GET, path).send().await.expect("an answer")
     }
 
     pub(crate) async fn health(&self) -> Value {
@@ -195,6 +357,26 @@ impl TestServer {
         }
     }
 
+    /// Posts a streaming request to an endpoint whose events have names: name and data of each. Every
+    /// data says its event's name too.
+    pub(crate) async fn events(&self, path: &str, body: &Value) -> Vec<(String, Value)> {
+        let response = self.post(path, body).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let text = response.text().await.expect("a body");
+        let mut events = Vec::new();
+        for event in text.split("\n\n").filter(|event| event.starts_with("event: ")) {
+            let (name, data) = event.split_once('\n').expect("two lines");
+            let name = name.strip_prefix("event: ").expect("a name");
+            let data = data.strip_prefix("data: ").expect("data");
+            let data: Value = serde_json::from_str(data).expect("JSON");
+            assert_eq!(data["type"], name);
+            events.push((name.to_owned(), data));
+        }
+        assert!(!text.contains("[DONE]"), "{text}");
+        events
+    }
+
     /// Posts a streaming request; every event's data but the last, which must be `[DONE]`.
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
         let response = self.post(path, body).await;
@@ -205,6 +387,16 @@ impl TestServer {
         assert_eq!(data.pop(), Some("[DONE]"), "{text}");
         data.into_iter().map(|d| serde_json::from_str(d).expect("JSON")).collect()
     }
+}
+
+/// Unix seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// A key without rights or limits of its own.
+pub(crate) fn named(name: &str) -> NewKey {
+    NewKey { name: name.into(), ..NewKey::default() }
 }
 
 /// Status and error object of an answer that must be an error in OpenAI's shape.

@@ -1,0 +1,41 @@
+//! Mistral: `[TOOL_CALLS]` and a JSON list of calls with ids of nine letters and digits; from
+//! tokenizer version 11 on `[TOOL_CALLS]name[ARGS]{...}`, once for each call, with or without a
+//! `[CALL_ID]`.
+
+use super::{Begin, ToolCall, ToolFormat, list};
+use serde_json::value::RawValue;
+
+pub(super) const FORMAT: ToolFormat = ToolFormat {
+    name: "mistral",
+    recognises: |source| source.contains("[TOOL_CALLS]"),
+    begins: &[Begin::before(MARKER)],
+    end: None,
+    inner: &[ARGS, CALL_ID],
+    bare: false,
+    parse: |text| if text.trim_start().starts_with('[') { list(text) } else { named(text) },
+    id_len: Some(9),
+};
+
+const MARKER: &str = "[TOOL_CALLS]";
+const ARGS: &str = "[ARGS]";
+const CALL_ID: &str = "[CALL_ID]";
+
+/// Calls as they have been written since version 11; the first marker is taken off already.
+fn named(text: &str) -> Option<Vec<ToolCall>> {
+    text.split(MARKER)
+        .map(|call| {
+            let (head, arguments) = call.split_once(ARGS)?;
+            let (name, id) = match head.split_once(CALL_ID) {
+                Some((name, id)) => (name, Some(id.trim().to_owned())),
+                None => (head, None),
+            };
+            let arguments = serde_json::from_str::<&RawValue>(arguments.trim()).ok()?.get();
+            let name = name.trim();
+            (!name.is_empty() && arguments.starts_with('{')).then(|| ToolCall {
+                name: name.to_owned(),
+                arguments: arguments.to_owned(),
+                id,
+            })
+        })
+        .collect()
+}
