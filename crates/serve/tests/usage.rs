@@ -68,8 +68,10 @@ async fn cancelled_and_failed_requests_are_written_down_too() {
     for _ in 0..3 {
         stream.next().await.unwrap().unwrap();
     }
-    drop((stream, waiting));
+    // In this order: the place of the one that runs would go to the one that waits.
+    drop(waiting);
     server.wait_until("waiting", 0).await;
+    drop(stream);
     server.wait_until("running", 0).await;
     // Refused before a model was reached: counted in the metrics, not in the books.
     server.refused(CHAT, &with(chat("red", "x", 1), json!({"n": 0}))).await;
