@@ -107,7 +107,7 @@ async fn adapters_are_checked_and_probed_before_they_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let folder = |name: &str| dir.path().join(name);
     let base = Decoder::load(&nano(), &LoadOptions::default()).unwrap();
-    let acts = |seed: usize| move |i: usize| ((i * 31 + seed) % 97) as f32 / 970.0 - 0.05;
+    let acts = |seed: usize| move |i: usize| ((i * 31 + seed * 17) % 97) as f32 / 97.0 - 0.5;
     adapter(&base, &folder("one"), acts(1));
     adapter(&base, &folder("two"), acts(2));
     adapter(&base, &folder("zero"), |_| 0.0);
