@@ -177,7 +177,12 @@ async fn all_endpoints_that_answer_are_in_the_books() {
     let complete = json!({"model": "red", "prompt": "hello", "max_tokens": 4});
     let (mut prompt, mut answer) = (0, 0);
     for (path, body, mark, names) in [
-        (CHAT, with(create.clone(), json!({"n": 1})), "chatcmpl-", ["prompt_tokens", "completion_tokens"]),
+        (
+            CHAT,
+            with(create.clone(), json!({"n": 1})),
+            "chatcmpl-",
+            ["prompt_tokens", "completion_tokens"],
+        ),
         ("/v1/messages", create, "msg_", ["input_tokens", "output_tokens"]),
         ("/v1/responses", respond, "resp_", ["input_tokens", "output_tokens"]),
         (TEXT, complete, "cmpl-", ["prompt_tokens", "completion_tokens"]),
