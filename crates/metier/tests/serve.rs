@@ -5,13 +5,16 @@
 mod common;
 
 use common::shared;
+use model::{Decoder, LoadOptions, LoraAdapter, LoraConfig};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
+use text::Tokenizer;
+use train::{Method, Objective, TrainPlan, TrainStatus};
 
 const METIER: &str = env!("CARGO_BIN_EXE_metier");
 
@@ -51,6 +54,11 @@ impl Serving {
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();
         Some((status, response.json().await.ok()?))
+    }
+
+    async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
+        let request = reqwest::Client::new().post(format!("{}{path}", self.url)).json(body);
+        request.send().await.unwrap()
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
@@ -273,4 +281,77 @@ async fn a_hangup_reads_the_settings_again() {
     let none = metier_json(&state, &["usage", "--to", "2001-01-01", "--json"]);
     assert_eq!(none["rows"], json!([]));
     assert!(server.terminate().success());
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano")
+}
+
+/// Writes an adapter of `nano` whose values are `values` of their places.
+fn adapter(base: &Decoder, folder: &Path, values: impl Fn(usize) -> f32) {
+    let config = LoraConfig { r: 2, lora_alpha: 4.0, ..LoraConfig::default() };
+    let mut adapter = LoraAdapter::init(&config, base, 1).unwrap();
+    adapter.params.iter_mut().enumerate().for_each(|(i, value)| *value = values(i));
+    std::fs::create_dir_all(folder).unwrap();
+    adapter.save(folder, "nano", base.digest().unwrap(), &[]).unwrap();
+}
+
+/// The binary reads, checks and probes adapters, at the start and later.
+#[tokio::test]
+async fn adapters_are_checked_and_probed_before_they_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| dir.path().join(name);
+    let base = Decoder::load(&nano(), &LoadOptions::default()).unwrap();
+    let acts = |seed: usize| move |i: usize| ((i * 31 + seed * 17) % 97) as f32 / 97.0 - 0.5;
+    adapter(&base, &folder("one"), acts(1));
+    adapter(&base, &folder("two"), acts(2));
+    adapter(&base, &folder("zero"), |_| 0.0);
+    adapter(&base, &folder("huge"), |_| 1e30);
+    // The manifest of a training on another base, beside weights that fit.
+    adapter(&base, &folder("other"), acts(3));
+    let tokenizer = Tokenizer::from_dir(&nano()).unwrap();
+    let plan = TrainPlan::new(Method::Lora, Objective::Sft, base.config());
+    let manifest = json!({
+        "schema_version": 1, "metier_version": "0", "base_name": "another", "base_sha256": "00",
+        "base_licence": "", "data_files": [], "data_licences": [], "data_sha256": "",
+        "tokenizer_sha256": tokenizer.sha256(),
+        "chat_template_sha256": "", "plan_sha256": "", "plan": plan,
+        "status": TrainStatus::Completed, "steps": 1, "saved_step": 1, "tokens": 1,
+        "supervised_tokens": 1, "seconds": 1.0, "train_loss": 1.0, "held_out_before": null,
+        "held_out": null, "best": null,
+    });
+    std::fs::write(folder("other/metier_manifest.json"), manifest.to_string()).unwrap();
+
+    let state = Arc::new(tempfile::tempdir().unwrap());
+    let (one, all) = (format!("one={}", folder("one").display()), dir.path().to_str().unwrap());
+    let mut server =
+        Serving::start_with(Arc::clone(&state), Path::new("nano"), &["--adapter", &one, "--pin", "one", "--adapter-dir", all]);
+    let load = |path: &str| json!({"lora_name": path, "lora_path": path});
+    assert!(server.send("/load_lora_adapter", &load("two")).await.status().is_success());
+    for (path, reason) in
+        [("zero", "does nothing"), ("huge", "a logit is"), ("other", "its manifest names 00")]
+    {
+        let response = server.send("/load_lora_adapter", &load(path)).await;
+        assert_eq!(response.status(), 400, "{path}");
+        let error = response.text().await.unwrap();
+        assert!(error.contains(reason), "{error}");
+    }
+    let mut texts = Vec::new();
+    for model in ["nano", "one", "two"] {
+        let body = json!({"model": model, "prompt": "The", "max_tokens": 8, "temperature": 0});
+        texts.push(server.post("/completions", body).await["choices"][0]["text"].clone());
+    }
+    assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    assert!(server.terminate().success());
+
+    let zero = format!("zero={}", folder("zero").display());
+    for (arguments, reason) in [
+        (vec!["--adapter", &zero], "does nothing"),
+        (vec!["--adapter", &one, "--pin", "two"], "--pin two"),
+        (vec!["--adapter-dir", "no/such/folder"], "expected a folder that holds adapters"),
+    ] {
+        let mut command = Command::new(METIER);
+        command.args(["serve", "--port", "0"]).args(arguments).env("METIER_STATE", state.path());
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(reason), "{error}");
+    }
 }

@@ -395,7 +395,7 @@ async fn files_that_change_behind_a_known_adapter_are_not_served() {
     let (status, error) = server.refused(CHAT, &chat("a10", "x", 1)).await;
     assert_eq!((status, &error["code"]), (503, &json!("adapter_failed")));
     assert!(!error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
-    assert_eq!(in_memory(&server, &["a10", "a11"]).await[0], false);
+    assert!(!in_memory(&server, &["a10", "a11"]).await[0]);
     says(&server, "a11").await;
     // Whoever may load says that it is meant.
     loaded(&server, "a10", "a10", json!({"load_inplace": true})).await;

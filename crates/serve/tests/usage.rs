@@ -68,8 +68,10 @@ async fn cancelled_and_failed_requests_are_written_down_too() {
     for _ in 0..3 {
         stream.next().await.unwrap().unwrap();
     }
-    drop((stream, waiting));
+    // In this order: the place of the one that runs would go to the one that waits.
+    drop(waiting);
     server.wait_until("waiting", 0).await;
+    drop(stream);
     server.wait_until("running", 0).await;
     // Refused before a model was reached: counted in the metrics, not in the books.
     server.refused(CHAT, &with(chat("red", "x", 1), json!({"n": 0}))).await;
@@ -155,6 +157,53 @@ async fn feedback_is_kept_for_requests_of_the_same_key() {
     let id = running.headers()["x-request-id"].to_str().unwrap().to_owned();
     let (status, _) = server.refused(FEEDBACK, &json!({"request_id": id, "rating": 1})).await;
     assert_eq!(status, 404);
+}
+
+/// Every endpoint that answers writes the same books, and its ids can be given feedback on.
+#[tokio::test]
+async fn all_endpoints_that_answer_are_in_the_books() {
+    let mut server = TestServer::start().await;
+    let key = server.create_key(NewKey { retention_days: Some(1), ..named("ann") });
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let create = json!({"model": "red", "messages": messages, "max_tokens": 4});
+    let refused = server.post("/v1/messages", &create).await;
+    assert_eq!(refused.status(), 401);
+    let refused: Value = refused.json().await.unwrap();
+    assert_eq!(refused["type"], "error", "in Anthropic's shape: {refused}");
+    assert_eq!(refused["error"]["type"], "authentication_error");
+
+    server.key = Some(key);
+    let respond = json!({"model": "red", "input": "hello", "max_output_tokens": 4, "store": false});
+    let complete = json!({"model": "red", "prompt": "hello", "max_tokens": 4});
+    let (mut prompt, mut answer) = (0, 0);
+    for (path, body, mark, names) in [
+        (
+            CHAT,
+            with(create.clone(), json!({"n": 1})),
+            "chatcmpl-",
+            ["prompt_tokens", "completion_tokens"],
+        ),
+        ("/v1/messages", create, "msg_", ["input_tokens", "output_tokens"]),
+        ("/v1/responses", respond, "resp_", ["input_tokens", "output_tokens"]),
+        (TEXT, complete, "cmpl-", ["prompt_tokens", "completion_tokens"]),
+    ] {
+        let told = server.ok(path, &body).await;
+        prompt += told["usage"][names[0]].as_u64().unwrap();
+        answer += told["usage"][names[1]].as_u64().unwrap();
+        assert!(told["id"].as_str().unwrap().starts_with(mark), "{told}");
+        server.ok(FEEDBACK, &json!({"id": told["id"], "rating": 0.5})).await;
+    }
+    let row = usage(&server).remove(0);
+    assert_eq!((row.requests, row.prompt_tokens, row.completion_tokens), (4, prompt, answer));
+    let kept = server.database().kept(now()).unwrap();
+    assert_eq!(kept.len(), 4);
+    assert!(kept.iter().all(|k| k.rating == Some(0.5) && k.answers.len() == 1), "{kept:?}");
+    assert!(kept[..3].iter().all(|k| k.asked["messages"][0]["content"] == "hello"), "{kept:?}");
+    // Counting and spelling reach no model.
+    let count = json!({"model": "red", "messages": messages});
+    server.ok("/v1/messages/count_tokens", &count).await;
+    server.ok("/tokenize", &json!({"model": "red", "prompt": "hello"})).await;
+    assert_eq!(usage(&server)[0].requests, 4);
 }
 
 #[tokio::test]
