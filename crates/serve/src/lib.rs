@@ -10,11 +10,13 @@ pub mod endpoints;
 mod error;
 mod fields;
 mod generation;
+mod logprobs;
 mod messages;
 mod sampling;
 mod server;
 mod sse;
 mod state;
+mod structured;
 
 pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use server::{ServePlan, Server};

@@ -3,9 +3,10 @@
 use crate::adapters::{Registry, Resident};
 use crate::error::ApiError;
 use crate::server::ServePlan;
+use crate::structured::Grammars;
 use engine::EngineHandle;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
 
@@ -51,6 +52,9 @@ pub(crate) struct State {
     pub(crate) plan: ServePlan,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) grammars: Grammars,
+    /// What each token reads as; made when the first request asks for log probabilities.
+    token_bytes: OnceLock<Vec<Vec<u8>>>,
     pub(crate) models: Arc<Registry>,
 }
 
@@ -62,7 +66,20 @@ impl State {
         models: Vec<ServedModel>,
     ) -> Result<State, ServeError> {
         let models = Arc::new(Registry::new(&plan, engine.clone(), models)?);
-        Ok(State { plan, engine, tokenizer, models })
+        let (grammars, token_bytes) = (Grammars::default(), OnceLock::new());
+        Ok(State { plan, engine, tokenizer, grammars, token_bytes, models })
+    }
+
+    /// The bytes that a token stands for.
+    pub(crate) fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let all = self.token_bytes.get_or_init(|| {
+            // A vocabulary of an unknown kind: the names that it gives its tokens.
+            self.tokenizer.token_bytes().unwrap_or_else(|_| {
+                let name = |id| self.tokenizer.token(id).unwrap_or_default().into_bytes();
+                (0..=self.tokenizer.max_id()).map(name).collect()
+            })
+        });
+        all.get(token as usize).cloned().unwrap_or_default()
     }
 
     /// The model of that name, loaded from disk if need be; it stays in memory while the caller

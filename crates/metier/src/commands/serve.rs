@@ -4,7 +4,7 @@ use crate::cli::ServeArgs;
 use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Context, Result, bail};
-use engine::EngineHandle;
+use engine::{EngineHandle, EngineOptions};
 use serve::{LoadAdapter, ServePlan, ServedModel, Server};
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,7 +27,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         bail!("--pin {pin}: no --adapter has this name");
     }
     let base = Arc::new(Base::load(&args.model, args.weights)?);
-    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, args.max_num_seqs)?;
+    let options = EngineOptions {
+        max_num_seqs: args.max_num_seqs,
+        prefix_caching: !args.no_prefix_caching,
+        num_speculative_tokens: args.num_speculative_tokens,
+        ..EngineOptions::default()
+    };
+    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
     let plan = ServePlan {
         host,
         port: args.port,

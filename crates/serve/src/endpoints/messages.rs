@@ -45,7 +45,7 @@ async fn create(
     let prompts = vec![(prompt.ids, prompt.decoder)];
     let sampling = request.sampling;
     // `max_tokens` is always there.
-    let generation = Generation::start(&state, &model, prompts, &sampling, 1, "messages")?;
+    let generation = Generation::start(&state, &model, prompts, &sampling, None, 1, "messages")?;
     let head = Head { id: format!("msg_{:032x}", rand::random::<u128>()), model: name };
     let usage = generation.usage();
     if sampling.stream {
