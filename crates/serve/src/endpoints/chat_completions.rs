@@ -34,6 +34,7 @@ async fn chat_completions(
     let request = ChatRequest::read(fields, state.plan().max_choices)?;
     let model = state.model(&caller, &request.model).await?;
     let (sampling, tools) = (request.sampling, request.tools);
+    let form = structured::compile(&state, sampling.structured.clone()).await?;
     let conversation = request.conversation.with_tools(tools.list.clone());
     let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
     let form = structured::compile(&state, sampling.structured.clone()).await?;
@@ -292,6 +293,11 @@ impl Chunks for ChatChunks {
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
         let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
+        let mut deltas: Vec<Delta> = said.into_iter().map(Delta::new).collect();
+        if deltas.is_empty() && !piece.logprobs.is_empty() {
+            // Their text is held back; they are told all the same.
+            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
+        }
         let mut chunks: Vec<ChatChunk> =
             said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
         self.tell(piece.index, &piece.logprobs, &mut chunks);

@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Generation, Piece, Usage};
 use crate::messages::{self, NOT_STRICT, Tools};
-use crate::sampling::{Sampling, is_empty, is_false, is_zero, never, saturating};
+use crate::sampling::{Sampling, is_empty, is_false, never, saturating};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
@@ -96,7 +96,7 @@ const NEUTRAL: &[Neutral] = &[
         accepts: is_plain_text,
         accepted: "{\"format\": {\"type\": \"text\"}}",
     },
-    Neutral { field: "top_logprobs", accepts: is_zero, accepted: "0" },
+    Neutral { field: "top_logprobs", accepts: |v| *v == 0, accepted: "0" },
     Neutral { field: "truncation", accepts: |v| v == "disabled", accepted: "\"disabled\"" },
     Neutral { field: "context_management", accepts: is_empty, accepted: "an empty list" },
     Neutral {
@@ -413,7 +413,10 @@ impl ResponseEvents {
             texts.map(|text| self.tokenizer.encode(text).map_or(0, |ids| ids.len())).sum();
         json!({
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {
+                "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": usage.total_tokens,
