@@ -107,10 +107,6 @@ impl Sampling {
 pub(crate) const COMMON: &[Neutral] =
     &[Neutral { field: "user", accepts: Value::is_string, accepted: "a string" }];
 
-pub(crate) fn is_zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
-}
-
 pub(crate) fn is_false(value: &Value) -> bool {
     value.as_bool() == Some(false)
 }

@@ -37,7 +37,6 @@ async fn chat_completions(
     let form = structured::compile(&state, sampling.structured.clone()).await?;
     let conversation = request.conversation.with_tools(tools.list.clone());
     let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
-    let form = structured::compile(&state, sampling.structured.clone()).await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
@@ -267,6 +266,7 @@ impl ChatChunks {
     fn tell(&self, index: usize, tokens: &[TokenLogprobs], chunks: &mut Vec<ChatChunk>) {
         let Some(state) = self.logprobs.as_ref().filter(|_| !tokens.is_empty()) else { return };
         if chunks.is_empty() {
+            // Their text is held back; they are told all the same.
             let delta = Delta { content: Some(String::new()), ..Delta::default() };
             chunks.push(self.chunk(index, delta, None));
         }
@@ -293,11 +293,6 @@ impl Chunks for ChatChunks {
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
         let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
-        let mut deltas: Vec<Delta> = said.into_iter().map(Delta::new).collect();
-        if deltas.is_empty() && !piece.logprobs.is_empty() {
-            // Their text is held back; they are told all the same.
-            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
-        }
         let mut chunks: Vec<ChatChunk> =
             said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
         self.tell(piece.index, &piece.logprobs, &mut chunks);
