@@ -281,6 +281,8 @@ async fn a_hangup_reads_the_settings_again() {
     let none = metier_json(&state, &["usage", "--to", "2001-01-01", "--json"]);
     assert_eq!(none["rows"], json!([]));
     assert!(server.terminate().success());
+}
+
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano")
 }
@@ -322,8 +324,11 @@ async fn adapters_are_checked_and_probed_before_they_are_served() {
 
     let state = Arc::new(tempfile::tempdir().unwrap());
     let (one, all) = (format!("one={}", folder("one").display()), dir.path().to_str().unwrap());
-    let mut server =
-        Serving::start_with(Arc::clone(&state), Path::new("nano"), &["--adapter", &one, "--pin", "one", "--adapter-dir", all]);
+    let mut server = Serving::start_with(
+        Arc::clone(&state),
+        Path::new("nano"),
+        &["--adapter", &one, "--pin", "one", "--adapter-dir", all],
+    );
     let load = |path: &str| json!({"lora_name": path, "lora_path": path});
     assert!(server.send("/load_lora_adapter", &load("two")).await.status().is_success());
     for (path, reason) in
