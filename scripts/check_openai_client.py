@@ -172,9 +172,9 @@ def main():
     bad_fields = {
         "temperature": {"temperature": 9},
         "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        "response_format": {"response_format": {"type": "json_object"}},
-        "logprobs": {"logprobs": True},
-        "presence_penalty": {"presence_penalty": 1},
+        "response_format": {"response_format": {"type": "yaml"}},
+        "top_logprobs": {"logprobs": True, "top_logprobs": 99},
+        "presence_penalty": {"presence_penalty": 3},
         "tempreature": {"extra_body": {"tempreature": 0.5}},
         "messages[0].content[0].type": {
             "messages": [

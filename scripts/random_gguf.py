@@ -110,10 +110,12 @@ def bf16(random, shape):
 
 
 def q4_0(random, shape):
-    """Blocks of a scale in f16 that gives values of the usual size, and sixteen bytes of two values each:
-    0 to 15 less 8, whose deviation is 4.6."""
-    blocks = random.integers(0, 256, (shape[0], shape[1] // 32, 18), np.uint8)
-    blocks[..., :2] = np.array([shape[1] ** -0.5 / 4.6], np.float16).view(np.uint8)
+    """Blocks of a scale in f16 that gives values of the usual size, and sixteen bytes of two values each: 1
+    to 15 less 8, whose mean is 0 (a mean beside it would drown all else in a deep model) and deviation 4.3."""
+    pairs = random.integers(1, 16, (2, shape[0], shape[1] // 32, 16), np.uint8)
+    blocks = np.empty((shape[0], shape[1] // 32, 18), np.uint8)
+    blocks[..., :2] = np.array([shape[1] ** -0.5 / 4.3], np.float16).view(np.uint8)
+    blocks[..., 2:] = pairs[0] | pairs[1] << 4
     return blocks.reshape(shape[0], -1)
 
 

@@ -2,11 +2,16 @@
 
 use crate::error::EngineError;
 use crate::runner::{DecoderRunner, Runner};
-use crate::scheduler::{Scheduler, Step};
-use crate::sequence::{FinishReason, Limits, Sequence, SequenceId, SequenceRequest, Usage};
+use crate::sampler::TokenLogprobs;
+use crate::scheduler::{Bounds, Scheduled, Scheduler, Step};
+use crate::sequence::{
+    Advance, FinishReason, Limits, Sequence, SequenceId, SequenceRequest, Usage,
+};
 use model::{AdapterSet, Batch, Decoder, DecoderConfig, KvCache};
+use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -21,12 +26,30 @@ pub struct EngineOptions {
     pub max_num_seqs: usize,
     /// Most sequences waiting; more are refused with [`EngineError::QueueFull`].
     pub max_queue: usize,
+    /// Whether the keys and values of a finished sequence are kept, while pages are left, for those
+    /// that begin with the same tokens and the same adapter. Changes no text.
+    pub prefix_caching: bool,
+    /// Most tokens guessed for a sequence by prompt lookup where few run; one forward checks them
+    /// all. Changes no text. 0 guesses nothing.
+    pub num_speculative_tokens: usize,
+    /// Most bytes that the logits of a step may take (a row of V floats at least): bounds how much of
+    /// a prompt is scored at once.
+    pub max_logit_bytes: usize,
 }
 
 impl Default for EngineOptions {
-    /// 512 pages (8,192 tokens), 512 tokens a step, 64 sequences running and 256 waiting.
+    /// 512 pages (8,192 tokens), 512 tokens a step, 64 sequences running and 256 waiting, beginnings
+    /// kept, four guesses, 64 MiB of logits.
     fn default() -> EngineOptions {
-        EngineOptions { num_blocks: 512, max_batch_tokens: 512, max_num_seqs: 64, max_queue: 256 }
+        EngineOptions {
+            num_blocks: 512,
+            max_batch_tokens: 512,
+            max_num_seqs: 64,
+            max_queue: 256,
+            prefix_caching: true,
+            num_speculative_tokens: 4,
+            max_logit_bytes: 64 << 20,
+        }
     }
 }
 
@@ -54,14 +77,28 @@ impl EngineOptions {
 /// What happened to a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It has run for the first time: what came before was the queue.
+    Started {
+        /// Which sequence.
+        id: SequenceId,
+        /// Tokens of its prompt whose keys and values were there already.
+        cached_tokens: usize,
+    },
     /// It gained a token.
     Token {
         /// Which sequence.
         id: SequenceId,
         /// The token; never a stop token.
         token: u32,
-        /// Natural log probability under the model, before temperature, top_k and top_p.
-        logprob: f32,
+        /// What the model thought of it, where [`crate::SamplingParams::logprobs`] asks for that.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// More of its prompt has been scored, see [`crate::SamplingParams::prompt_logprobs`].
+    Prompt {
+        /// Which sequence.
+        id: SequenceId,
+        /// The prompt's next tokens, beginning with its second: nothing stands before the first.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// It ended; nothing follows.
     Finished {
@@ -85,13 +122,17 @@ impl Event {
     /// The sequence concerned.
     pub fn id(&self) -> SequenceId {
         match self {
-            Event::Token { id, .. } | Event::Finished { id, .. } | Event::Failed { id, .. } => *id,
+            Event::Started { id, .. }
+            | Event::Token { id, .. }
+            | Event::Prompt { id, .. }
+            | Event::Finished { id, .. }
+            | Event::Failed { id, .. } => *id,
         }
     }
 
     /// Whether this is the sequence's last event.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Event::Token { .. })
+        matches!(self, Event::Finished { .. } | Event::Failed { .. })
     }
 }
 
@@ -100,8 +141,10 @@ impl Event {
 pub struct Completion {
     /// Generated tokens, without the stop token.
     pub tokens: Vec<u32>,
-    /// Natural log probability of each of `tokens`.
-    pub logprobs: Vec<f32>,
+    /// What the model thought of each of `tokens`; empty unless asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// The same of the prompt's tokens from the second on; empty unless asked for.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// Why it ended.
     pub reason: FinishReason,
     /// What it took.
@@ -115,8 +158,10 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences without.
     pub waiting: usize,
-    /// Pages that nobody holds.
+    /// Pages that nobody holds, those that still know something included.
     pub free_blocks: usize,
+    /// Pages that nobody holds but that know the beginning of a past sequence.
+    pub cached_blocks: usize,
     /// Pages in all.
     pub total_blocks: usize,
     /// Steps run since the start.
@@ -125,6 +170,10 @@ pub struct EngineStats {
     pub tokens_run: u64,
     /// Sequences preempted since the start.
     pub preemptions: u64,
+    /// Tokens guessed since the start.
+    pub guessed_tokens: u64,
+    /// Of those, the right ones.
+    pub accepted_tokens: u64,
 }
 
 /// Continuous batching over a [`Runner`].
@@ -138,6 +187,14 @@ pub struct Engine<R: Runner = DecoderRunner> {
     pending: Vec<Event>,
     steps: u64,
     tokens_run: u64,
+    guessed: u64,
+    accepted: u64,
+}
+
+/// A step's logits, and where each segment's rows [n, V] are in them.
+struct Logits {
+    all: Vec<f32>,
+    of: Vec<Result<Range<usize>, EngineError>>,
 }
 
 impl<R: Runner> Engine<R> {
@@ -159,70 +216,108 @@ impl<R: Runner> Engine<R> {
         let mut events = std::mem::take(&mut self.pending);
         if let Some(step) = step {
             let logits = self.run(&step);
+            let started = step.started.iter();
+            events.extend(started.map(|&(id, cached_tokens)| Event::Started { id, cached_tokens }));
             self.postprocess(&step, logits, &mut events);
         }
         events
     }
 
-    /// Each segment's logits [V] where it asked for them. When the whole batch fails, every
+    /// Runs the batch; meanwhile the grammars say what may follow. When the whole batch fails, every
     /// segment is run alone, so that only the guilty ones fail.
-    fn run(&mut self, step: &Step) -> Vec<Result<Option<Vec<f32>>, EngineError>> {
+    fn run(&mut self, step: &Step) -> Logits {
         self.steps += 1;
         self.tokens_run += step.batch.tokens.len() as u64;
-        match run_checked(&mut self.runner, &step.batch) {
-            Ok(logits) => {
-                let vocab = self.limits.vocab_size;
-                let row = |row: usize| logits[row * vocab..][..vocab].to_vec();
-                step.scheduled.iter().map(|&(_, wanted)| Ok(wanted.map(row))).collect()
+        let Engine { runner, scheduler, .. } = self;
+        let mut constrained: Vec<&mut Sequence> = work(&mut scheduler.running, step)
+            .filter(|(sequence, scheduled, _)| {
+                sequence.is_constrained() && !scheduled.rows.is_empty()
+            })
+            .map(|(sequence, ..)| sequence)
+            .collect();
+        let whole = match constrained.is_empty() {
+            true => run_checked(runner, &step.batch),
+            false => std::thread::scope(|scope| {
+                scope.spawn(|| constrained.iter_mut().for_each(|sequence| sequence.prepare()));
+                run_checked(runner, &step.batch)
+            }),
+        };
+        let vocab = self.limits.vocab_size;
+        match whole {
+            Ok(all) => {
+                let place = |s: &Scheduled| Ok(s.rows.start * vocab..s.rows.end * vocab);
+                Logits { all, of: step.scheduled.iter().map(place).collect() }
             }
-            Err(error) if step.scheduled.len() == 1 => vec![Err(error)],
-            Err(_) => (0..step.scheduled.len())
-                .map(|i| {
+            Err(error) if step.scheduled.len() == 1 => {
+                Logits { all: Vec::new(), of: vec![Err(error)] }
+            }
+            Err(_) => {
+                let mut all = Vec::new();
+                let alone = |i| {
                     let logits = run_checked(&mut self.runner, &step.alone(i))?;
-                    Ok(step.scheduled[i].1.map(|_| logits))
-                })
-                .collect(),
+                    let start = all.len();
+                    all.extend_from_slice(&logits);
+                    Ok(start..all.len())
+                };
+                let of = (0..step.scheduled.len()).map(alone).collect();
+                Logits { all, of }
+            }
         }
     }
 
-    /// Notes what is computed, samples where a row of logits came back, lets finished and failed
+    /// Notes what is computed, chooses tokens where rows of logits came back, lets finished and failed
     /// sequences go.
-    fn postprocess(
-        &mut self,
-        step: &Step,
-        logits: Vec<Result<Option<Vec<f32>>, EngineError>>,
-        events: &mut Vec<Event>,
-    ) {
-        for ((&(id, _), segment), logits) in
-            step.scheduled.iter().zip(&step.batch.segments).zip(logits)
-        {
-            let Some(sequence) = self.scheduler.running_mut(id) else { continue };
-            sequence.computed += segment.len;
-            let last = match logits {
-                Ok(None) => None,
-                Err(error) => Some(Event::Failed { id, error }),
-                Ok(Some(row)) => match sequence.advance(&row, &self.limits) {
-                    Err(error) => Some(Event::Failed { id, error }),
-                    Ok(advance) => {
-                        let beyond = self.runner.recompute_beyond();
-                        if beyond.is_some_and(|most| sequence.tokens.len() == most + 1) {
-                            sequence.computed = 0;
-                        }
-                        let token = advance.output;
-                        events.extend(token.map(|(token, logprob)| Event::Token {
-                            id,
-                            token,
-                            logprob,
-                        }));
-                        let usage = sequence.usage();
-                        advance.finished.map(|reason| Event::Finished { id, reason, usage })
-                    }
-                },
+    fn postprocess(&mut self, step: &Step, logits: Logits, events: &mut Vec<Event>) {
+        let (limits, runner) = (self.limits, &self.runner);
+        let work = work(&mut self.scheduler.running, step).zip(logits.of);
+        let work = work.map(|((sequence, scheduled, len), range)| {
+            let range = match runner.adapter_generation(sequence.adapter) {
+                Some(generation) if generation == sequence.generation => range,
+                _ => Err(gone(sequence.adapter)),
             };
-            if let Some(event) = last {
-                self.scheduler.remove(id);
-                events.push(event);
+            (sequence, scheduled, len, range)
+        });
+        // Choosing looks at V numbers, often more than once: side by side for several sequences.
+        let work: Vec<_> = work.collect();
+        let advances: Vec<Result<Advance, EngineError>> = work
+            .into_par_iter()
+            .map(|(sequence, scheduled, len, range)| {
+                sequence.advance(len, &scheduled.guesses, &logits.all[range?], &limits)
+            })
+            .collect();
+        let mut ended = Vec::new();
+        for ((scheduled, advanced), index) in step.scheduled.iter().zip(advances).zip(0..) {
+            let id = scheduled.id;
+            let advance = match advanced {
+                Ok(advance) => advance,
+                Err(error) => {
+                    ended.push(Event::Failed { id, error });
+                    continue;
+                }
+            };
+            self.guessed += scheduled.guesses.len() as u64;
+            self.accepted += advance.accepted as u64;
+            self.note(index, advance.tokens.len());
+            if !advance.prompt.is_empty() {
+                events.push(Event::Prompt { id, logprobs: advance.prompt });
             }
+            let tokens = advance.tokens.into_iter();
+            events.extend(tokens.map(|(token, logprobs)| Event::Token { id, token, logprobs }));
+            let usage = self.scheduler.running[index].usage();
+            ended.extend(advance.finished.map(|reason| Event::Finished { id, reason, usage }));
+        }
+        for event in ended {
+            self.scheduler.remove(event.id());
+            events.push(event);
+        }
+    }
+
+    /// The running sequence at `index` has come further, by so many chosen tokens.
+    fn note(&mut self, index: usize, chosen: usize) {
+        let len = self.scheduler.running[index].tokens.len();
+        match self.runner.recompute_beyond() {
+            Some(most) if len > most && len <= most + chosen => self.scheduler.restart(index),
+            _ => self.scheduler.remember(index),
         }
     }
 
@@ -239,34 +334,46 @@ impl<R: Runner> Engine<R> {
                 runner.num_blocks()
             )));
         }
+        let vocab_size = runner.vocab_size();
+        let limits = Limits::new(runner.context_len(), options.num_blocks, vocab_size);
+        let bounds = Bounds {
+            limits,
+            max_batch_tokens: options.max_batch_tokens,
+            max_num_seqs: options.max_num_seqs,
+            max_logit_rows: (options.max_logit_bytes / (4 * vocab_size).max(1))
+                .max(options.max_num_seqs),
+            num_speculative_tokens: options.num_speculative_tokens,
+            recompute_beyond: runner.recompute_beyond(),
+        };
         Ok(Engine {
-            limits: Limits::new(runner.context_len(), options.num_blocks, runner.vocab_size()),
-            scheduler: Scheduler::new(
-                options.num_blocks,
-                options.max_batch_tokens,
-                options.max_num_seqs,
-            ),
+            limits,
+            scheduler: Scheduler::new(options.num_blocks, options.prefix_caching, bounds),
             runner,
             options,
             next_id: 0,
             pending: Vec::new(),
             steps: 0,
             tokens_run: 0,
+            guessed: 0,
+            accepted: 0,
         })
     }
 
     /// Queues a request. Its first tokens come with a later [`Engine::step`].
     ///
     /// # Errors
-    /// [`EngineError::QueueFull`], or the rule of [`Limits::check`] that it breaks.
+    /// [`EngineError::QueueFull`], [`EngineError::AdapterGone`], or the rule of [`Limits::check`] that
+    /// it breaks.
     pub fn add(&mut self, request: SequenceRequest) -> Result<SequenceId, EngineError> {
         self.limits.check(&request)?;
         if self.scheduler.waiting.len() >= self.options.max_queue {
             return Err(EngineError::QueueFull { limit: self.options.max_queue });
         }
+        let generation = self.runner.adapter_generation(request.adapter);
+        let generation = generation.ok_or_else(|| gone(request.adapter))?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, request));
+        self.scheduler.add(Sequence::new(id, request, generation, self.limits.vocab_size));
         Ok(id)
     }
 
@@ -312,10 +419,13 @@ impl<R: Runner> Engine<R> {
             running: self.scheduler.running.len(),
             waiting: self.scheduler.waiting.len(),
             free_blocks: self.scheduler.blocks.num_free(),
+            cached_blocks: self.scheduler.blocks.num_idle(),
             total_blocks: self.scheduler.blocks.num_blocks(),
             steps: self.steps,
             tokens_run: self.tokens_run,
             preemptions: self.scheduler.preemptions,
+            guessed_tokens: self.guessed,
+            accepted_tokens: self.accepted,
         }
     }
 
@@ -378,17 +488,20 @@ impl Engine<DecoderRunner> {
 #[derive(Default)]
 struct Answer {
     tokens: Vec<u32>,
-    logprobs: Vec<f32>,
+    logprobs: Vec<TokenLogprobs>,
+    prompt_logprobs: Vec<TokenLogprobs>,
     end: Option<Result<(FinishReason, Usage), EngineError>>,
 }
 
 impl Answer {
     fn note(&mut self, event: Event) {
         match event {
-            Event::Token { token, logprob, .. } => {
+            Event::Token { token, logprobs, .. } => {
                 self.tokens.push(token);
-                self.logprobs.push(logprob);
+                self.logprobs.extend(logprobs);
             }
+            Event::Prompt { logprobs, .. } => self.prompt_logprobs.extend(logprobs),
+            Event::Started { .. } => {}
             Event::Finished { reason, usage, .. } => self.end = Some(Ok((reason, usage))),
             Event::Failed { error, .. } => self.end = Some(Err(error)),
         }
@@ -396,8 +509,26 @@ impl Answer {
 
     fn completion(self) -> Result<Completion, EngineError> {
         let (reason, usage) = self.end.unwrap_or(Err(EngineError::Stopped))?;
-        Ok(Completion { tokens: self.tokens, logprobs: self.logprobs, reason, usage })
+        let Answer { tokens, logprobs, prompt_logprobs, .. } = self;
+        Ok(Completion { tokens, logprobs, prompt_logprobs, reason, usage })
     }
+}
+
+fn gone(adapter: Option<usize>) -> EngineError {
+    EngineError::AdapterGone { slot: adapter.unwrap_or_default() }
+}
+
+/// The sequences of a step with what is scheduled of each and how many tokens that is. They are the
+/// first of those running, because nothing comes or goes between a step's schedule and its end.
+fn work<'a>(
+    running: &'a mut [Sequence],
+    step: &'a Step,
+) -> impl Iterator<Item = (&'a mut Sequence, &'a Scheduled, usize)> {
+    let work = running.iter_mut().zip(&step.scheduled).zip(&step.batch.segments);
+    work.map(|((sequence, scheduled), segment)| {
+        assert_eq!(sequence.id, scheduled.id, "a sequence came or went during a step");
+        (sequence, scheduled, segment.len)
+    })
 }
 
 /// Runs `batch`; a panic and a result of the wrong length are errors like any other. After a

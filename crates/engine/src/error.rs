@@ -66,6 +66,15 @@ pub enum EngineError {
         /// Position in the sequence of the token that was to be sampled.
         position: usize,
     },
+    /// The grammar could not be followed any further.
+    #[error("the grammar cannot be followed: {0}")]
+    Grammar(String),
+    /// The adapter was taken out or replaced, maybe while the sequence was on its way.
+    #[error("the adapter in slot {slot} is not there any more. hint: ask again")]
+    AdapterGone {
+        /// The slot.
+        slot: usize,
+    },
     /// The forward pass failed for this sequence, even without the others of its batch.
     #[error("the forward pass failed: {0}")]
     Forward(String),

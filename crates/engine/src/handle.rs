@@ -264,7 +264,7 @@ fn next_step<R: Runner>(
             }
             match engine.add(request) {
                 Ok(id) => _ = clients.insert(id, client),
-                // Cannot happen after the checks of `submit`; said rather than swallowed.
+                // After the checks of `submit` only an adapter that is gone by now.
                 Err(error) => _ = (client.sink)(Event::Failed { id: SequenceId(u64::MAX), error }),
             }
         }

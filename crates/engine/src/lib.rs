@@ -9,17 +9,22 @@
 //! its own thread for a server.
 
 mod block_manager;
+mod constraint;
+mod draft;
 mod engine;
 mod error;
 mod handle;
+mod params;
 mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
 
+pub use constraint::{Constraint, Grammar, GrammarRef, TokenSet};
 pub use engine::{Completion, Engine, EngineOptions, EngineStats, Event};
 pub use error::EngineError;
 pub use handle::{EngineHandle, EventReceiver, Ticket};
+pub use params::SamplingParams;
 pub use runner::{DecoderRunner, Runner};
-pub use sampler::{Sampled, Sampler};
-pub use sequence::{FinishReason, Limits, SamplingParams, SequenceId, SequenceRequest, Usage};
+pub use sampler::{Sampled, Sampler, TokenLogprobs};
+pub use sequence::{FinishReason, Limits, SequenceId, SequenceRequest, Usage};

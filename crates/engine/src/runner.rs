@@ -27,6 +27,11 @@ pub trait Runner: Send {
     fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
         None
     }
+    /// Which adapter `adapter`, a slot, holds: a number that no other adapter, and no changed form of
+    /// the same one, ever has. None where the slot is empty. Keys made with one are no other's.
+    fn adapter_generation(&self, adapter: Option<usize>) -> Option<u64> {
+        Some(adapter.map_or(0, |slot| slot as u64 + 1))
+    }
 }
 
 /// The real thing: a decoder, its adapters and its KV cache.
@@ -63,5 +68,11 @@ impl Runner for DecoderRunner {
     }
     fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
         Some(&mut self.adapters)
+    }
+    fn adapter_generation(&self, adapter: Option<usize>) -> Option<u64> {
+        match adapter {
+            None => Some(0),
+            Some(slot) => self.adapters.generation(slot),
+        }
     }
 }

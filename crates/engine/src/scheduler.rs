@@ -1,79 +1,158 @@
 //! Which sequences run in the next step, and who gets the pages.
 
-use crate::block_manager::BlockManager;
-use crate::sequence::{Sequence, SequenceId};
+use crate::block_manager::{BlockManager, Root};
+use crate::draft::prompt_lookup;
+use crate::sequence::{Limits, Sequence, SequenceId};
 use model::{Batch, Segment};
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::ops::Range;
 
-/// First come, first served. Every sequence in `running` is older than every one in `waiting`, and
-/// both are in order of age, so the oldest always has the first claim on tokens and pages: it
-/// cannot be preempted, always advances, and hence nothing starves.
+/// Fair among tenants, first come first served within each.
 ///
-/// At most one running sequence, the youngest, is in the middle of its prompt: new ones are
+/// Every sequence gets a place in the order of service when it arrives: where its tenant's previous
+/// one ends if each tenant were served at a speed of its weight, but not before the place of the
+/// sequence admitted last (start-time fair queueing, Goyal, Vin and Cheng 1996). With one tenant that
+/// is the order of arrival. A newcomer hence never gets a place before one that is running: every
+/// sequence in `running` stands before every one in `waiting`, both are in order, and the first always
+/// has the first claim on tokens and pages. It cannot be preempted, always advances, and so nothing
+/// starves.
+///
+/// At most one running sequence, the last, is in the middle of its prompt: new ones are
 /// admitted only with what the others leave of the step's tokens. Decodes never wait for a long
 /// prompt.
-#[derive(Debug)]
 pub(crate) struct Scheduler {
-    pub(crate) waiting: VecDeque<Sequence>,
+    /// In order of (start, id).
+    pub(crate) waiting: Vec<Sequence>,
     pub(crate) running: Vec<Sequence>,
     pub(crate) blocks: BlockManager,
     /// Sequences that lost their pages and had to start again, in all.
     pub(crate) preemptions: u64,
-    max_batch_tokens: usize,
-    max_num_seqs: usize,
+    /// Place of the sequence admitted last.
+    now: f64,
+    /// Where the last place of each tenant ends; gone when it has nothing left here.
+    ends: HashMap<u64, f64>,
+    bounds: Bounds,
 }
+
+/// What a step must keep within.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) limits: Limits,
+    pub(crate) max_batch_tokens: usize,
+    pub(crate) max_num_seqs: usize,
+    /// Most rows of logits in a step; at least one.
+    pub(crate) max_logit_rows: usize,
+    /// Most tokens guessed for a sequence.
+    pub(crate) num_speculative_tokens: usize,
+    /// See [`crate::Runner::recompute_beyond`].
+    pub(crate) recompute_beyond: Option<usize>,
+}
+
+/// Rows of a step up to which a row more costs little, because the weights are read anyway: guesses
+/// fill a step no further.
+const GUESSING_ROWS: usize = 16;
 
 /// One step's work.
 #[derive(Debug, Default)]
 pub(crate) struct Step {
     pub(crate) batch: Batch,
-    /// The sequence of each segment of `batch`, and its row of logits when its last token is in.
-    pub(crate) scheduled: Vec<(SequenceId, Option<usize>)>,
+    /// What each segment of `batch` is.
+    pub(crate) scheduled: Vec<Scheduled>,
+    /// Sequences that run for the first time, and how many of their tokens were known.
+    pub(crate) started: Vec<(SequenceId, usize)>,
+}
+
+/// One segment's sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scheduled {
+    pub(crate) id: SequenceId,
+    /// Its rows of logits.
+    pub(crate) rows: Range<usize>,
+    /// The tokens at its end that are only guessed.
+    pub(crate) guesses: Vec<u32>,
+}
+
+impl Bounds {
+    /// What the keys of `sequence` depend on beside its tokens.
+    pub(crate) fn root(&self, sequence: &Sequence) -> Root {
+        let long = self.recompute_beyond.is_some_and(|most| sequence.tokens.len() > most);
+        Root { generation: sequence.generation, long }
+    }
+
+    /// Guesses at what follows in one of `running` sequences.
+    fn guess(&self, sequence: &Sequence, running: usize) -> Vec<u32> {
+        let room = GUESSING_ROWS.saturating_sub(running) / running.max(1);
+        let mut most = self.num_speculative_tokens.min(room);
+        if let Some(beyond) = self.recompute_beyond
+            && sequence.tokens.len() <= beyond
+        {
+            most = most.min(beyond - sequence.tokens.len());
+        }
+        match sequence.guesses_worth(most, &self.limits) {
+            0 => Vec::new(),
+            most => prompt_lookup(&sequence.tokens, most).to_vec(),
+        }
+    }
 }
 
 impl Scheduler {
-    pub(crate) fn new(
-        num_blocks: usize,
-        max_batch_tokens: usize,
-        max_num_seqs: usize,
-    ) -> Scheduler {
+    pub(crate) fn new(num_blocks: usize, prefix_caching: bool, bounds: Bounds) -> Scheduler {
         Scheduler {
-            waiting: VecDeque::new(),
+            waiting: Vec::new(),
             running: Vec::new(),
-            blocks: BlockManager::new(num_blocks),
+            blocks: BlockManager::new(num_blocks, prefix_caching),
             preemptions: 0,
-            max_batch_tokens,
-            max_num_seqs,
+            now: 0.0,
+            ends: HashMap::new(),
+            bounds,
         }
     }
 
-    /// Adds a sequence, younger than all before it.
-    pub(crate) fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+    /// Adds a sequence at its place.
+    pub(crate) fn add(&mut self, mut sequence: Sequence) {
+        let cost = sequence.pending() + sequence.cost_left(&self.bounds.limits);
+        let end = self.ends.entry(sequence.tenant).or_insert(self.now);
+        sequence.start = end.max(self.now);
+        *end = sequence.start + cost as f64 / f64::from(sequence.weight);
+        self.enqueue(sequence);
     }
 
-    /// The next step: running sequences first, oldest first, then waiting ones while tokens, pages
+    fn enqueue(&mut self, sequence: Sequence) {
+        let place = (sequence.start, sequence.id);
+        let index = self.waiting.partition_point(|w| (w.start, w.id) < place);
+        self.waiting.insert(index, sequence);
+    }
+
+    /// The next step: running sequences first, in order, then waiting ones while tokens, pages
     /// and places are left. None when there is nothing to do.
     pub(crate) fn schedule(&mut self) -> Option<Step> {
         let mut step = Step::default();
-        let mut budget = self.max_batch_tokens;
+        let mut left =
+            Left { tokens: self.bounds.max_batch_tokens, rows: self.bounds.max_logit_rows };
         let mut next = 0;
-        while next < self.running.len() && budget > 0 {
+        while next < self.running.len() && left.some() {
+            let mut guesses = self.bounds.guess(&self.running[next], self.running.len());
+            guesses.truncate(left.tokens.min(left.rows) - 1);
+            let len = self.running[next].tokens.len();
+            let sequence = &mut self.running[next];
+            if !guesses.is_empty() && !self.blocks.grow(&mut sequence.pages, len + guesses.len()) {
+                guesses.clear();
+            }
             if !self.make_room(next) {
                 break;
             }
-            budget -= step.push(&self.running[next], budget);
+            step.push(&self.running[next], guesses, &mut left);
             next += 1;
         }
         // `next` stops short when tokens or pages ran out: then there is nothing for newcomers.
-        while budget > 0 && next == self.running.len() && self.admit() {
-            budget -= step.push(&self.running[next], budget);
+        while left.some() && next == self.running.len() && self.admit(&mut step) {
+            step.push(&self.running[next], Vec::new(), &mut left);
             next += 1;
         }
         (!step.scheduled.is_empty()).then_some(step)
     }
 
-    /// Gives `running[index]` the pages for all its tokens, preempting the youngest while none is
+    /// Gives `running[index]` the pages for all its tokens, preempting the last while none is
     /// free. False when it had to go itself.
     fn make_room(&mut self, index: usize) -> bool {
         loop {
@@ -81,61 +160,135 @@ impl Scheduler {
             if self.blocks.grow(&mut sequence.pages, sequence.tokens.len()) {
                 return true;
             }
-            let Some(mut youngest) = self.running.pop() else { return false };
-            self.blocks.release(&mut youngest.pages);
-            youngest.computed = 0;
+            let Some(mut last) = self.running.pop() else { return false };
+            self.blocks.release(&mut last.pages);
+            last.computed = 0;
             self.preemptions += 1;
-            self.waiting.push_front(youngest);
+            self.enqueue(last);
             if index >= self.running.len() {
                 return false;
             }
         }
     }
 
-    /// Moves the oldest waiting sequence to `running`, with the pages for its whole prompt, so
+    /// Moves the first waiting sequence to `running`, with the pages for its whole prompt, so
     /// that a later chunk cannot fail for want of one. Keeps a page in reserve for every running
     /// sequence: each will want one within 16 steps, and admitting a prompt only to preempt it
     /// wastes its prefill. Alone, a sequence always fits (checked when it was added).
-    fn admit(&mut self) -> bool {
-        let Some(sequence) = self.waiting.front_mut() else { return false };
-        let needed = BlockManager::blocks_for(sequence.tokens.len());
-        let fits = needed + self.running.len() <= self.blocks.num_free();
-        if self.running.len() >= self.max_num_seqs
-            || !fits
-            || !self.blocks.grow(&mut sequence.pages, sequence.tokens.len())
+    ///
+    /// What the pages know of its beginning is not run again; its last token always is, for its logits.
+    fn admit(&mut self, step: &mut Step) -> bool {
+        let Some(sequence) = self.waiting.first_mut() else { return false };
+        let known = match sequence.scores_prompt() {
+            true => Vec::new(),
+            false => {
+                let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
+                self.blocks.find(self.bounds.root(sequence), before_last)
+            }
+        };
+        let needed = BlockManager::blocks_for(sequence.tokens.len()) - known.len()
+            + self.blocks.idle_among(&known);
+        if self.running.len() >= self.bounds.max_num_seqs
+            || needed + self.running.len() > self.blocks.num_free()
         {
             return false;
         }
-        self.running.extend(self.waiting.pop_front());
+        self.blocks.hold(&known);
+        sequence.computed = known.len() * model::BLOCK_SIZE;
+        sequence.pages = known;
+        if !self.blocks.grow(&mut sequence.pages, sequence.tokens.len()) {
+            self.blocks.release(&mut sequence.pages);
+            sequence.computed = 0;
+            return false;
+        }
+        if sequence.cached.is_none() {
+            sequence.cached = Some(sequence.computed);
+            step.started.push((sequence.id, sequence.computed));
+        }
+        self.now = sequence.start;
+        self.running.push(self.waiting.remove(0));
         true
     }
 
-    /// The running sequence `id`.
-    pub(crate) fn running_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        let index = self.running.binary_search_by_key(&id, |s| s.id).ok()?;
-        Some(&mut self.running[index])
+    /// Notes that the running sequence at `index` has come as far as it says: its full pages are
+    /// known from now on.
+    pub(crate) fn remember(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        let root = self.bounds.root(sequence);
+        let Sequence { tokens, pages, computed, .. } = sequence;
+        self.blocks.remember(root, &tokens[..*computed], pages);
+    }
+
+    /// Takes the pages of the running sequence at `index`, which has to run from its start again.
+    pub(crate) fn restart(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        sequence.computed = 0;
+        self.blocks.release(&mut sequence.pages);
     }
 
     /// Takes a sequence out, wherever it is, and its pages back.
     pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
-        let mut sequence = match self.running.binary_search_by_key(&id, |s| s.id) {
-            Ok(index) => self.running.remove(index),
-            Err(_) => {
-                let index = self.waiting.binary_search_by_key(&id, |s| s.id).ok()?;
-                self.waiting.remove(index)?
-            }
+        let place = |queue: &[Sequence]| queue.iter().position(|s| s.id == id);
+        let mut sequence = match (place(&self.running), place(&self.waiting)) {
+            (Some(index), _) => self.running.remove(index),
+            (None, Some(index)) => self.waiting.remove(index),
+            (None, None) => return None,
         };
         self.blocks.release(&mut sequence.pages);
+        let tenant = sequence.tenant;
+        if self.running.iter().chain(&self.waiting).all(|s| s.tenant != tenant) {
+            self.ends.remove(&tenant);
+        } else {
+            let left = sequence.cost_left(&self.bounds.limits) as f64;
+            self.give_back(tenant, left / f64::from(sequence.weight));
+        }
         Some(sequence)
+    }
+
+    /// What a sequence did not use is its tenant's again: those behind it come forward.
+    fn give_back(&mut self, tenant: u64, unused: f64) {
+        if let Some(end) = self.ends.get_mut(&tenant) {
+            *end -= unused;
+        }
+        for sequence in self.waiting.iter_mut().filter(|s| s.tenant == tenant) {
+            sequence.start = (sequence.start - unused).max(self.now);
+        }
+        self.waiting.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.id.cmp(&b.id)));
+    }
+}
+
+/// What is left of a step.
+struct Left {
+    tokens: usize,
+    rows: usize,
+}
+
+impl Left {
+    fn some(&self) -> bool {
+        self.tokens > 0 && self.rows > 0
     }
 }
 
 impl Step {
-    /// Adds the next tokens of `sequence`, at most `budget`; returns how many.
-    fn push(&mut self, sequence: &Sequence, budget: usize) -> usize {
-        let len = sequence.pending().min(budget);
+    /// Adds the next tokens of `sequence`, and `guesses` behind them, as far as `left` goes.
+    fn push(&mut self, sequence: &Sequence, guesses: Vec<u32>, left: &mut Left) {
         let past = sequence.computed;
+        let mut len = sequence.pending().min(left.tokens);
+        let scores = sequence.scores_prompt();
+        if scores {
+            len = len.min(left.rows);
+        }
+        let first = self.batch.logit_rows.len();
         self.batch.tokens.extend_from_slice(&sequence.tokens[past..past + len]);
+        self.batch.tokens.extend_from_slice(&guesses);
+        let end = self.batch.tokens.len();
+        let wanted = match (scores, len == sequence.pending()) {
+            (true, _) => len,
+            (false, true) => 1 + guesses.len(),
+            (false, false) => 0,
+        };
+        self.batch.logit_rows.extend(end - wanted..end);
+        len += guesses.len();
         self.batch.segments.push(Segment {
             len,
             past,
@@ -144,21 +297,20 @@ impl Step {
             reach: sequence.tokens.len(),
             dropout: None,
         });
-        let row = (len == sequence.pending()).then(|| {
-            self.batch.logit_rows.push(self.batch.tokens.len() - 1);
-            self.batch.logit_rows.len() - 1
-        });
-        self.scheduled.push((sequence.id, row));
-        len
+        left.tokens -= len;
+        left.rows -= wanted;
+        let rows = first..first + wanted;
+        self.scheduled.push(Scheduled { id: sequence.id, rows, guesses });
     }
 
     /// The batch with segment `index` alone.
     pub(crate) fn alone(&self, index: usize) -> Batch {
         let start: usize = self.batch.segments[..index].iter().map(|s| s.len).sum();
         let segment = self.batch.segments[index].clone();
+        let rows = &self.batch.logit_rows[self.scheduled[index].rows.clone()];
         Batch {
             tokens: self.batch.tokens[start..start + segment.len].to_vec(),
-            logit_rows: self.scheduled[index].1.map(|_| segment.len - 1).into_iter().collect(),
+            logit_rows: rows.iter().map(|row| row - start).collect(),
             segments: vec![segment],
         }
     }
@@ -167,17 +319,34 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sequence::{SamplingParams, SequenceRequest};
+    use crate::params::SamplingParams;
+    use crate::sequence::SequenceRequest;
 
+    const V: usize = 1000;
+
+    fn empty(num_blocks: usize, tokens: usize, seqs: usize) -> Scheduler {
+        let bounds = Bounds {
+            limits: Limits::new(1000, num_blocks, V),
+            max_batch_tokens: tokens,
+            max_num_seqs: seqs,
+            max_logit_rows: 64,
+            num_speculative_tokens: 0,
+            recompute_beyond: None,
+        };
+        Scheduler::new(num_blocks, true, bounds)
+    }
+
+    fn add(s: &mut Scheduler, id: u64, change: impl Fn(&mut SequenceRequest)) {
+        let mut request = SequenceRequest::default();
+        change(&mut request);
+        s.add(Sequence::new(SequenceId(id), request, 0, V));
+    }
+
+    /// Prompts of different tokens.
     fn scheduler(num_blocks: usize, tokens: usize, seqs: usize, prompts: &[usize]) -> Scheduler {
-        let mut s = Scheduler::new(num_blocks, tokens, seqs);
+        let mut s = empty(num_blocks, tokens, seqs);
         for (i, &len) in prompts.iter().enumerate() {
-            let request = SequenceRequest {
-                prompt: (0..len as u32).collect(),
-                params: SamplingParams::default(),
-                adapter: None,
-            };
-            s.add(Sequence::new(SequenceId(i as u64), request));
+            add(&mut s, i as u64, |r| r.prompt = vec![i as u32; len]);
         }
         s
     }
@@ -188,12 +357,13 @@ mod tests {
         let Some(step) = s.schedule() else { return Vec::new() };
         let shown = step.scheduled.iter().zip(&step.batch.segments);
         let shown: Vec<_> =
-            shown.map(|(&(id, row), g)| (id.0, g.past, g.len, row.is_some())).collect();
+            shown.map(|(w, g)| (w.id.0, g.past, g.len, !w.rows.is_empty())).collect();
         for &(id, _, len, sampled) in &shown {
-            let sequence = s.running_mut(SequenceId(id)).unwrap();
-            sequence.computed += len;
+            let index = s.running.iter().position(|r| r.id.0 == id).unwrap();
+            s.running[index].computed += len;
+            s.remember(index);
             if sampled {
-                sequence.tokens.push(9);
+                s.running[index].tokens.push(9);
             }
         }
         shown
@@ -229,7 +399,11 @@ mod tests {
         assert_eq!(s.waiting.iter().map(|w| w.id.0).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(s.blocks.num_free(), 1);
         s.remove(SequenceId(0)).unwrap();
-        assert_eq!(step(&mut s)[0], (1, 0, 17, true), "recomputed with what it had generated");
+        assert_eq!(
+            step(&mut s)[0],
+            (1, 16, 1, true),
+            "its full page was still there; the rest is run again"
+        );
     }
 
     #[test]
@@ -249,9 +423,128 @@ mod tests {
         let mut s = scheduler(100, 8, 10, &[3, 12]);
         let step = s.schedule().unwrap();
         let first = step.alone(0);
-        assert_eq!((first.tokens, first.logit_rows), (vec![0, 1, 2], vec![2]));
+        assert_eq!((first.tokens, first.logit_rows), (vec![0; 3], vec![2]));
         let second = step.alone(1);
-        assert_eq!((second.tokens, second.logit_rows), (vec![0, 1, 2, 3, 4], vec![]));
+        assert_eq!((second.tokens, second.logit_rows), (vec![1; 5], vec![]));
         assert_eq!(second.segments, [step.batch.segments[1].clone()]);
+    }
+
+    #[test]
+    fn a_known_beginning_is_not_run_again() {
+        let mut s = empty(100, 64, 10);
+        let prompt: Vec<u32> = (0..40).collect();
+        add(&mut s, 0, |r| r.prompt = prompt.clone());
+        assert_eq!(step(&mut s), [(0, 0, 40, true)]);
+        add(&mut s, 1, |r| r.prompt = prompt.clone());
+        // Exactly two blocks: the last token is run for its logits, so one block is known.
+        add(&mut s, 2, |r| r.prompt = prompt[..32].to_vec());
+        assert_eq!(step(&mut s), [(0, 40, 1, true), (1, 32, 8, true), (2, 16, 16, true)]);
+        assert_eq!(
+            s.running.iter().map(|r| r.usage().cached_tokens).collect::<Vec<_>>(),
+            [0, 32, 16]
+        );
+        // Eight pages without sharing: three each for the first two, two for the last, which has
+        // given its own second one back when that turned out to be there already.
+        assert_eq!(s.blocks.num_free(), 100 - 4);
+    }
+
+    #[test]
+    fn a_prompt_that_is_scored_asks_for_all_its_rows() {
+        let mut s = empty(100, 100, 10);
+        let params = SamplingParams {
+            logprobs: Some(0),
+            prompt_logprobs: true,
+            ..SamplingParams::default()
+        };
+        add(&mut s, 0, |r| (r.prompt, r.params) = (vec![1; 80], params.clone()));
+        let first = s.schedule().unwrap();
+        assert_eq!((first.batch.tokens.len(), first.batch.logit_rows.len()), (64, 64));
+        assert_eq!(first.scheduled[0].rows, 0..64, "as many rows as a step may have");
+    }
+
+    #[test]
+    fn tenants_share_by_weight() {
+        let mut s = empty(1000, 64, 1);
+        let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
+        let request = |tenant, weight| {
+            let params = params.clone();
+            move |r: &mut SequenceRequest| {
+                *r = SequenceRequest {
+                    prompt: vec![tenant as u32; 10],
+                    params: params.clone(),
+                    tenant,
+                    weight,
+                    ..SequenceRequest::default()
+                };
+            }
+        };
+        // One tenant sends eight at once, another comes later with four of twice the weight.
+        (0..8).for_each(|id| add(&mut s, id, request(1, 1)));
+        step(&mut s);
+        (8..12).for_each(|id| add(&mut s, id, request(2, 2)));
+        let mut served = Vec::new();
+        while let Some(&(id, ..)) = step(&mut s).first() {
+            // All of it is used up.
+            let sequence = s.running.first_mut().unwrap();
+            sequence.tokens.resize(20, 9);
+            s.remove(SequenceId(id)).unwrap();
+            served.push(id);
+        }
+        assert_eq!(served, [0, 8, 9, 1, 10, 11, 2, 3, 4, 5, 6, 7]);
+        assert!(s.ends.is_empty(), "nobody is remembered without need");
+    }
+
+    #[test]
+    fn what_a_request_did_not_use_is_given_back() {
+        let mut s = empty(1000, 64, 1);
+        let long = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
+        let request = |tenant: u64| {
+            let params = long.clone();
+            move |r: &mut SequenceRequest| {
+                *r = SequenceRequest {
+                    prompt: vec![1; 10],
+                    params: params.clone(),
+                    tenant,
+                    ..SequenceRequest::default()
+                };
+            }
+        };
+        (0..2).for_each(|id| add(&mut s, id, request(1)));
+        (2..4).for_each(|id| add(&mut s, id, request(2)));
+        // Each ends after one token of 500, so the tenants take turns.
+        let mut served = Vec::new();
+        while let Some(&(id, ..)) = step(&mut s).first() {
+            s.remove(SequenceId(id)).unwrap();
+            served.push(id);
+        }
+        assert_eq!(served, [0, 2, 1, 3]);
+        add(&mut s, 4, request(1));
+        add(&mut s, 5, request(1));
+        step(&mut s);
+        add(&mut s, 6, request(2));
+        s.remove(SequenceId(4)).unwrap();
+        assert!(s.waiting[0].id.0 == 6 && s.waiting[1].start < s.now + 12.0, "11 were used");
+    }
+
+    #[test]
+    fn guesses_fill_small_steps_only() {
+        let mut s = empty(100, 64, 32);
+        s.bounds.num_speculative_tokens = 4;
+        add(&mut s, 0, |r| r.prompt = vec![1, 2, 3, 4, 5, 6, 1, 2, 3]);
+        step(&mut s);
+        // The token sampled is 9, which was not there before.
+        let next = s.schedule().unwrap();
+        assert_eq!(next.scheduled[0].guesses, [0u32; 0]);
+        s.running[0].tokens[9] = 4;
+        let next = s.schedule().unwrap();
+        assert_eq!(next.scheduled[0].guesses, [5, 6, 1, 2]);
+        assert_eq!(next.batch.tokens, [4, 5, 6, 1, 2]);
+        assert_eq!(next.batch.logit_rows, [0, 1, 2, 3, 4]);
+        assert_eq!(next.batch.segments[0].reach, 10, "guesses are no part of the sequence");
+        // With many running, none.
+        (1..16).for_each(|id| add(&mut s, id, |r| r.prompt = vec![50 + id as u32]));
+        s.schedule().unwrap();
+        let next = s.schedule().unwrap();
+        assert_eq!(next.scheduled[0].guesses, [0u32; 0]);
     }
 }

@@ -1,71 +1,15 @@
 //! One request on its way: what was asked, what is generated, which pages it holds.
 
+use crate::constraint::{Constraint, GrammarRef, TokenSet};
 use crate::error::EngineError;
-use crate::sampler::Sampler;
+use crate::params::SamplingParams;
+use crate::sampler::{Sampler, TokenLogprobs};
 use model::BLOCK_SIZE;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// Name of a sequence, unique within its engine; a later request has a larger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
-
-/// How tokens are chosen and when generation ends.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SamplingParams {
-    /// Logits are divided by this; 0 takes the most likely token (ties: the lowest id).
-    pub temperature: f32,
-    /// Keep the smallest set of most likely tokens whose probability reaches this, in (0, 1]
-    /// (nucleus sampling, arXiv 1904.09751); 1 keeps all.
-    pub top_p: f32,
-    /// Keep this many most likely tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Most tokens to generate, at least 1.
-    pub max_tokens: usize,
-    /// Start of the sequence's own random numbers: the same seed gives the same tokens whatever
-    /// else is in the batch.
-    pub seed: u64,
-    /// Tokens that end the sequence; they are not part of its output.
-    pub stop_ids: Vec<u32>,
-    /// Do not end at `stop_ids` (benchmarks of a fixed length); they are then output like others.
-    pub ignore_eos: bool,
-}
-
-impl Default for SamplingParams {
-    /// Greedy, up to 256 tokens.
-    fn default() -> SamplingParams {
-        SamplingParams {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            max_tokens: 256,
-            seed: 0,
-            stop_ids: Vec::new(),
-            ignore_eos: false,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Checks every range.
-    ///
-    /// # Errors
-    /// [`EngineError::Params`] naming the field.
-    pub fn validate(&self) -> Result<(), EngineError> {
-        let bad =
-            |field, found: String, expected| Err(EngineError::Params { field, found, expected });
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return bad("temperature", self.temperature.to_string(), "a number of at least 0");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return bad("top_p", self.top_p.to_string(), "above 0 and at most 1");
-        }
-        if self.max_tokens == 0 {
-            return bad("max_tokens", "0".into(), "at least 1");
-        }
-        Ok(())
-    }
-}
 
 /// What a caller wants generated.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,6 +20,13 @@ pub struct SequenceRequest {
     pub params: SamplingParams,
     /// Slot in the engine's [`model::AdapterSet`]; None is the base alone.
     pub adapter: Option<usize>,
+    /// What the answer must keep to.
+    pub grammar: Option<GrammarRef>,
+    /// Who asks. Waiting requests of different tenants get equal shares of the engine, however many
+    /// each of them has sent.
+    pub tenant: u64,
+    /// This tenant's share is so many times that of a tenant with 1; 0 counts as 1.
+    pub weight: u32,
 }
 
 /// What any request must keep within, fixed when the engine is built.
@@ -105,7 +56,7 @@ impl Limits {
     /// # Errors
     /// The first rule broken, as an [`EngineError`].
     pub fn check(&self, request: &SequenceRequest) -> Result<(), EngineError> {
-        request.params.validate()?;
+        request.params.validate(self.vocab_size)?;
         let tokens = request.prompt.len();
         if tokens == 0 {
             return Err(EngineError::EmptyPrompt);
@@ -144,12 +95,13 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Of those, tokens whose keys and values were there already from earlier requests.
+    pub cached_tokens: usize,
     /// Tokens generated; counts the stop token that ended the sequence, which is not output.
     pub completion_tokens: usize,
 }
 
 /// A request being worked on.
-#[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     /// Prompt, then what was generated.
@@ -160,21 +112,52 @@ pub(crate) struct Sequence {
     /// Page table; empty while waiting.
     pub(crate) pages: Vec<u32>,
     pub(crate) adapter: Option<usize>,
+    /// Which adapter the slot held when the sequence came: keys made with another one are none of its.
+    pub(crate) generation: u64,
+    pub(crate) tenant: u64,
+    pub(crate) weight: u32,
+    /// Its place in the order of service, see [`crate::scheduler::Scheduler`].
+    pub(crate) start: f64,
+    /// Tokens found in the cache when it first got pages; None before that.
+    pub(crate) cached: Option<usize>,
+    /// Tokens of the prompt whose log probability is told.
+    scored: usize,
+    constraint: Option<Box<dyn Constraint>>,
+    /// What may be chosen next, made beside the forward.
+    allowed: Result<TokenSet, String>,
+    /// Guessed tokens that were run, and those of them that were right.
+    guesses: (usize, usize),
     sampler: Sampler,
     params: SamplingParams,
 }
 
 impl Sequence {
     /// `request` has been checked against the limits.
-    pub(crate) fn new(id: SequenceId, request: SequenceRequest) -> Sequence {
+    pub(crate) fn new(
+        id: SequenceId,
+        request: SequenceRequest,
+        generation: u64,
+        vocab_size: usize,
+    ) -> Sequence {
+        let constraint = request.grammar.map(|grammar| grammar.0.start());
         Sequence {
             id,
             prompt_len: request.prompt.len(),
+            sampler: Sampler::new(&request.params, &request.prompt),
             tokens: request.prompt,
             computed: 0,
             pages: Vec::new(),
             adapter: request.adapter,
-            sampler: Sampler::new(&request.params),
+            generation,
+            tenant: request.tenant,
+            weight: request.weight.max(1),
+            start: 0.0,
+            cached: None,
+            // Nothing stands before the first token.
+            scored: if request.params.prompt_logprobs { 1 } else { usize::MAX },
+            allowed: Ok(TokenSet::new(if constraint.is_some() { vocab_size } else { 0 })),
+            constraint,
+            guesses: (0, 0),
             params: request.params,
         }
     }
@@ -185,45 +168,181 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Whether log probabilities of the prompt are still to be told: every row of logits is wanted,
+    /// and keys that are there already do not help.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.scored < self.prompt_len
+    }
+
+    /// Tokens that the request may still cost, for the order of service.
+    pub(crate) fn cost_left(&self, limits: &Limits) -> usize {
+        let end = self.prompt_len.saturating_add(self.params.max_tokens).min(limits.max_len());
+        end.saturating_sub(self.tokens.len())
+    }
+
+    /// How many tokens may be guessed for the next step, at most `most`: never beyond the end of the
+    /// answer, none where a grammar decides, few where guesses were mostly wrong.
+    pub(crate) fn guesses_worth(&self, most: usize, limits: &Limits) -> usize {
+        if self.constraint.is_some() || self.pending() != 1 || self.scores_prompt() {
+            return 0;
+        }
+        let (made, right) = self.guesses;
+        let worth = match made {
+            0..16 => most,
+            _ => (most * 2 * right).div_ceil(made).min(most),
+        };
+        worth.min(self.cost_left(limits).saturating_sub(1))
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_len,
+            cached_tokens: self.cached.unwrap_or(0),
             completion_tokens: self.tokens.len() - self.prompt_len,
         }
     }
 
-    /// Chooses the next token from `logits` [V] and appends it.
+    /// Whether a grammar says what may be chosen.
+    pub(crate) fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Asks the grammar what may follow. Takes a while, so it is done beside the forward.
+    pub(crate) fn prepare(&mut self) {
+        let Some(constraint) = &mut self.constraint else { return };
+        let Ok(allowed) = &mut self.allowed else { return };
+        allowed.clear();
+        let (stops, ends) = (&self.params.stop_ids, !self.params.ignore_eos);
+        let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            constraint.allowed(allowed)?;
+            if ends && constraint.may_end() {
+                stops.iter().for_each(|&id| allowed.insert(id));
+            }
+            Ok(())
+        }));
+        if let Err(problem) = asked.unwrap_or_else(|_| Err("the grammar's work panicked".into())) {
+            self.allowed = Err(problem);
+        }
+    }
+
+    /// Goes on behind a step that ran the next `len` of its tokens, of which the last `guessed` are
+    /// no tokens of the sequence yet. `logits` are the rows [n, V] that were asked for: none in the
+    /// middle of a prompt, one for each token run where the prompt is scored, otherwise one for the
+    /// last token and one for each guess in `guesses`.
+    ///
+    /// A guess is right when it is what the sampler chooses anyway, so guessing changes no text.
     ///
     /// # Errors
-    /// [`EngineError::NonFinite`].
+    /// [`EngineError::NonFinite`], [`EngineError::Grammar`].
     pub(crate) fn advance(
         &mut self,
+        len: usize,
+        guesses: &[u32],
         logits: &[f32],
         limits: &Limits,
     ) -> Result<Advance, EngineError> {
-        let sampled = self
-            .sampler
-            .sample(logits)
-            .ok_or(EngineError::NonFinite { position: self.tokens.len() })?;
+        let mut advance = Advance::default();
+        let mut rows = logits.chunks_exact(limits.vocab_size);
+        if self.scores_prompt() {
+            self.score(&mut rows, &mut advance)?;
+        }
+        self.computed += len - guesses.len();
+        if self.computed < self.tokens.len() {
+            return Ok(advance);
+        }
+        if self.params.max_tokens == 0 {
+            advance.finished = Some(FinishReason::Length);
+            return Ok(advance);
+        }
+        self.guesses.0 += guesses.len();
+        for (i, row) in rows.enumerate() {
+            self.choose(row, limits, &mut advance)?;
+            if advance.finished.is_some() || guesses.get(i) != self.tokens.last() {
+                break;
+            }
+            advance.accepted += 1;
+        }
+        self.guesses.1 += advance.accepted;
+        // The keys of right guesses are in the pages; those of wrong ones will be written over.
+        self.computed = self.tokens.len() - 1;
+        Ok(advance)
+    }
+
+    /// Tells the log probabilities of the prompt's tokens behind those computed, as far as `rows`
+    /// go, and leaves the row that the first generated token is chosen from.
+    fn score<'a>(
+        &mut self,
+        rows: &mut impl Iterator<Item = &'a [f32]>,
+        advance: &mut Advance,
+    ) -> Result<(), EngineError> {
+        let top = self.params.logprobs.unwrap_or(0);
+        for position in self.computed + 1..self.prompt_len {
+            let Some(row) = rows.next() else { break };
+            if !row.iter().all(|l| l.is_finite()) {
+                return Err(EngineError::NonFinite { position });
+            }
+            // Told already before a preemption.
+            if position == self.scored {
+                advance.prompt.push(TokenLogprobs::new(row, self.tokens[position], top));
+                self.scored += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the next token from `row` [V] and appends it.
+    fn choose(
+        &mut self,
+        row: &[f32],
+        limits: &Limits,
+        advance: &mut Advance,
+    ) -> Result<(), EngineError> {
+        let position = self.tokens.len();
+        let sampled = match (&self.constraint, &self.allowed) {
+            (None, _) => self.sampler.sample(row, None),
+            (Some(_), Err(problem)) => return Err(EngineError::Grammar(problem.clone())),
+            (Some(_), Ok(allowed)) if allowed.is_empty() => {
+                advance.finished = Some(FinishReason::Stop);
+                return Ok(());
+            }
+            (Some(_), Ok(allowed)) => self.sampler.sample(row, Some(allowed)),
+        };
+        let sampled = sampled.ok_or(EngineError::NonFinite { position })?;
         self.tokens.push(sampled.token);
         let stopped = !self.params.ignore_eos && self.params.stop_ids.contains(&sampled.token);
         let full = self.usage().completion_tokens >= self.params.max_tokens
             || self.tokens.len() >= limits.max_len();
-        Ok(Advance {
-            output: (!stopped).then_some((sampled.token, sampled.logprob)),
-            finished: match (stopped, full) {
-                (true, _) => Some(FinishReason::Stop),
-                (false, true) => Some(FinishReason::Length),
-                (false, false) => None,
-            },
-        })
+        let mut complete = false;
+        if let (false, Some(constraint)) = (stopped, &mut self.constraint) {
+            let accept = std::panic::AssertUnwindSafe(|| {
+                constraint.accept(sampled.token)?;
+                Ok(constraint.must_end())
+            });
+            complete = std::panic::catch_unwind(accept)
+                .unwrap_or_else(|_| Err("the grammar's work panicked".into()))
+                .map_err(EngineError::Grammar)?;
+        }
+        if !stopped {
+            advance.tokens.push((sampled.token, sampled.logprobs));
+        }
+        advance.finished = match (stopped || complete, full) {
+            (true, _) => Some(FinishReason::Stop),
+            (false, true) => Some(FinishReason::Length),
+            (false, false) => None,
+        };
+        Ok(())
     }
 }
 
-/// What one sampled token meant for its sequence.
+/// What a step meant for its sequence.
+#[derive(Default)]
 pub(crate) struct Advance {
-    /// The token and its log probability, unless it was a stop token.
-    pub(crate) output: Option<(u32, f32)>,
+    /// What is now known of the prompt's next tokens.
+    pub(crate) prompt: Vec<TokenLogprobs>,
+    /// The tokens chosen, without a stop token.
+    pub(crate) tokens: Vec<(u32, Option<TokenLogprobs>)>,
+    /// Guesses that were right and gone beyond.
+    pub(crate) accepted: usize,
     pub(crate) finished: Option<FinishReason>,
 }
 
@@ -235,54 +354,38 @@ mod tests {
     fn limits_name_the_rule_broken() {
         let limits = Limits::new(100, 4, 50);
         assert_eq!(limits.max_len(), 64);
-        let check = |prompt: Vec<u32>, change: &dyn Fn(&mut SamplingParams)| {
-            let mut params = SamplingParams::default();
-            change(&mut params);
-            limits.check(&SequenceRequest { prompt, params, adapter: None })
+        let check = |prompt: Vec<u32>| {
+            limits.check(&SequenceRequest { prompt, ..SequenceRequest::default() })
         };
-        let keep = |_: &mut SamplingParams| {};
-        assert_eq!(check(vec![1; 63], &keep), Ok(()));
-        assert_eq!(check(vec![], &keep), Err(EngineError::EmptyPrompt));
+        assert_eq!(check(vec![1; 63]), Ok(()));
+        assert_eq!(check(vec![]), Err(EngineError::EmptyPrompt));
         assert_eq!(
-            check(vec![1; 64], &keep),
+            check(vec![1; 64]),
             Err(EngineError::PromptExceedsCache { tokens: 64, capacity: 64 })
         );
-        let long = check(vec![1; 100], &keep).unwrap_err();
+        let long = check(vec![1; 100]).unwrap_err();
         assert_eq!(long, EngineError::PromptTooLong { tokens: 100, context_len: 100 });
         assert!(long.to_string().contains("at most 99 tokens"), "{long}");
         assert_eq!(
-            check(vec![1, 50], &keep),
+            check(vec![1, 50]),
             Err(EngineError::TokenOutOfRange { token: 50, position: 1, vocab_size: 50 })
         );
-        let field = |change: &dyn Fn(&mut SamplingParams)| match check(vec![1], change) {
-            Err(EngineError::Params { field, .. }) => field,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(field(&|p| p.temperature = -0.1), "temperature");
-        assert_eq!(field(&|p| p.temperature = f32::NAN), "temperature");
-        assert_eq!(field(&|p| p.temperature = f32::INFINITY), "temperature");
-        assert_eq!(field(&|p| p.top_p = 0.0), "top_p");
-        assert_eq!(field(&|p| p.top_p = 1.5), "top_p");
-        assert_eq!(field(&|p| p.top_p = f32::NAN), "top_p");
-        assert_eq!(field(&|p| p.max_tokens = 0), "max_tokens");
+        let params = SamplingParams { top_p: 0.0, ..SamplingParams::default() };
+        let request = SequenceRequest { prompt: vec![1], params, ..SequenceRequest::default() };
+        assert!(matches!(limits.check(&request), Err(EngineError::Params { field: "top_p", .. })));
     }
 
     #[test]
     fn ends_at_stop_ids_max_tokens_and_the_length_limit() {
-        let one_hot =
-            |token: usize| (0..8).map(|i| if i == token { 5.0 } else { 0.0 }).collect::<Vec<f32>>();
         let limits = Limits::new(6, 100, 8);
         let start = |change: &dyn Fn(&mut SamplingParams)| {
             let mut params = SamplingParams { stop_ids: vec![7], ..SamplingParams::default() };
             change(&mut params);
-            Sequence::new(
-                SequenceId(0),
-                SequenceRequest { prompt: vec![1, 2], params, adapter: None },
-            )
+            sequence(vec![1, 2], params)
         };
         let advance = |s: &mut Sequence, token| {
-            let a = s.advance(&one_hot(token), &limits).unwrap();
-            (a.output.map(|o| o.0), a.finished)
+            let a = s.advance(s.pending(), &[], &one_hot(&[token]), &limits).unwrap();
+            (a.tokens.first().map(|t| t.0), a.finished)
         };
         let mut s = start(&|_| {});
         assert_eq!(advance(&mut s, 3), (Some(3), None));
@@ -291,7 +394,8 @@ mod tests {
             (None, Some(FinishReason::Stop)),
             "a stop token is not output"
         );
-        assert_eq!(s.usage(), Usage { prompt_tokens: 2, completion_tokens: 2 });
+        let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 2 };
+        assert_eq!(s.usage(), usage);
 
         let mut s = start(&|p| p.ignore_eos = true);
         assert_eq!(advance(&mut s, 7), (Some(7), None));
@@ -313,5 +417,76 @@ mod tests {
             (Some(4), Some(FinishReason::Length)),
             "the context is full"
         );
+    }
+
+    /// One row of logits for each of `tokens`, in which it wins.
+    fn one_hot(tokens: &[usize]) -> Vec<f32> {
+        let row = |&token: &usize| (0..8).map(move |i| if i == token { 5.0 } else { 0.0 });
+        tokens.iter().flat_map(row).collect()
+    }
+
+    fn sequence(prompt: Vec<u32>, params: SamplingParams) -> Sequence {
+        let request = SequenceRequest { prompt, params, ..SequenceRequest::default() };
+        Sequence::new(SequenceId(0), request, 0, 8)
+    }
+
+    #[test]
+    fn right_guesses_are_taken_and_the_first_wrong_one_ends_the_step() {
+        let limits = Limits::new(100, 100, 8);
+        let params = SamplingParams { stop_ids: vec![7], ..SamplingParams::default() };
+        let mut s = sequence(vec![1, 2], params);
+        s.advance(2, &[], &one_hot(&[3]), &limits).unwrap();
+        let tokens = |a: Advance| a.tokens.into_iter().map(|t| t.0).collect::<Vec<_>>();
+        // Guessed 4, 5, 6; the model says 4, 5, 1, and what it says behind the wrong 6 is no matter.
+        let a = s.advance(4, &[4, 5, 6], &one_hot(&[4, 5, 1, 2]), &limits).unwrap();
+        assert_eq!(tokens(a), [4, 5, 1]);
+        assert_eq!((s.tokens.len(), s.computed), (6, 5));
+        // A stop token ends it, whatever was guessed behind it.
+        let a = s.advance(3, &[7, 2], &one_hot(&[7, 2, 2]), &limits).unwrap();
+        assert_eq!(a.finished, Some(FinishReason::Stop));
+        assert_eq!(tokens(a), [0u32; 0]);
+    }
+
+    #[test]
+    fn guesses_stop_at_the_end_of_the_answer_and_after_failures() {
+        let limits = Limits::new(100, 100, 8);
+        let params = SamplingParams { max_tokens: 30, ..SamplingParams::default() };
+        let mut s = sequence(vec![1, 2], params);
+        assert_eq!(s.guesses_worth(4, &limits), 0, "the prompt is not in yet");
+        s.advance(2, &[], &one_hot(&[3]), &limits).unwrap();
+        assert_eq!(s.guesses_worth(4, &limits), 4);
+        for _ in 0..4 {
+            s.advance(5, &[1, 1, 1, 1], &one_hot(&[3, 3, 3, 3, 3]), &limits).unwrap();
+        }
+        assert_eq!(s.guesses_worth(4, &limits), 0, "16 were wrong");
+        let params = SamplingParams { max_tokens: 3, ..SamplingParams::default() };
+        let mut s = sequence(vec![1, 2], params);
+        s.advance(2, &[], &one_hot(&[3]), &limits).unwrap();
+        assert_eq!(s.guesses_worth(4, &limits), 1, "two tokens are left");
+    }
+
+    #[test]
+    fn the_prompt_is_scored_once_and_in_order() {
+        let limits = Limits::new(100, 100, 8);
+        let params = SamplingParams {
+            max_tokens: 1,
+            logprobs: Some(1),
+            prompt_logprobs: true,
+            ..SamplingParams::default()
+        };
+        let mut s = sequence(vec![1, 2, 3, 4], params.clone());
+        let told = |a: &Advance| a.prompt.iter().map(|p| (p.token, p.top[0].0)).collect::<Vec<_>>();
+        let a = s.advance(2, &[], &one_hot(&[2, 6]), &limits).unwrap();
+        assert_eq!(told(&a), [(2, 2), (3, 6)]);
+        // Preempted: what was told is not told again.
+        s.computed = 0;
+        let a = s.advance(4, &[], &one_hot(&[2, 6, 4, 5]), &limits).unwrap();
+        assert_eq!(told(&a), [(4, 4)]);
+        assert_eq!((a.tokens[0].0, a.finished), (5, Some(FinishReason::Length)));
+        // Nothing is generated when nothing is wanted.
+        let mut s = sequence(vec![1, 2], SamplingParams { max_tokens: 0, ..params });
+        let a = s.advance(2, &[], &one_hot(&[2, 6]), &limits).unwrap();
+        assert_eq!((told(&a), a.tokens.len()), (vec![(2, 2)], 0));
+        assert_eq!(a.finished, Some(FinishReason::Length));
     }
 }

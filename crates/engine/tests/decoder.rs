@@ -1,8 +1,8 @@
 //! The engine on a real (tiny, random) decoder: text does not depend on the company it keeps.
 
 use engine::{
-    Completion, Engine, EngineError, EngineOptions, FinishReason, Sampler, SamplingParams,
-    SequenceRequest,
+    Completion, Engine, EngineError, EngineOptions, Event, FinishReason, Sampler, SamplingParams,
+    SequenceRequest, TokenLogprobs,
 };
 use model::{
     AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, LoraConfig,
@@ -53,7 +53,17 @@ fn adapter(decoder: &Decoder, seed: u64) -> LoraAdapter {
 }
 
 fn engine(decoder: &Arc<Decoder>, num_blocks: usize, max_batch_tokens: usize) -> Engine {
-    let options = EngineOptions { num_blocks, max_batch_tokens, max_num_seqs: 8, max_queue: 64 };
+    let options = EngineOptions {
+        num_blocks,
+        max_batch_tokens,
+        max_num_seqs: 8,
+        max_queue: 64,
+        ..EngineOptions::default()
+    };
+    with_adapters(decoder, options)
+}
+
+fn with_adapters(decoder: &Arc<Decoder>, options: EngineOptions) -> Engine {
     let mut engine = Engine::new(Arc::clone(decoder), options).unwrap();
     for seed in 0..3 {
         let adapter = adapter(decoder, seed);
@@ -80,21 +90,31 @@ fn requests(n: usize) -> Vec<SequenceRequest> {
                     ..SamplingParams::default()
                 },
                 adapter: [None, Some(0), Some(1), Some(2)][i % 4],
+                ..SequenceRequest::default()
             }
         })
         .collect()
 }
 
+/// The answers, but for how much was known already, which company decides.
 fn ok(answers: Vec<Result<Completion, EngineError>>) -> Vec<Completion> {
-    answers.into_iter().map(Result::unwrap).collect()
+    let mut answers: Vec<Completion> = answers.into_iter().map(Result::unwrap).collect();
+    answers.iter_mut().for_each(|a| a.usage.cached_tokens = 0);
+    answers
 }
 
-/// Each request on an engine of its own.
+/// Each request on an engine of its own that guesses nothing.
 fn singles(decoder: &Arc<Decoder>, requests: &[SequenceRequest]) -> Vec<Completion> {
-    requests
-        .iter()
-        .flat_map(|r| ok(engine(decoder, 8, 512).generate(vec![r.clone()], |_, _| {})))
-        .collect()
+    let options = EngineOptions {
+        num_blocks: 8,
+        prefix_caching: false,
+        num_speculative_tokens: 0,
+        ..EngineOptions::default()
+    };
+    let alone = |r: &SequenceRequest| {
+        ok(with_adapters(decoder, options).generate(vec![r.clone()], |_, _| {}))
+    };
+    requests.iter().flat_map(alone).collect()
 }
 
 #[test]
@@ -121,7 +141,7 @@ fn the_adapters_differ() {
     let base = SequenceRequest {
         prompt: vec![1, 2, 3],
         params: SamplingParams { max_tokens: 20, ..SamplingParams::default() },
-        adapter: None,
+        ..SequenceRequest::default()
     };
     let requests: Vec<_> = [None, Some(0), Some(1), Some(2)]
         .map(|adapter| SequenceRequest { adapter, ..base.clone() })
@@ -141,7 +161,7 @@ fn generation_equals_repeated_full_forwards() {
         let mut adapters = AdapterSet::new();
         adapters.insert("a0", &adapter(&decoder, 0), &decoder).unwrap();
         for request in requests(4).into_iter().map(|r| SequenceRequest { adapter: Some(0), ..r }) {
-            let mut sampler = Sampler::new(&request.params);
+            let mut sampler = Sampler::new(&request.params, &request.prompt);
             let mut tokens = request.prompt.clone();
             for found in ok(engine(&decoder, 8, 9).generate(vec![request.clone()], |_, _| {}))[0]
                 .tokens
@@ -160,7 +180,7 @@ fn generation_equals_repeated_full_forwards() {
                 };
                 let mut cache = KvCache::new(decoder.config(), 6);
                 let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
-                assert_eq!(sampler.sample(&decoder.logits(&hidden)).unwrap().token, *found);
+                assert_eq!(sampler.sample(&decoder.logits(&hidden), None).unwrap().token, *found);
                 tokens.push(*found);
             }
         }
@@ -209,10 +229,139 @@ fn an_empty_slot_fails_its_own_sequence_only() {
 }
 
 #[test]
+fn beginnings_and_guesses_change_no_text() {
+    for decoder in decoders() {
+        // Few beginnings, repetitive text: much is known, many guesses are right.
+        let mut requests = requests(16);
+        for (i, request) in requests.iter_mut().enumerate() {
+            let mut prompt: Vec<u32> = (0..35).map(|t| (t % 5 + i as u32 / 8) % VOCAB).collect();
+            prompt.extend(request.prompt.iter().take(6));
+            request.prompt = prompt;
+        }
+        let expected = singles(&decoder, &requests);
+        for prefix_caching in [false, true] {
+            for num_speculative_tokens in [0, 4] {
+                let options = EngineOptions {
+                    num_blocks: 60,
+                    prefix_caching,
+                    num_speculative_tokens,
+                    max_num_seqs: 3,
+                    ..EngineOptions::default()
+                };
+                let mut engine = with_adapters(&decoder, options);
+                let found = engine.generate(requests.clone(), |_, _| {});
+                let cached = found.iter().flatten().map(|c| c.usage.cached_tokens).sum::<usize>();
+                assert_eq!(cached > 0, prefix_caching);
+                assert_eq!(ok(found), expected, "{prefix_caching} {num_speculative_tokens}");
+                let stats = engine.stats();
+                assert_eq!(stats.guessed_tokens > 0, num_speculative_tokens > 0, "{stats:?}");
+                assert!(num_speculative_tokens == 0 || stats.accepted_tokens > 0, "{stats:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_changed_adapter_finds_nothing_of_its_former_self() {
+    let decoder = decoder();
+    let mut engine = engine(&decoder, 60, 512);
+    let request = SequenceRequest {
+        prompt: (0..40).collect(),
+        adapter: Some(0),
+        ..SequenceRequest::default()
+    };
+    let mut ask = |change: Option<u64>| {
+        if let Some(seed) = change {
+            let changed = adapter(&decoder, seed);
+            engine.adapters_mut().remove(0);
+            let slot = engine.adapters_mut().insert("changed", &changed, &decoder);
+            assert_eq!(slot.unwrap(), 0, "the same slot");
+        }
+        engine.generate(vec![request.clone()], |_, _| {}).remove(0).unwrap()
+    };
+    let first = ask(None);
+    let again = ask(None);
+    assert_eq!((first.usage.cached_tokens, again.usage.cached_tokens), (0, 32));
+    let changed = ask(Some(77));
+    assert_eq!(changed.usage.cached_tokens, 0);
+    assert_ne!(changed.tokens, first.tokens);
+}
+
+#[test]
+fn an_adapter_that_goes_ends_its_sequences() {
+    let decoder = decoder();
+    let mut engine = engine(&decoder, 60, 512);
+    for adapter in [Some(0), Some(1)] {
+        let prompt = vec![1, 2, 3];
+        engine.add(SequenceRequest { prompt, adapter, ..SequenceRequest::default() }).unwrap();
+    }
+    assert!(engine.step().iter().all(|event| !event.is_last()));
+    engine.adapters_mut().remove(0);
+    engine.adapters_mut().insert("another", &adapter(&decoder, 8), &decoder).unwrap();
+    let events = engine.step();
+    let failed: Vec<&Event> = events.iter().filter(|e| e.is_last()).collect();
+    let gone = EngineError::AdapterGone { slot: 0 };
+    assert!(matches!(failed[..], [Event::Failed { error, .. }] if *error == gone), "{events:?}");
+    assert_eq!(engine.stats().running, 1);
+}
+
+#[test]
+fn a_scored_prompt_has_the_log_probabilities_of_a_plain_forward() {
+    let decoder = decoder();
+    let mut request = requests(8).remove(5);
+    request.prompt = (0..40).map(|i| (i * 7 + 3) % VOCAB).collect();
+    let params = SamplingParams {
+        max_tokens: 3,
+        logprobs: Some(2),
+        prompt_logprobs: true,
+        ..SamplingParams::default()
+    };
+    request = SequenceRequest { params, adapter: Some(1), ..request };
+    let mut adapters = AdapterSet::new();
+    (0..2).for_each(|i| {
+        adapters.insert(&format!("a{i}"), &adapter(&decoder, i), &decoder).unwrap();
+    });
+    let vocab = VOCAB as usize;
+    for (max_batch_tokens, max_logit_bytes) in [(512, 64 << 20), (512, 4 * vocab * 7), (5, 1)] {
+        let options = EngineOptions {
+            num_blocks: 40,
+            max_batch_tokens,
+            max_logit_bytes,
+            max_num_seqs: 2,
+            ..EngineOptions::default()
+        };
+        let mut engine = with_adapters(&decoder, options);
+        // Twice: what is known of the beginning must not leave scores out.
+        for _ in 0..2 {
+            let answer = engine.generate(vec![request.clone()], |_, _| {}).remove(0).unwrap();
+            let mut tokens = request.prompt.clone();
+            tokens.extend(&answer.tokens);
+            let batch = Batch {
+                logit_rows: (0..tokens.len()).collect(),
+                segments: vec![Segment {
+                    len: tokens.len(),
+                    pages: (0..3).collect(),
+                    adapter: Some(1),
+                    ..Segment::default()
+                }],
+                tokens: tokens.clone(),
+            };
+            let mut cache = KvCache::new(decoder.config(), 3);
+            let hidden = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
+            let logits = decoder.logits(&hidden);
+            let expected: Vec<TokenLogprobs> = (1..tokens.len())
+                .map(|i| TokenLogprobs::new(&logits[(i - 1) * vocab..][..vocab], tokens[i], 2))
+                .collect();
+            assert_eq!([answer.prompt_logprobs, answer.logprobs].concat(), expected);
+        }
+    }
+}
+
+#[test]
 fn a_max_tokens_beyond_the_context_ends_with_length() {
     let decoder = decoder();
     let params = SamplingParams { max_tokens: 10_000, ..SamplingParams::default() };
-    let request = SequenceRequest { prompt: vec![3; 50], params, adapter: None };
+    let request = SequenceRequest { prompt: vec![3; 50], params, ..SequenceRequest::default() };
     let found = ok(engine(&decoder, 40, 512).generate(vec![request.clone()], |_, _| {}));
     assert_eq!((found[0].tokens.len(), found[0].reason), (CONTEXT - 50, FinishReason::Length));
     let long = SequenceRequest { prompt: vec![3; CONTEXT], ..request };

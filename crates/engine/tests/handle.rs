@@ -12,11 +12,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 fn request(first: u32, max_tokens: usize) -> SequenceRequest {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-    SequenceRequest { prompt: vec![first, 2, 3], params, adapter: None }
+    SequenceRequest { prompt: vec![first, 2, 3], params, ..SequenceRequest::default() }
 }
 
 fn options(max_queue: usize) -> EngineOptions {
-    EngineOptions { num_blocks: 64, max_batch_tokens: 64, max_num_seqs: 2, max_queue }
+    EngineOptions {
+        num_blocks: 64,
+        max_batch_tokens: 64,
+        max_num_seqs: 2,
+        max_queue,
+        ..EngineOptions::default()
+    }
 }
 
 fn spawn() -> EngineHandle {
@@ -64,12 +70,13 @@ fn events_arrive_in_order_and_end() {
         while let Some(event) = receiver.recv() {
             assert!(end.is_none());
             match event {
+                Event::Started { .. } => assert!(tokens.is_empty()),
                 Event::Token { token, .. } => tokens.push(token),
                 other => end = Some(other),
             }
         }
         let expected = alone(&request(i as u32, 10), &handle.limits()).unwrap();
-        assert_eq!(tokens, expected.0);
+        assert_eq!(tokens, expected.0.tokens);
         assert!(matches!(end, Some(Event::Finished { reason: FinishReason::Length, .. })));
     }
     assert!(handle.is_alive());
@@ -81,6 +88,7 @@ fn dropping_the_receiver_frees_the_pages() {
     let first = handle.submit_blocking(request(1, 900)).unwrap();
     let second = handle.submit_blocking(request(2, 5)).unwrap();
     open.send(()).unwrap();
+    assert!(matches!(first.recv(), Some(Event::Started { .. })));
     assert!(matches!(first.recv(), Some(Event::Token { .. })));
     drop(first);
     // The other one is not disturbed.
@@ -88,12 +96,13 @@ fn dropping_the_receiver_frees_the_pages() {
     loop {
         open.send(()).unwrap();
         match second.recv() {
+            Some(Event::Started { .. }) => {}
             Some(Event::Token { token, .. }) => tokens.push(token),
             Some(Event::Finished { .. }) => break,
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(tokens, alone(&request(2, 5), &handle.limits()).unwrap().0);
+    assert_eq!(tokens, alone(&request(2, 5), &handle.limits()).unwrap().0.tokens);
     // The engine is idle (nothing opens the gate 900 times), so the first is really gone.
     while handle.stats().running > 0 {
         std::thread::yield_now();
@@ -158,6 +167,7 @@ fn shutdown_ends_what_is_running() {
     let (handle, open) = gated(8);
     let receiver = handle.submit_blocking(request(1, 900)).unwrap();
     open.send(()).unwrap();
+    assert!(matches!(receiver.recv(), Some(Event::Started { .. })));
     assert!(matches!(receiver.recv(), Some(Event::Token { .. })));
     let for_thread = handle.clone();
     let stopper = std::thread::spawn(move || for_thread.shutdown());

@@ -1,9 +1,10 @@
 //! Random arrivals, cancellations and broken requests against a fake model: whatever the batch,
-//! every sequence gets what it would get alone, pages are conserved, and nothing starves.
+//! every sequence gets what it would get alone, pages are conserved, and nothing starves. Beginnings
+//! that were seen before, guesses and other tenants change nothing of that.
 
 mod common;
 
-use common::{FAIL, FakeRunner, NAN, ORDINARY, PANIC, alone};
+use common::{Answer, FAIL, FakeRunner, NAN, ORDINARY, PANIC, Trouble, VOCAB, alone};
 use engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, SamplingParams, SequenceId,
     SequenceRequest, Usage,
@@ -29,8 +30,16 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         any::<u64>(),
         0u32..60,
     );
-    let prompt = prop::collection::vec(0..ORDINARY, 1..50);
+    // Beginnings that several share, then a rest of their own.
+    let prompt = (0u32..3, 0u32..40, prop::collection::vec(0..ORDINARY, 1..20));
     let poison = prop_oneof![20 => Just(None), 1 => Just(Some(NAN)), 1 => Just(Some(FAIL))];
+    let logprobs = (prop::option::weighted(0.3, 0usize..4), prop::bool::weighted(0.3));
+    let grammar = prop_oneof![
+        8 => Just(None),
+        2 => Just(Some(Trouble::None)),
+        1 => Just(Some(Trouble::Error)),
+        1 => Just(Some(Trouble::Panic)),
+    ];
     let one = (
         0usize..60,
         prop::option::weighted(0.25, 0usize..30),
@@ -38,32 +47,46 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         params,
         prop::option::of(0usize..3),
         poison,
+        logprobs,
+        grammar,
+        (0u64..3, 0u32..4),
     );
-    let one = one.prop_map(|(at, cancel_after, mut prompt, p, adapter, poison)| {
-        let (temperature, top_p, top_k, max_tokens, seed, stop) = p;
-        if let Some(token) = poison {
-            let at = prompt.len() / 2;
-            prompt[at] = token;
-        }
-        let stop_ids = vec![stop];
-        let params = SamplingParams {
-            temperature,
-            top_p,
-            top_k,
-            max_tokens,
-            seed,
-            stop_ids,
-            ignore_eos: false,
-        };
-        Arrival { at, cancel_after, request: SequenceRequest { prompt, params, adapter } }
-    });
+    let one =
+        one.prop_map(|(at, cancel_after, prompt, p, adapter, poison, logprobs, trouble, who)| {
+            let (temperature, top_p, top_k, max_tokens, seed, stop) = p;
+            let (kind, shared, rest) = prompt;
+            let mut prompt: Vec<u32> = (0..shared).map(|i| i * (kind + 1) % 11).collect();
+            prompt.extend(rest);
+            if let Some(token) = poison {
+                let at = prompt.len() / 2;
+                prompt[at] = token;
+            }
+            let params = SamplingParams {
+                temperature,
+                top_p,
+                top_k,
+                max_tokens,
+                seed,
+                stop_ids: vec![stop],
+                presence_penalty: if seed % 4 == 0 { 0.7 } else { 0.0 },
+                repetition_penalty: if seed % 5 == 0 { 1.3 } else { 1.0 },
+                logprobs: logprobs.0,
+                prompt_logprobs: logprobs.0.is_some() && logprobs.1,
+                ..SamplingParams::default()
+            };
+            let grammar = trouble.map(common::grammar);
+            let (tenant, weight) = who;
+            let request = SequenceRequest { prompt, params, adapter, grammar, tenant, weight };
+            Arrival { at, cancel_after, request }
+        });
     prop::collection::vec(one, 1..25)
 }
 
 /// What a sequence gave.
 #[derive(Debug, Default)]
 struct Seen {
-    tokens: Vec<u32>,
+    started: bool,
+    answer: Answer,
     end: Option<Result<(FinishReason, Usage), EngineError>>,
 }
 
@@ -73,9 +96,18 @@ proptest! {
     fn every_sequence_gets_what_it_gets_alone(
         arrivals in arrivals(),
         num_blocks in 1usize..14, max_batch_tokens in 1usize..60, max_num_seqs in 1usize..8,
-        context_len in 20usize..80,
+        context_len in 20usize..80, prefix_caching: bool, num_speculative_tokens in 0usize..5,
+        logit_rows in 1usize..40,
     ) {
-        let options = EngineOptions { num_blocks, max_batch_tokens, max_num_seqs, max_queue: 100 };
+        let options = EngineOptions {
+            num_blocks,
+            max_batch_tokens,
+            max_num_seqs,
+            max_queue: 100,
+            prefix_caching,
+            num_speculative_tokens,
+            max_logit_bytes: 4 * VOCAB * logit_rows,
+        };
         let mut engine = Engine::with_runner(FakeRunner::new(num_blocks, context_len), options).unwrap();
         let limits = engine.limits();
         let mut ids: HashMap<SequenceId, usize> = HashMap::new();
@@ -101,14 +133,21 @@ proptest! {
                 let s = &mut seen[ids[&event.id()]];
                 prop_assert!(s.end.is_none(), "an event after the last one");
                 match event {
-                    Event::Token { token, .. } => s.tokens.push(token),
+                    Event::Token { token, logprobs, .. } => {
+                        s.answer.tokens.push(token);
+                        s.answer.logprobs.extend(logprobs);
+                    }
+                    Event::Started { .. } => {
+                        prop_assert!(!s.started && s.answer == Answer::default());
+                        s.started = true;
+                    }
+                    Event::Prompt { logprobs, .. } => s.answer.prompt_logprobs.extend(logprobs),
                     Event::Finished { reason, usage, .. } => s.end = Some(Ok((reason, usage))),
                     Event::Failed { error, .. } => s.end = Some(Err(error)),
                 }
             }
             let stats = engine.stats();
             prop_assert!(stats.running <= max_num_seqs);
-            prop_assert!(stats.running <= stats.total_blocks - stats.free_blocks);
             prop_assert!(stats.running > 0 || stats.free_blocks == stats.total_blocks, "{:?}", stats);
             now += 1;
             prop_assert!(now < 100_000, "the engine never finishes");
@@ -118,9 +157,10 @@ proptest! {
 
         // While a sequence is the oldest it advances at every step, so all of them together take
         // no longer than one after the other (plus one step that reports a cancellation).
+        let at_once = max_batch_tokens.min(logit_rows.max(max_num_seqs));
         let bound: usize = arrivals.iter().map(|a| {
             let longest = a.request.prompt.len() + a.request.params.max_tokens;
-            longest.div_ceil(max_batch_tokens) + a.request.params.max_tokens + 1
+            longest.div_ceil(at_once) + a.request.params.max_tokens + 1
         }).sum();
         prop_assert!(busy_steps <= bound, "{busy_steps} steps, at most {bound} expected");
 
@@ -129,20 +169,31 @@ proptest! {
             match (s.end.as_ref().expect("every sequence ends"), expected) {
                 (Ok((FinishReason::Cancelled, usage)), expected) => {
                     prop_assert!(a.cancel_after.is_some());
-                    prop_assert_eq!(usage.completion_tokens, s.tokens.len());
-                    if let Ok((tokens, _)) = expected {
-                        prop_assert!(tokens.starts_with(&s.tokens));
+                    prop_assert_eq!(usage.completion_tokens, s.answer.tokens.len());
+                    if let Ok((answer, _)) = expected {
+                        prop_assert!(answer.tokens.starts_with(&s.answer.tokens));
+                        prop_assert!(answer.logprobs.starts_with(&s.answer.logprobs));
+                        let told = &s.answer.prompt_logprobs;
+                        prop_assert!(answer.prompt_logprobs.starts_with(told));
                     }
                 }
-                (Ok((reason, usage)), Ok((tokens, expected))) => {
-                    prop_assert_eq!(&s.tokens, &tokens);
+                (Ok((reason, usage)), Ok((answer, expected))) => {
+                    prop_assert_eq!(&s.answer, &answer);
                     prop_assert_eq!(*reason, expected);
                     prop_assert_eq!(usage.prompt_tokens, a.request.prompt.len());
                     let stop = usize::from(expected == FinishReason::Stop);
-                    prop_assert_eq!(usage.completion_tokens, tokens.len() + stop);
+                    let extra = usage.completion_tokens - answer.tokens.len();
+                    // A grammar that must end ends without a stop token.
+                    let free = a.request.grammar.is_some() && extra == 0;
+                    prop_assert!(extra == stop || free, "{:?}", usage);
+                    prop_assert!(usage.cached_tokens < usage.prompt_tokens);
+                    prop_assert!(prefix_caching || usage.cached_tokens == 0);
                 }
                 (Err(EngineError::Forward(_)), Err(EngineError::Forward(_))) => {
                     prop_assert!(a.request.prompt.contains(&FAIL));
+                }
+                (Err(EngineError::Grammar(_)), Err(EngineError::Grammar(_))) => {
+                    prop_assert!(a.request.grammar.is_some());
                 }
                 (Err(found), Err(expected)) => prop_assert_eq!(found, &expected),
                 (found, expected) => prop_assert!(false, "{found:?}, alone {expected:?}"),
@@ -155,12 +206,18 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> SequenceRequest {
     SequenceRequest {
         prompt,
         params: SamplingParams { max_tokens, ..SamplingParams::default() },
-        adapter: None,
+        ..SequenceRequest::default()
     }
 }
 
 fn engine(num_blocks: usize, max_queue: usize) -> Engine<FakeRunner> {
-    let options = EngineOptions { num_blocks, max_batch_tokens: 64, max_num_seqs: 8, max_queue };
+    let options = EngineOptions {
+        num_blocks,
+        max_batch_tokens: 64,
+        max_num_seqs: 8,
+        max_queue,
+        ..EngineOptions::default()
+    };
     Engine::with_runner(FakeRunner::new(num_blocks, 1000), options).unwrap()
 }
 
@@ -175,7 +232,10 @@ fn one_panic_or_error_fails_only_its_own_sequence() {
         let answers = engine.generate(requests.clone(), |_, _| {});
         for (i, (answer, request)) in answers.iter().zip(&requests).enumerate() {
             match answer {
-                Ok(c) => assert_eq!((c.tokens.clone(), c.reason), alone(request, &limits).unwrap()),
+                Ok(c) => {
+                    let (expected, reason) = alone(request, &limits).unwrap();
+                    assert_eq!((&c.tokens, c.reason), (&expected.tokens, reason));
+                }
                 Err(EngineError::Forward(text)) => {
                     assert!(i == 3 && text.contains("poisoned"), "{text}")
                 }
@@ -195,7 +255,7 @@ fn tiny_cache_preempts_and_still_answers() {
     let limits = engine.limits();
     let answers = engine.generate(requests.clone(), |_, _| {});
     for (answer, request) in answers.into_iter().zip(&requests) {
-        assert_eq!(answer.unwrap().tokens, alone(request, &limits).unwrap().0);
+        assert_eq!(answer.unwrap().tokens, alone(request, &limits).unwrap().0.tokens);
     }
     assert!(engine.stats().preemptions > 0, "{:?}", engine.stats());
 }
@@ -232,10 +292,10 @@ fn generate_keeps_the_order_of_requests_and_refuses_single_ones() {
     ];
     let limits = engine.limits();
     let answers = engine.generate(requests.clone(), |_, _| {});
-    assert_eq!(answers[0].as_ref().unwrap().tokens, alone(&requests[0], &limits).unwrap().0);
+    assert_eq!(answers[0].as_ref().unwrap().tokens, alone(&requests[0], &limits).unwrap().0.tokens);
     assert_eq!(answers[1], Err(EngineError::EmptyPrompt));
     assert_eq!(answers[2], Err(EngineError::PromptExceedsCache { tokens: 80, capacity: 80 }));
-    assert_eq!(answers[3].as_ref().unwrap().tokens, alone(&requests[3], &limits).unwrap().0);
+    assert_eq!(answers[3].as_ref().unwrap().tokens, alone(&requests[3], &limits).unwrap().0.tokens);
 }
 
 #[test]

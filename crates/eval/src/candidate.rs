@@ -114,6 +114,7 @@ impl<G: Generator> LocalCandidate<G> {
             prompt: rendered.ids,
             params: self.params.clone(),
             adapter: self.adapter,
+            ..SequenceRequest::default()
         })
     }
 
@@ -349,11 +350,18 @@ mod tests {
                 }
                 let n = request.prompt.len();
                 let reason = if index == 2 { FinishReason::Length } else { FinishReason::Stop };
-                let usage = Usage { prompt_tokens: n, completion_tokens: n + 1 };
+                let usage =
+                    Usage { prompt_tokens: n, completion_tokens: n + 1, ..Usage::default() };
                 let id = SequenceId(index as u64);
-                on_event(index, &Event::Token { id, token: 2, logprob: 0.0 });
+                on_event(index, &Event::Token { id, token: 2, logprobs: None });
                 on_event(index, &Event::Finished { id, reason, usage });
-                Ok(Completion { tokens: vec![2; n], logprobs: vec![0.0; n], reason, usage })
+                Ok(Completion {
+                    tokens: vec![2; n],
+                    logprobs: Vec::new(),
+                    prompt_logprobs: Vec::new(),
+                    reason,
+                    usage,
+                })
             };
             requests.into_iter().enumerate().map(answer).collect()
         }

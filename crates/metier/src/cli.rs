@@ -629,6 +629,13 @@ pub(crate) struct ServeArgs {
     /// Most sequences running at once
     #[arg(long, default_value_t = 32)]
     pub(crate) max_num_seqs: usize,
+    /// Do not keep the keys and values of finished requests for those that begin alike
+    #[arg(long)]
+    pub(crate) no_prefix_caching: bool,
+    /// Most tokens guessed at a time from what the conversation says already; changes no answer, 0
+    /// guesses nothing
+    #[arg(long, default_value_t = 4)]
+    pub(crate) num_speculative_tokens: usize,
 }
 
 /// Arguments of `keys`.
@@ -870,12 +877,14 @@ pub(crate) struct PerplexityArgs {
   metier bench decode --model nano
   metier bench prefill --model HuggingFaceTB/SmolLM2-135M --prompt-tokens 512 --runs 10 --json
   metier bench train --model HuggingFaceTB/SmolLM2-135M --rows 4 --prompt-tokens 512 --runs 3
+  metier bench serve --url http://127.0.0.1:8000/v1 --concurrency 16 --output-tokens 32:128
+  metier bench serve --serve-model tickets --serve-model mails --rate 4 --goodput ttft:500
 
 Token ids are made up: speed does not depend on them. Prints the median of the runs, their range, and
 the share of what this machine can do, measured just before and after.")]
 pub(crate) struct BenchArgs {
     /// decode: one sequence, token after token; prefill: reading a prompt; train: LoRA steps on all
-    /// linear layers
+    /// linear layers; serve: a running server under many clients
     pub(crate) what: BenchWhat,
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M", default_value = "nano")]
@@ -904,9 +913,87 @@ pub(crate) struct BenchArgs {
     /// Counted runs (for train: steps), after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) runs: usize,
+    #[command(flatten, next_help_heading = "For serve")]
+    pub(crate) serve: BenchServeArgs,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Options")]
     pub(crate) json: bool,
+}
+
+/// What `bench serve` needs.
+#[derive(Args)]
+pub(crate) struct BenchServeArgs {
+    /// The server: any that speaks OpenAI's API
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000/v1")]
+    pub(crate) url: String,
+    /// A model or adapter to ask; with several, requests take turns [default: the first that the
+    /// server lists]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) serve_model: Vec<String>,
+    /// More fields of the request, a JSON object; with several, requests take turns
+    #[arg(long, value_name = "JSON")]
+    pub(crate) extra: Vec<String>,
+    /// Environment variable that holds the server's API key
+    #[arg(long, value_name = "NAME")]
+    pub(crate) api_key_env: Option<String>,
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) requests: usize,
+    /// Clients that ask at once, each again when it is answered
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) concurrency: usize,
+    /// Requests per second at random times (a Poisson process), however many are unanswered
+    #[arg(long, value_name = "R", conflicts_with = "concurrency")]
+    pub(crate) rate: Option<f64>,
+    /// Length of a prompt in tokens (about, unless --prompt-vocab is given), or a range of lengths
+    #[arg(long, value_name = "N|MIN:MAX", default_value = "128")]
+    pub(crate) input_tokens: Lengths,
+    /// Most tokens to generate, or a range
+    #[arg(long, value_name = "N|MIN:MAX", default_value = "128")]
+    pub(crate) output_tokens: Lengths,
+    /// Send prompts as random token ids below this, so that their length is exact
+    #[arg(long, value_name = "V")]
+    pub(crate) prompt_vocab: Option<u32>,
+    /// Ask /chat/completions, not /completions
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Generate the whole length even when the model would end before (field ignore_eos)
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Temperature of the requests
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f64,
+    /// Count the requests that keep within so many milliseconds: ttft:500, tpot:50 or e2el:5000
+    #[arg(long, value_name = "WHAT:MS")]
+    pub(crate) goodput: Vec<String>,
+    /// Decides lengths, prompts and times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// A length, or a range of lengths that are equally likely.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    least: usize,
+    most: usize,
+}
+
+impl Lengths {
+    pub(crate) fn draw(&self, rng: &mut impl rand::Rng) -> usize {
+        rand::RngExt::random_range(rng, self.least..=self.most)
+    }
+}
+
+impl std::str::FromStr for Lengths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Lengths, String> {
+        let (least, most) = text.split_once(':').unwrap_or((text, text));
+        match (least.parse(), most.parse()) {
+            (Ok(least), Ok(most)) if least > 0 && least <= most => Ok(Lengths { least, most }),
+            _ => Err("expected a length of at least 1, or two as in 64:256".into()),
+        }
+    }
 }
 
 /// What `bench` measures.
@@ -919,6 +1006,8 @@ pub(crate) enum BenchWhat {
     Prefill,
     /// LoRA steps
     Train,
+    /// A running server under many clients
+    Serve,
 }
 
 /// What `bench train` does about activations.

@@ -197,12 +197,13 @@ fn check_manifest(dir: &Path, base: &Base) -> Result<()> {
 /// A context that any model must be able to hold, whatever room the cache is given, tokens.
 const ORDINARY_CONTEXT: usize = 8192;
 
-/// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most.
+/// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most: as `options` say
+/// but for their number of pages.
 pub(crate) fn engine(
     base: &Base,
     adapters: &[&Adapter],
     kv_bytes: usize,
-    max_num_seqs: usize,
+    options: EngineOptions,
 ) -> Result<(Engine, Vec<usize>)> {
     let config = base.decoder.config();
     let per_block = KvCache::bytes_per_block(config);
@@ -210,12 +211,10 @@ pub(crate) fn engine(
     // a very long one, which config.json only claims, would not be there when they are needed.
     let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
     let least = whole.min(ORDINARY_CONTEXT / model::BLOCK_SIZE + 1);
-    let most = whole * max_num_seqs;
+    let most = whole * options.max_num_seqs;
     let num_blocks = (kv_bytes / per_block).clamp(least, most);
-    let mut engine = Engine::new(
-        Arc::clone(&base.decoder),
-        EngineOptions { num_blocks, max_num_seqs, ..EngineOptions::default() },
-    )?;
+    let options = EngineOptions { num_blocks, ..options };
+    let mut engine = Engine::new(Arc::clone(&base.decoder), options)?;
     let mut slots = Vec::new();
     for adapter in adapters {
         slots.push(

@@ -38,6 +38,8 @@ struct Inner {
     first_token: OnceLock<Instant>,
     /// Tokens that the engine has generated, over all choices.
     generated: AtomicUsize,
+    /// Tokens of the prompts that were known already.
+    cached: AtomicUsize,
     entry: Mutex<Entry>,
 }
 
@@ -191,6 +193,7 @@ impl Caller {
             arrived,
             first_token: OnceLock::new(),
             generated: AtomicUsize::new(0),
+            cached: AtomicUsize::new(0),
             entry: Mutex::new(Entry::default()),
         };
         Caller { inner: Arc::new(inner) }
@@ -199,6 +202,11 @@ impl Caller {
     /// Number of the caller's key; None while no key exists.
     pub(crate) fn key_id(&self) -> Option<i64> {
         self.inner.key.as_ref().map(|key| key.id)
+    }
+
+    /// Whose share of the engine the request takes: each key has its own.
+    pub(crate) fn tenant(&self) -> u64 {
+        self.key_id().map_or(0, i64::cast_unsigned)
     }
 
     /// For how many days the caller's key has contents kept, if at all.
@@ -247,13 +255,20 @@ impl Caller {
         self.entry().started.push(ticket.started());
     }
 
-    /// Notes an event of the engine, on its thread. False when the request has had its time.
-    pub(crate) fn sees(&self, event: &Event, deadline: Instant) -> bool {
-        if matches!(event, Event::Token { .. }) {
-            let now = Instant::now();
-            self.inner.first_token.get_or_init(|| now);
-            self.inner.generated.fetch_add(1, Ordering::Relaxed);
-            return now < deadline;
+    /// Notes an event of the engine, on its thread; `first` is whether it concerns the first choice of
+    /// a prompt, which is the one that the prompt counts for. False when the request has had its time.
+    pub(crate) fn sees(&self, event: &Event, first: bool, deadline: Instant) -> bool {
+        match event {
+            Event::Token { .. } => {
+                let now = Instant::now();
+                self.inner.first_token.get_or_init(|| now);
+                self.inner.generated.fetch_add(1, Ordering::Relaxed);
+                return now < deadline;
+            }
+            Event::Started { cached_tokens, .. } if first => {
+                self.inner.cached.fetch_add(*cached_tokens, Ordering::Relaxed);
+            }
+            _ => {}
         }
         true
     }
@@ -325,7 +340,7 @@ impl Inner {
             digest,
             endpoint: self.endpoint,
             prompt_tokens: entry.prompt_tokens,
-            cached_tokens: 0,
+            cached_tokens: self.cached.load(Ordering::Relaxed),
             completion_tokens,
             queue,
             first_token: self.first_token.get().copied().map(since),

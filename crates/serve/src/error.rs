@@ -195,6 +195,10 @@ impl ApiError {
                 Self::field(prompt_field, message)
             }
             EngineError::Params { field, .. } => Self::field(*field, message),
+            EngineError::Grammar(_) => Self::invalid(message),
+            EngineError::AdapterGone { .. } => {
+                Self::client(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+            }
             EngineError::Stopped => Self::stopped(),
             EngineError::Options(_) | EngineError::NonFinite { .. } | EngineError::Forward(_) => {
                 Self::internal(message)
@@ -214,6 +218,7 @@ impl ApiError {
             | TextError::Dropped { .. }
             | TextError::DroppedCall { .. }
             | TextError::DoubleBos { .. }
+            | TextError::Grammar { .. }
             | TextError::Encode { .. } => Self::field(param, message),
             _ => Self::internal(message),
         }

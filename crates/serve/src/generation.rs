@@ -5,7 +5,8 @@ use crate::caller::{Caller, deadline};
 use crate::error::ApiError;
 use crate::sampling::Sampling;
 use crate::state::State;
-use engine::{Event, FinishReason, SequenceRequest, Ticket};
+use crate::structured::Form;
+use engine::{EngineError, Event, FinishReason, SequenceRequest, Ticket, TokenLogprobs};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
 use std::sync::Arc;
@@ -28,6 +29,9 @@ pub(crate) struct Piece {
     pub(crate) index: usize,
     /// More text; may be empty.
     pub(crate) text: String,
+    /// The tokens generated since the last piece, where the request asks for them. Their text may
+    /// still be held back, or be a stop string that is not given out.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     /// Set on the choice's last piece.
     pub(crate) end: Option<End>,
 }
@@ -39,6 +43,8 @@ pub(crate) struct End {
     pub(crate) finish_reason: &'static str,
     /// Tokens generated for it.
     pub(crate) completion_tokens: usize,
+    /// Tokens of its prompt that were known already; 0 for all but the first choice of a prompt.
+    pub(crate) cached_tokens: usize,
     /// The stop string that ended it.
     pub(crate) stop: Option<String>,
 }
@@ -49,6 +55,10 @@ pub(crate) struct Finished {
     pub(crate) finish_reason: &'static str,
     /// The stop string that ended it.
     pub(crate) stop: Option<String>,
+    /// Of the tokens generated, where the request asks for them.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt's tokens from the second on, where the request asks for them.
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
 }
 
 /// Tokens of a request, in OpenAI's names. A prompt with several choices counts once.
@@ -57,30 +67,41 @@ pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) total_tokens: usize,
+    pub(crate) prompt_tokens_details: PromptTokensDetails,
+}
+
+/// Of the prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct PromptTokensDetails {
+    /// Those whose keys and values were there from earlier requests.
+    pub(crate) cached_tokens: usize,
 }
 
 impl Usage {
     pub(crate) fn new(prompt_tokens: usize) -> Usage {
-        Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
+        Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
     }
 
-    pub(crate) fn add(&mut self, completion_tokens: usize) {
-        self.completion_tokens += completion_tokens;
-        self.total_tokens += completion_tokens;
+    pub(crate) fn add(&mut self, end: &End) {
+        self.completion_tokens += end.completion_tokens;
+        self.total_tokens += end.completion_tokens;
+        self.prompt_tokens_details.cached_tokens += end.cached_tokens;
     }
 }
 
 impl Generation {
     /// Queues `sampling.n` sequences for each of `prompts`, given with the decoder of what comes
-    /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. `prompt_field` is named when a prompt is at fault, and
-    /// `max_tokens` holds where the request names no bound. The books of `caller` are opened here, and
-    /// closed by [`Generation::finish`] or at the end of [`Generation::pieces`].
+    /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. Each keeps to
+    /// `form`. `prompt_field` is named when a prompt is at fault, and `max_tokens` holds where the
+    /// request names no bound. The books of `caller` are opened here, and closed by
+    /// [`Generation::finish`] or at the end of [`Generation::pieces`].
     pub(crate) fn start(
         state: &State,
         caller: &Caller,
         model: &Arc<Resident>,
         prompts: Vec<(Vec<u32>, StreamDecoder)>,
         sampling: &Sampling,
+        form: Option<Form>,
         max_tokens: usize,
         prompt_field: &'static str,
     ) -> Result<Generation, ApiError> {
@@ -94,6 +115,9 @@ impl Generation {
                     prompt: prompt.clone(),
                     params: sampling.params(j, max_tokens, &model.stop_ids),
                     adapter: model.adapter,
+                    grammar: form.as_ref().map(|form| form.grammar.clone()),
+                    tenant: caller.tenant(),
+                    ..SequenceRequest::default()
                 };
                 let (sender, events) = unbounded_channel();
                 let books = caller.clone();
@@ -102,7 +126,7 @@ impl Generation {
                 let ticket = state
                     .engine
                     .submit(request, move |event| {
-                        books.sees(&event, time.end) && sender.send(event).is_ok()
+                        books.sees(&event, j == 0, time.end) && sender.send(event).is_ok()
                     })
                     .map_err(|e| ApiError::engine(&e, prompt_field))?;
                 caller.submitted(&ticket);
@@ -113,7 +137,12 @@ impl Generation {
                     decoder: decoder.clone(),
                     stops: StopStrings::new(sampling.stop.clone()),
                     tokens: 0,
+                    cached: 0,
+                    counts_prompt: j == 0,
+                    logprobs: Vec::new(),
+                    prompt_logprobs: Vec::new(),
                     prompt_field,
+                    form_field: form.as_ref().map(|form| form.field),
                     time,
                     _model: Arc::clone(model),
                 });
@@ -144,7 +173,7 @@ impl Generation {
             match &next {
                 Some(Ok(piece)) => {
                     caller.answered(piece);
-                    usage.add(piece.end.as_ref().map_or(0, |end| end.completion_tokens));
+                    piece.end.iter().for_each(|end| usage.add(end));
                 }
                 Some(Err(error)) => {
                     drop(pieces);
@@ -167,17 +196,20 @@ impl Generation {
         let mut finished = Vec::with_capacity(self.len());
         for mut choice in self.choices {
             let mut text = String::new();
+            let mut logprobs = Vec::new();
             let end = loop {
                 let piece = choice.next().await?;
                 self.caller.answered(&piece);
                 text.push_str(&piece.text);
+                logprobs.extend(piece.logprobs);
                 if let Some(end) = piece.end {
                     break end;
                 }
             };
-            usage.add(end.completion_tokens);
+            usage.add(&end);
+            let prompt_logprobs = choice.prompt_logprobs;
             let End { finish_reason, stop, .. } = end;
-            finished.push(Finished { text, finish_reason, stop });
+            finished.push(Finished { text, finish_reason, stop, logprobs, prompt_logprobs });
         }
         self.caller.complete(usage);
         self.caller.finish("ok").await;
@@ -208,7 +240,15 @@ struct Choice {
     decoder: StreamDecoder,
     stops: StopStrings,
     tokens: usize,
+    /// Tokens of the prompt that were known already.
+    cached: usize,
+    /// Whether its prompt counts: the first choice's does.
+    counts_prompt: bool,
+    /// Not yet given out with a piece.
+    logprobs: Vec<TokenLogprobs>,
+    prompt_logprobs: Vec<TokenLogprobs>,
     prompt_field: &'static str,
+    form_field: Option<&'static str>,
     time: Allowance,
     /// Keeps the adapter in the engine. Stands below the ticket, so that the sequence is cancelled
     /// before the adapter can go.
@@ -233,13 +273,28 @@ impl Choice {
             let end = tokio::time::Instant::from_std(self.time.end);
             let event = tokio::time::timeout_at(end, self.events.recv()).await;
             let piece = match event.map_err(|_| ApiError::timed_out(self.time.seconds))? {
-                Some(Event::Token { token, .. }) => self.token(token)?,
+                Some(Event::Token { token, logprobs, .. }) => {
+                    self.logprobs.extend(logprobs);
+                    self.token(token)?
+                }
+                Some(Event::Started { cached_tokens, .. }) => {
+                    self.cached = cached_tokens;
+                    continue;
+                }
+                Some(Event::Prompt { logprobs, .. }) => {
+                    self.prompt_logprobs.extend(logprobs);
+                    continue;
+                }
                 Some(Event::Finished { reason, usage, .. }) => {
                     self.tokens = usage.completion_tokens;
                     self.finished(reason)?
                 }
                 Some(Event::Failed { error, .. }) => {
-                    return Err(ApiError::engine(&error, self.prompt_field));
+                    let told = ApiError::engine(&error, self.prompt_field);
+                    return Err(match (error, self.form_field) {
+                        (EngineError::Grammar(_), Some(field)) => told.with_param(field),
+                        _ => told,
+                    });
                 }
                 // The engine was told to stop, here or by `Caller::sees`.
                 None if Instant::now() >= self.time.end => {
@@ -248,7 +303,7 @@ impl Choice {
                 None => return Err(ApiError::stopped()),
             };
             if !piece.text.is_empty() || piece.end.is_some() {
-                return Ok(piece);
+                return Ok(Piece { logprobs: std::mem::take(&mut self.logprobs), ..piece });
             }
         }
     }
@@ -277,13 +332,15 @@ impl Choice {
     }
 
     fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
+        let cached_tokens = if self.counts_prompt { self.cached } else { 0 };
         let completion_tokens = self.tokens;
         let stop = || self.stops.which().map(str::to_owned);
         let end = finish_reason.map(|finish_reason| End {
             finish_reason,
             completion_tokens,
+            cached_tokens,
             stop: stop(),
         });
-        Piece { index: self.index, text, end }
+        Piece { index: self.index, text, logprobs: Vec::new(), end }
     }
 }

@@ -17,6 +17,7 @@ mod fields;
 mod generation;
 mod harvest;
 mod limits;
+mod logprobs;
 mod messages;
 mod metrics;
 mod sampling;
@@ -24,6 +25,7 @@ mod server;
 mod sse;
 mod state;
 mod store;
+mod structured;
 
 pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use connections::TlsFiles;

@@ -2,6 +2,7 @@
 
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
+use crate::structured::Structured;
 use engine::SamplingParams;
 use serde_json::Value;
 
@@ -17,6 +18,8 @@ pub(crate) struct Sampling {
     pub(crate) n: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+    /// The form that the answer must have.
+    pub(crate) structured: Option<Structured>,
 }
 
 /// Most stop strings, as in OpenAI's API.
@@ -34,10 +37,19 @@ impl Sampling {
             temperature,
             top_p,
             top_k: saturating(top_k),
+            min_p: fields.float("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
+            typical_p: (fields.float("typical_p", 0.0..=1.0)?.unwrap_or(1.0) as f32)
+                .max(f32::MIN_POSITIVE),
+            repetition_penalty: (fields.float("repetition_penalty", 0.0..=10.0)?.unwrap_or(1.0)
+                as f32)
+                .max(f32::MIN_POSITIVE),
+            presence_penalty: fields.float("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
+            frequency_penalty: fields.float("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
+            logit_bias: logit_bias(fields)?,
             max_tokens: 1,
             seed: seed(fields)?,
-            stop_ids: Vec::new(),
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
+            ..SamplingParams::default()
         };
         let stream = fields.flag("stream")?.unwrap_or(false);
         Ok(Sampling {
@@ -47,6 +59,7 @@ impl Sampling {
             n: saturating(fields.integer("n", 1..=max_choices as u64)?.unwrap_or(1)),
             stream,
             include_usage: include_usage(fields, stream)?,
+            structured: Structured::read(fields)?,
         })
     }
 
@@ -57,7 +70,20 @@ impl Sampling {
         stop: Vec<String>,
         stream: bool,
     ) -> Sampling {
-        Sampling { params, max_tokens, stop, n: 1, stream, include_usage: true }
+        let (n, include_usage, structured) = (1, true, None);
+        Sampling { params, max_tokens, stop, n, stream, include_usage, structured }
+    }
+
+    /// Tells the log probabilities of the answer's tokens, with those of `top` others beside each;
+    /// where `prompt` says so, those of the prompt's too.
+    pub(crate) fn tell_logprobs(&mut self, top: usize, prompt: bool) {
+        self.params.logprobs = Some(top);
+        self.params.prompt_logprobs = prompt;
+    }
+
+    /// Whether log probabilities are told.
+    pub(crate) fn tells_logprobs(&self) -> bool {
+        self.params.logprobs.is_some()
     }
 
     /// Parameters of choice `index`: the first has the request's seed itself.
@@ -78,16 +104,8 @@ impl Sampling {
 }
 
 /// Fields of OpenAI's on both endpoints that have no effect here.
-pub(crate) const COMMON: &[Neutral] = &[
-    Neutral { field: "presence_penalty", accepts: is_zero, accepted: "0" },
-    Neutral { field: "frequency_penalty", accepts: is_zero, accepted: "0" },
-    Neutral { field: "logit_bias", accepts: is_empty, accepted: "an empty object" },
-    Neutral { field: "user", accepts: Value::is_string, accepted: "a string" },
-];
-
-pub(crate) fn is_zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
-}
+pub(crate) const COMMON: &[Neutral] =
+    &[Neutral { field: "user", accepts: Value::is_string, accepted: "a string" }];
 
 pub(crate) fn is_false(value: &Value) -> bool {
     value.as_bool() == Some(false)
@@ -121,9 +139,27 @@ fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     }
 }
 
-/// `max_completion_tokens`, or its older name.
+/// Most tokens that may have a bias.
+const MAX_BIASES: usize = 1024;
+
+/// Token ids (as JSON wants them: in quotes) to numbers from -100 to 100.
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
+    let biases = value.as_object().filter(|map| map.len() <= MAX_BIASES).and_then(|map| {
+        let bias = |(token, bias): (&String, &Value)| {
+            let bias = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b))?;
+            Some((token.parse::<u32>().ok()?, bias as f32))
+        };
+        map.iter().map(bias).collect()
+    });
+    let expected =
+        format!("an object of at most {MAX_BIASES} token ids with numbers from -100 to 100");
+    biases.ok_or_else(|| fields.wrong("logit_bias", &value, &expected))
+}
+
+/// `max_completion_tokens`, or its older name. 0 is for prompts that are only scored.
 fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    let old = fields.integer("max_tokens", 1..=u64::MAX)?;
+    let old = fields.integer("max_tokens", 0..=u64::MAX)?;
     let new = fields.integer("max_completion_tokens", 1..=u64::MAX)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => Err(ApiError::field(
@@ -198,6 +234,14 @@ mod tests {
         assert!(p.top_p > 0.0);
         assert_eq!((s.n, s.stop.len(), s.stream, s.include_usage), (3, 2, true, true));
         assert_ne!(s.params(1, 1, &[]).seed, p.seed);
+        let s = read(
+            r#"{"min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1, "presence_penalty": -2,
+                "frequency_penalty": 2, "logit_bias": {"7": -100, "9": 0.5}}"#,
+        );
+        let p = s.unwrap().params(0, 1, &[]);
+        assert_eq!((p.min_p, p.typical_p, p.repetition_penalty), (0.1, 0.9, 1.1));
+        assert_eq!((p.presence_penalty, p.frequency_penalty), (-2.0, 2.0));
+        assert_eq!(p.logit_bias, [(7, -100.0), (9, 0.5)]);
         assert_eq!(read(r#"{"stop": "x"}"#).unwrap().stop, ["x"]);
         assert_eq!(read(r#"{"stop": null}"#).unwrap().stop, [""; 0]);
     }
@@ -209,7 +253,16 @@ mod tests {
             (r#"{"temperature": "hot"}"#, "temperature"),
             (r#"{"top_p": -0.1}"#, "top_p"),
             (r#"{"top_k": -1}"#, "top_k"),
-            (r#"{"max_tokens": 0}"#, "max_tokens"),
+            (r#"{"max_tokens": -1}"#, "max_tokens"),
+            (r#"{"max_completion_tokens": 0}"#, "max_completion_tokens"),
+            (r#"{"min_p": 1.5}"#, "min_p"),
+            (r#"{"typical_p": -1}"#, "typical_p"),
+            (r#"{"repetition_penalty": -1}"#, "repetition_penalty"),
+            (r#"{"presence_penalty": 2.5}"#, "presence_penalty"),
+            (r#"{"frequency_penalty": "x"}"#, "frequency_penalty"),
+            (r#"{"logit_bias": {"a": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"1": 101}}"#, "logit_bias"),
+            (r#"{"logit_bias": [1]}"#, "logit_bias"),
             (r#"{"max_tokens": 1.5}"#, "max_tokens"),
             (r#"{"max_tokens": 1, "max_completion_tokens": 2}"#, "max_tokens"),
             (r#"{"n": 0}"#, "n"),

@@ -61,7 +61,7 @@ impl<C: Chunks> Source<C> {
         while self.ready.is_empty() {
             match self.pieces.as_mut()?.next().await {
                 Some(Ok(piece)) => {
-                    self.usage.add(piece.end.as_ref().map_or(0, |end| end.completion_tokens));
+                    piece.end.iter().for_each(|end| self.usage.add(end));
                     self.ready.extend(self.chunks.piece(piece).iter().map(event::<C>));
                 }
                 Some(Err(error)) => {

@@ -8,10 +8,11 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::server::ServePlan;
 use crate::store::Store;
+use crate::structured::Grammars;
 use engine::EngineHandle;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
 
@@ -83,6 +84,9 @@ pub(crate) struct State {
     draining: AtomicBool,
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) grammars: Grammars,
+    /// What each token reads as; made when the first request asks for log probabilities.
+    token_bytes: OnceLock<Vec<Vec<u8>>>,
     pub(crate) models: Arc<Registry>,
 }
 
@@ -105,6 +109,8 @@ impl State {
             draining: AtomicBool::new(false),
             engine,
             tokenizer,
+            grammars: Grammars::default(),
+            token_bytes: OnceLock::new(),
             models,
         })
     }
@@ -134,6 +140,18 @@ impl State {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The bytes that a token stands for.
+    pub(crate) fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let all = self.token_bytes.get_or_init(|| {
+            // A vocabulary of an unknown kind: the names that it gives its tokens.
+            self.tokenizer.token_bytes().unwrap_or_else(|_| {
+                let name = |id| self.tokenizer.token(id).unwrap_or_default().into_bytes();
+                (0..=self.tokenizer.max_id()).map(name).collect()
+            })
+        });
+        all.get(token as usize).cloned().unwrap_or_default()
     }
 
     /// The model of that name, loaded from disk if need be; it stays in memory while the caller

@@ -129,7 +129,7 @@ async fn adapters_answer_differently_and_each_in_its_own_template() {
 async fn concurrent_streams_over_all_adapters_equal_one_at_a_time() {
     // A small cache and short steps, so that prompts are chunked and sequences preempted.
     let options =
-        EngineOptions { num_blocks: 24, max_batch_tokens: 20, max_num_seqs: 8, max_queue: 64 };
+        EngineOptions { num_blocks: 24, max_batch_tokens: 20, max_num_seqs: 8, ..roomy() };
     let server = TestServer::start_with(ServePlan::default(), options).await;
     let bodies: Vec<Value> = (0..12)
         .map(|i| {
@@ -265,8 +265,8 @@ async fn errors_have_openai_s_shape() {
     let (status, error) = server.refused(TEXT, &json!({"model": "nobody", "prompt": "x"})).await;
     assert_eq!((status, &error["type"]), (404, &json!("invalid_request_error")));
     let (status, error) =
-        server.refused(CHAT, &with(good.clone(), json!({"logprobs": true}))).await;
-    assert_eq!((status, &error["param"]), (400, &json!("logprobs")));
+        server.refused(CHAT, &with(good.clone(), json!({"top_logprobs": 2}))).await;
+    assert_eq!((status, &error["param"]), (400, &json!("top_logprobs")));
     let (status, error) =
         server.refused(CHAT, &with(good.clone(), json!({"n": 1_000_000_000}))).await;
     assert_eq!((status, &error["param"]), (400, &json!("n")));
@@ -346,8 +346,7 @@ async fn a_body_that_does_not_come_is_given_up() {
 
 #[tokio::test]
 async fn the_context_bounds_prompt_and_answer() {
-    let options =
-        EngineOptions { num_blocks: 8, max_batch_tokens: 64, max_num_seqs: 4, max_queue: 4 };
+    let options = EngineOptions { num_blocks: 8, max_num_seqs: 4, max_queue: 4, ..roomy() };
     let server = TestServer::start_with(ServePlan::default(), options).await;
     // 8 pages hold 128 tokens; the prompt takes 104.
     let body = with(chat("base", &"x".repeat(100), 1_000_000), json!({"ignore_eos": true}));

@@ -47,6 +47,12 @@ pub enum TextError {
         /// The tokenizer's reason.
         reason: String,
     },
+    /// A grammar cannot be used.
+    #[error("the grammar cannot be used: {reason}")]
+    Grammar {
+        /// What is wrong with it, or what it asks too much of.
+        reason: String,
+    },
     /// The tokenizer could not decode ids.
     #[error("cannot decode {count} token ids: {reason}")]
     Decode {

@@ -429,6 +429,31 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The bytes that each id stands for in the middle of a text, by id: those of its name for a
+    /// control token, none for an id that the vocabulary lacks. A token may be part of a character.
+    ///
+    /// # Errors
+    /// [`TextError::Grammar`] when the vocabulary spells its tokens in no way that is known.
+    pub fn token_bytes(&self) -> Result<Vec<Vec<u8>>, TextError> {
+        let error = |e: &dyn std::fmt::Display| TextError::Grammar { reason: e.to_string() };
+        let json = self.inner.to_string(false).map_err(|e| error(&e))?;
+        let json: Value = serde_json::from_str(&json).map_err(|e| error(&e))?;
+        let bytes = catch_unwind(|| llguidance::token_bytes_from_tokenizer_json(&json))
+            .map_err(|_| error(&"the vocabulary's spelling is not understood"))?;
+        let mut bytes = bytes.map_err(|e| error(&e))?;
+        for (&id, text) in &self.controls {
+            if let Some(bytes) = bytes.get_mut(id as usize) {
+                *bytes = text.clone().into_bytes();
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Every control token.
+    pub(crate) fn control_ids(&self) -> impl Iterator<Item = u32> {
+        self.controls.keys().copied()
+    }
+
     /// Whether `id` is a control token.
     pub fn is_control(&self, id: u32) -> bool {
         self.controls.contains_key(&id)

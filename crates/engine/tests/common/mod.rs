@@ -3,8 +3,12 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
-use engine::{EngineError, FinishReason, Limits, Runner, Sampler, SequenceRequest};
+use engine::{
+    Constraint, EngineError, FinishReason, Grammar, GrammarRef, Limits, Runner, Sampler,
+    SequenceRequest, TokenLogprobs, TokenSet,
+};
 use model::{BLOCK_SIZE, Batch, ModelError};
+use std::sync::Arc;
 
 /// V of the fake model.
 pub(crate) const VOCAB: usize = 32;
@@ -45,16 +49,17 @@ impl Runner for FakeRunner {
         self.longest = self.longest.max(batch.tokens.len());
         self.widest = self.widest.max(batch.segments.len());
         assert_eq!(batch.tokens.len(), batch.segments.iter().map(|s| s.len).sum::<usize>());
-        let mut owned = vec![false; self.num_blocks()];
+        // Pages that are written have one holder; those that are only read may have many.
+        let mut readers = vec![0usize; self.num_blocks()];
+        for segment in &batch.segments {
+            segment.pages.iter().for_each(|&page| readers[page as usize] += 1);
+        }
         let mut logits = Vec::new();
         let mut start = 0;
         for segment in &batch.segments {
             assert!(segment.len > 0, "empty segment");
-            for &page in &segment.pages {
-                assert!(
-                    !std::mem::replace(&mut owned[page as usize], true),
-                    "page {page} owned twice"
-                );
+            for &page in &segment.pages[segment.past / BLOCK_SIZE..] {
+                assert_eq!(readers[page as usize], 1, "page {page} is written and has two holders");
             }
             let slot = |pos: usize| {
                 segment.pages[pos / BLOCK_SIZE] as usize * BLOCK_SIZE + pos % BLOCK_SIZE
@@ -101,40 +106,142 @@ fn fake_logits(adapter: Option<usize>, prefix: &[u32]) -> Vec<f32> {
             let x = (hash ^ (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
                 .wrapping_mul(0xff51_afd7_ed55_8ccd);
             if i >= u64::from(ORDINARY) {
-                -1e4
-            } else {
-                (x >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+                return -1e4;
             }
+            // Mostly round in a circle of seven, so that guesses are often right, not always.
+            let next = (prefix.last().copied().unwrap_or(0) + 1) % 7;
+            let turn = if i == u64::from(next) { 2.5 } else { 0.0 };
+            (x >> 40) as f32 / (1u64 << 22) as f32 - 2.0 + turn
         })
         .collect()
 }
 
-/// What the request gives alone, without engine, pages or batch.
+/// Tokens whose parity alternates, beginning with even ones; it may end after [`LEAST`] and must after
+/// [`MOST`].
+pub(crate) struct Alternating {
+    /// What happens before its third token.
+    pub(crate) trouble: Trouble,
+}
+
+/// What goes wrong with a grammar.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Trouble {
+    None,
+    Error,
+    Panic,
+}
+
+const LEAST: usize = 3;
+const MOST: usize = 9;
+
+struct Place {
+    trouble: Trouble,
+    len: usize,
+}
+
+impl Grammar for Alternating {
+    fn start(&self) -> Box<dyn Constraint> {
+        Box::new(Place { trouble: self.trouble, len: 0 })
+    }
+}
+
+impl Constraint for Place {
+    fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
+        assert!(allowed.is_empty());
+        if self.len == 2 {
+            assert!(self.trouble != Trouble::Panic, "a broken grammar");
+            if self.trouble == Trouble::Error {
+                return Err("too much work".into());
+            }
+        }
+        if self.len < MOST {
+            let tokens = (0..ORDINARY).filter(|t| *t as usize % 2 == self.len % 2);
+            tokens.for_each(|t| allowed.insert(t));
+        }
+        Ok(())
+    }
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token as usize % 2, self.len % 2);
+        self.len += 1;
+        Ok(())
+    }
+    fn may_end(&mut self) -> bool {
+        self.len >= LEAST
+    }
+    fn must_end(&mut self) -> bool {
+        self.len >= MOST
+    }
+}
+
+pub(crate) fn grammar(trouble: Trouble) -> GrammarRef {
+    GrammarRef(Arc::new(Alternating { trouble }))
+}
+
+/// What a request gives.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// What the request gives alone, without engine, pages, guesses or batch.
 pub(crate) fn alone(
     request: &SequenceRequest,
     limits: &Limits,
-) -> Result<(Vec<u32>, FinishReason), EngineError> {
+) -> Result<(Answer, FinishReason), EngineError> {
     limits.check(request)?;
     let params = &request.params;
     if let Some(bad) = request.prompt.iter().find(|&&t| t == FAIL || t == PANIC) {
         return Err(EngineError::Forward(format!("{bad}")));
     }
-    let mut sampler = Sampler::new(params);
+    let mut sampler = Sampler::new(params, &request.prompt);
+    let mut constraint = request.grammar.as_ref().map(|g| g.0.start());
     let mut tokens = request.prompt.clone();
-    let mut out = Vec::new();
+    let mut answer = Answer::default();
+    if params.prompt_logprobs {
+        for i in 1..tokens.len() {
+            let logits = fake_logits(request.adapter, &tokens[..i]);
+            if logits.iter().any(|l| l.is_nan()) {
+                return Err(EngineError::NonFinite { position: i });
+            }
+            let top = params.logprobs.unwrap_or(0);
+            answer.prompt_logprobs.push(TokenLogprobs::new(&logits, tokens[i], top));
+        }
+    }
+    if params.max_tokens == 0 {
+        return Ok((answer, FinishReason::Length));
+    }
     loop {
+        let mut allowed = TokenSet::new(VOCAB);
+        if let Some(constraint) = &mut constraint {
+            let asked = std::panic::AssertUnwindSafe(|| constraint.allowed(&mut allowed));
+            let asked = std::panic::catch_unwind(asked).unwrap_or_else(|_| Err("panic".into()));
+            asked.map_err(EngineError::Grammar)?;
+            if constraint.may_end() {
+                params.stop_ids.iter().for_each(|&id| allowed.insert(id));
+            }
+        }
+        let logits = fake_logits(request.adapter, &tokens);
         let sampled = sampler
-            .sample(&fake_logits(request.adapter, &tokens))
+            .sample(&logits, constraint.as_ref().map(|_| &allowed))
             .ok_or(EngineError::NonFinite { position: tokens.len() })?;
         tokens.push(sampled.token);
         if params.stop_ids.contains(&sampled.token) && !params.ignore_eos {
-            return Ok((out, FinishReason::Stop));
+            return Ok((answer, FinishReason::Stop));
         }
-        out.push(sampled.token);
-        if out.len() == params.max_tokens
+        answer.tokens.push(sampled.token);
+        answer.logprobs.extend(sampled.logprobs);
+        if let Some(constraint) = &mut constraint {
+            constraint.accept(sampled.token).map_err(EngineError::Grammar)?;
+            if constraint.must_end() {
+                return Ok((answer, FinishReason::Stop));
+            }
+        }
+        if answer.tokens.len() == params.max_tokens
             || tokens.len() == limits.context_len.min(limits.cache_tokens)
         {
-            return Ok((out, FinishReason::Length));
+            return Ok((answer, FinishReason::Length));
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::cli::ChatArgs;
 use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::Result;
-use engine::SequenceRequest;
+use engine::{EngineOptions, SequenceRequest};
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
     };
     let template = adapter.as_ref().map_or(&base.template, |a| &a.template);
     let adapters: Vec<&Adapter> = adapter.iter().collect();
-    let (mut engine, slots) = resolve::engine(&base, &adapters, 0, 1)?;
+    let options = EngineOptions { max_num_seqs: 1, ..EngineOptions::default() };
+    let (mut engine, slots) = resolve::engine(&base, &adapters, 0, options)?;
     let params = sampling_params(&args.sampling, &template.stop_ids(&base.tokenizer));
 
     let start: Vec<Message> =
@@ -48,8 +49,12 @@ pub(super) fn run(args: &ChatArgs) -> Result<ExitCode> {
         }
         let conversation = Conversation::new(messages.clone());
         let prompt = template.render(&base.tokenizer, &conversation, true)?.ids;
-        let request =
-            SequenceRequest { prompt, params: params.clone(), adapter: slots.first().copied() };
+        let request = SequenceRequest {
+            prompt,
+            params: params.clone(),
+            adapter: slots.first().copied(),
+            ..SequenceRequest::default()
+        };
         let decoder = StreamDecoder::new(Arc::clone(&base.tokenizer));
         let answer = stream(&mut engine, request, decoder, &[], |piece| {
             print!("{piece}");

@@ -9,7 +9,7 @@ use ::data::{FolderSplit, ReadOptions};
 use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
-use engine::SamplingParams;
+use engine::{EngineOptions, SamplingParams};
 use indicatif::ProgressBar;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -86,7 +86,8 @@ pub(super) fn evaluate(
     max_tokens: usize,
 ) -> Result<EvalResult> {
     let adapters: Vec<&Adapter> = adapter.into_iter().collect();
-    let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, MAX_NUM_SEQS)?;
+    let options = EngineOptions { max_num_seqs: MAX_NUM_SEQS, ..EngineOptions::default() };
+    let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, options)?;
     let template = adapter.map_or(&base.template, |a| &a.template);
     let name = adapter.map_or_else(|| "base".to_owned(), |a| a.name.clone());
     let candidate = LocalCandidate::new(

@@ -4,7 +4,7 @@ use crate::cli::{GenerateArgs, SamplingArgs};
 use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Result, bail};
-use engine::{Engine, Event, FinishReason, SamplingParams, SequenceRequest, Usage};
+use engine::{Engine, EngineOptions, Event, FinishReason, SamplingParams, SequenceRequest, Usage};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,11 +17,13 @@ pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         None => None,
     };
     let adapters: Vec<&Adapter> = adapter.iter().collect();
-    let (mut engine, slots) = resolve::engine(&base, &adapters, 0, 1)?;
+    let options = EngineOptions { max_num_seqs: 1, ..EngineOptions::default() };
+    let (mut engine, slots) = resolve::engine(&base, &adapters, 0, options)?;
     let request = SequenceRequest {
         prompt: base.tokenizer.encode_prompt(&args.prompt)?,
         params: sampling_params(&args.sampling, base.tokenizer.stop_ids()),
         adapter: slots.first().copied(),
+        ..SequenceRequest::default()
     };
     let decoder = StreamDecoder::after(Arc::clone(&base.tokenizer), &request.prompt)?;
     let done = stream(&mut engine, request, decoder, &args.stop, |piece| {
@@ -61,7 +63,7 @@ pub(super) fn sampling_params(args: &SamplingArgs, stop_ids: &[u32]) -> Sampling
         max_tokens: args.max_tokens,
         seed: args.seed,
         stop_ids: stop_ids.to_vec(),
-        ignore_eos: false,
+        ..SamplingParams::default()
     }
 }
 
@@ -99,7 +101,8 @@ pub(super) fn stream(
                     give(&outcome.text, &mut text);
                     if outcome.stopped {
                         engine.cancel(id);
-                        let usage = Usage { prompt_tokens, completion_tokens: tokens.len() };
+                        let completion_tokens = tokens.len();
+                        let usage = Usage { prompt_tokens, completion_tokens, ..Usage::default() };
                         return Ok(Streamed { text, tokens, finish_reason: "stop", usage });
                     }
                 }
@@ -115,6 +118,7 @@ pub(super) fn stream(
                     return Ok(Streamed { text, tokens, finish_reason, usage });
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
+                Event::Started { .. } | Event::Prompt { .. } => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::exit;
 use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
-use engine::EngineHandle;
+use engine::{EngineHandle, EngineOptions};
 use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,7 +33,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     }
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
     let base = Arc::new(Base::load(name, args.weights)?);
-    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, args.max_num_seqs)?;
+    let options = EngineOptions {
+        max_num_seqs: args.max_num_seqs,
+        prefix_caching: !args.no_prefix_caching,
+        num_speculative_tokens: args.num_speculative_tokens,
+        ..EngineOptions::default()
+    };
+    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
     let served = ServedModel {
         name: base.short_name(),
         adapter: None,

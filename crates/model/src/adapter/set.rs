@@ -244,12 +244,11 @@ impl AdapterSet {
         }
     }
 
-    /// Which adapter this is among all that the set ever held: a number that no other adapter of
-    /// the set has or had, and that changes with the parameters ([`AdapterSet::refresh`]). Keys
-    /// and values computed under one generation mean nothing under another, whatever the slot. None
-    /// when the slot is empty.
+    /// A number, from 1 on, that only the adapter in `slot` has among all that the set ever held, and
+    /// only in its present form ([`AdapterSet::refresh`]): keys that were made with it serve only
+    /// while it stays the same, whatever the slot. None where the slot is empty.
     pub fn generation(&self, slot: usize) -> Option<u64> {
-        self.slots.get(slot)?.as_ref().map(|slot| slot.generation)
+        Some(self.slots.get(slot)?.as_ref()?.generation)
     }
 
     /// Takes over changed parameters of the adapter in `slot` (after an optimizer step).

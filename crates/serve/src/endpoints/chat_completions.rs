@@ -5,15 +5,18 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
+use crate::logprobs::ChatLogprobs;
 use crate::messages::{self, Tools};
-use crate::sampling::{self, Sampling, is_empty, is_false, is_zero, never};
+use crate::sampling::{self, Sampling, is_empty, is_false, never};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
+use crate::structured;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
+use engine::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -31,23 +34,29 @@ async fn chat_completions(
     let request = ChatRequest::read(fields, state.plan().max_choices)?;
     let model = state.model(&caller, &request.model).await?;
     let (sampling, tools) = (request.sampling, request.tools);
+    let form = structured::compile(&state, sampling.structured.clone()).await?;
     let conversation = request.conversation.with_tools(tools.list.clone());
     let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
-    let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, usize::MAX, "messages")?;
+    let max_tokens = usize::MAX;
+    let generation = Generation::start(
+        &state, &caller, &model, prompts, &sampling, form, max_tokens, "messages",
+    )?;
+    let logprobs = sampling.tells_logprobs().then(|| Arc::clone(&state));
     let head = Head::new("chat.completion", &caller, request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
         let answers = vec![answer; generation.len()];
-        let chunks = ChatChunks { head, answers, include_usage: sampling.include_usage };
+        let include_usage = sampling.include_usage;
+        let chunks = ChatChunks { head, answers, include_usage, logprobs };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
     let (finished, usage) = generation.finish().await?;
-    let choice = |(index, finished)| ChatChoice::new(index, finished, answer.clone());
+    let choice =
+        |(index, finished)| ChatChoice::new(index, finished, answer.clone(), logprobs.as_deref());
     let choices = finished.into_iter().enumerate().map(choice).collect();
     Ok(Json(ChatCompletion { head, choices, usage }).into_response())
 }
@@ -62,15 +71,8 @@ struct ChatRequest {
 
 /// Fields of OpenAI's that have no effect here.
 const NEUTRAL: &[Neutral] = &[
-    Neutral { field: "logprobs", accepts: is_false, accepted: "false" },
-    Neutral { field: "top_logprobs", accepts: is_zero, accepted: "0" },
     Neutral { field: "functions", accepts: is_empty, accepted: "an empty list" },
     Neutral { field: "function_call", accepts: |v| v == "none", accepted: "\"none\"" },
-    Neutral {
-        field: "response_format",
-        accepts: |v| *v == json!({"type": "text"}),
-        accepted: "{\"type\": \"text\"}",
-    },
     Neutral { field: "modalities", accepts: |v| *v == json!(["text"]), accepted: "[\"text\"]" },
     Neutral { field: "audio", accepts: never, accepted: "nothing" },
     Neutral { field: "prediction", accepts: never, accepted: "nothing" },
@@ -94,12 +96,31 @@ impl ChatRequest {
         let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
         let conversation = messages::conversation(&mut fields)?;
         let tools = Tools::read(&mut fields, messages::chat_tool)?;
-        let sampling = Sampling::read(&mut fields, max_choices)?;
+        let mut sampling = Sampling::read(&mut fields, max_choices)?;
+        if sampling.max_tokens == Some(0) {
+            return Err(ApiError::field("max_tokens", "max_tokens is 0; expected at least 1"));
+        }
+        logprobs(&mut fields, &mut sampling)?;
         fields.neutral(sampling::COMMON)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         Ok(ChatRequest { model, conversation, tools, sampling })
     }
+}
+
+fn logprobs(fields: &mut Fields, sampling: &mut Sampling) -> Result<(), ApiError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0..=SamplingParams::MAX_LOGPROBS as u64)?;
+    match (wanted, top) {
+        (true, top) => sampling.tell_logprobs(top.unwrap_or(0) as usize, false),
+        (false, None | Some(0)) => {}
+        (false, Some(_)) => {
+            let message =
+                "top_logprobs is only for answers with logprobs. hint: set logprobs to true";
+            return Err(ApiError::field("top_logprobs", message));
+        }
+    }
+    Ok(())
 }
 
 /// The fields that every answer and chunk begins with.
@@ -130,7 +151,7 @@ struct ChatCompletion {
 struct ChatChoice {
     index: usize,
     message: AssistantMessage,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
 }
 
@@ -173,7 +194,8 @@ impl ToolCall {
 }
 
 impl ChatChoice {
-    fn new(index: usize, finished: Finished, answer: Answer) -> ChatChoice {
+    /// `state` tells what tokens read as where log probabilities are wanted.
+    fn new(index: usize, finished: Finished, answer: Answer, state: Option<&Shared>) -> ChatChoice {
         let (whole, finish_reason) = answer.whole(&finished.text, finished.finish_reason);
         let only_calls = whole.content.is_empty() && !whole.calls.is_empty();
         let message = AssistantMessage {
@@ -183,7 +205,8 @@ impl ChatChoice {
             reasoning_content: whole.reasoning,
             tool_calls: whole.calls.into_iter().map(ToolCall::new).collect(),
         };
-        ChatChoice { index, message, logprobs: None, finish_reason }
+        let logprobs = state.map(|state| ChatLogprobs::new(state, &finished.logprobs));
+        ChatChoice { index, message, logprobs, finish_reason }
     }
 }
 
@@ -201,7 +224,7 @@ struct ChatChunk {
 struct ChunkChoice {
     index: usize,
     delta: Delta,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -236,6 +259,8 @@ struct ChatChunks {
     /// One for each choice.
     answers: Vec<Answer>,
     include_usage: bool,
+    /// What tokens read as, where log probabilities are wanted.
+    logprobs: Option<Arc<Shared>>,
 }
 
 impl ChatChunks {
@@ -257,8 +282,18 @@ impl Chunks for ChatChunks {
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
         let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
+        let mut deltas: Vec<Delta> = said.into_iter().map(Delta::new).collect();
+        if deltas.is_empty() && !piece.logprobs.is_empty() {
+            // Their text is held back; they are told all the same.
+            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
+        }
         let mut chunks: Vec<ChatChunk> =
-            said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
+            deltas.into_iter().map(|delta| self.chunk(piece.index, delta, None)).collect();
+        if let Some(state) = &self.logprobs
+            && let Some(choice) = chunks.first_mut().and_then(|chunk| chunk.choices.first_mut())
+        {
+            choice.logprobs = Some(ChatLogprobs::new(state, &piece.logprobs));
+        }
         if let Some(end) = piece.end {
             let reason = self.answers[piece.index].finish_reason(end.finish_reason);
             chunks.push(self.chunk(piece.index, Delta::default(), Some(reason)));
@@ -315,17 +350,15 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_names_its_field() {
         for (json, param) in [
-            (r#""logprobs": true"#, "logprobs"),
+            (r#""logprobs": 1"#, "logprobs"),
             (r#""top_logprobs": 3"#, "top_logprobs"),
+            (r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs"),
+            (r#""max_tokens": 0"#, "max_tokens"),
             (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
             (r#""tool_choice": "required""#, "tool_choice"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
-            (r#""response_format": {"type": "json_object"}"#, "response_format"),
-            (r#""response_format": {"type": "json_schema", "json_schema": {}}"#, "response_format"),
-            (r#""presence_penalty": 0.5"#, "presence_penalty"),
-            (r#""frequency_penalty": -1"#, "frequency_penalty"),
-            (r#""logit_bias": {"50256": -100}"#, "logit_bias"),
+            (r#""response_format": {"type": "yaml"}"#, "response_format.type"),
             (r#""modalities": ["text", "audio"]"#, "modalities"),
             (r#""reasoning_effort": "high""#, "reasoning_effort"),
             (r#""store": true"#, "store"),

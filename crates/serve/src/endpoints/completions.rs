@@ -3,15 +3,18 @@
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
-use crate::generation::{Generation, Piece, Usage};
-use crate::sampling::{self, Sampling, is_empty, never};
+use crate::generation::{Finished, Generation, Piece, Usage};
+use crate::logprobs::CompletionLogprobs;
+use crate::sampling::{self, Sampling, is_empty};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
+use crate::structured;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
+use engine::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -44,26 +47,33 @@ async fn completions(
     .and_then(|encoded: Result<Vec<Encoded>, TextError>| {
         encoded.map_err(|e| ApiError::text(&e, "prompt"))
     })?;
-    let (prompts, echoes): (Vec<_>, Vec<String>) =
-        prompts.into_iter().map(|p| ((p.ids, p.decoder), p.echo)).unzip();
+    let form = structured::compile(&state, sampling.structured.clone()).await?;
     // One beginning for each choice: choice i * n + j belongs to prompt i.
-    let echoes: Vec<String> =
-        echoes.into_iter().flat_map(|e| std::iter::repeat_n(e, sampling.n)).collect();
-
+    let echoes: Vec<Echo> = prompts
+        .iter()
+        .flat_map(|p| std::iter::repeat_n(p.echo(request.echo), sampling.n))
+        .collect();
+    let prompts = prompts.into_iter().map(|p| (p.ids, p.decoder)).collect();
     let max_tokens = DEFAULT_MAX_TOKENS;
     let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, max_tokens, "prompt")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, max_tokens, "prompt")?;
+    let logprobs = request.logprobs.then(|| Arc::clone(&state));
     let head = Head::new(&caller, request.model);
     if sampling.stream {
-        let chunks = CompletionChunks { head, echoes, include_usage: sampling.include_usage };
+        let ends = echoes.iter().map(|echo| echo.text.chars().count()).collect();
+        let include_usage = sampling.include_usage;
+        let chunks = CompletionChunks { head, echoes, ends, include_usage, logprobs };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
     let (finished, usage) = generation.finish().await?;
     let choices = finished.into_iter().zip(echoes).enumerate();
     let choices = choices
-        .map(|(index, (f, echo))| {
-            CompletionChoice::new(index, echo + &f.text, Some(f.finish_reason))
+        .map(|(index, (finished, echo))| {
+            let logprobs = logprobs.as_ref().map(|state| echo.logprobs(state, &finished));
+            let text = echo.text + &finished.text;
+            let choice = CompletionChoice::new(index, text, Some(finished.finish_reason));
+            CompletionChoice { logprobs, ..choice }
         })
         .collect();
     Ok(Json(Completion { head, choices, usage: Some(Some(usage)) }).into_response())
@@ -74,14 +84,13 @@ struct CompletionRequest {
     model: String,
     prompts: Vec<Prompt>,
     echo: bool,
+    logprobs: bool,
     sampling: Sampling,
 }
 
 /// Fields of OpenAI's that have no effect here.
-const NEUTRAL: &[Neutral] = &[
-    Neutral { field: "suffix", accepts: is_empty, accepted: "an empty string" },
-    Neutral { field: "logprobs", accepts: never, accepted: "null" },
-];
+const NEUTRAL: &[Neutral] =
+    &[Neutral { field: "suffix", accepts: is_empty, accepted: "an empty string" }];
 
 impl CompletionRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<CompletionRequest, ApiError> {
@@ -89,7 +98,8 @@ impl CompletionRequest {
         let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
         let prompts = prompts(&mut fields)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
-        let sampling = Sampling::read(&mut fields, max_choices)?;
+        let mut sampling = Sampling::read(&mut fields, max_choices)?;
+        let logprobs = logprobs(&mut fields, &mut sampling, echo)?;
         let choices = prompts.len().saturating_mul(sampling.n);
         if choices > max_choices {
             let message = format!(
@@ -104,8 +114,27 @@ impl CompletionRequest {
         fields.neutral(sampling::COMMON)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
-        Ok(CompletionRequest { model, prompts, echo, sampling })
+        Ok(CompletionRequest { model, prompts, echo, logprobs, sampling })
     }
+}
+
+/// Whether log probabilities are told, and how. A prompt that is only scored has no `max_tokens`.
+fn logprobs(fields: &mut Fields, sampling: &mut Sampling, echo: bool) -> Result<bool, ApiError> {
+    let top = fields.integer("logprobs", 0..=SamplingParams::MAX_LOGPROBS as u64)?;
+    if top.is_some() && echo && sampling.stream {
+        let message = "logprobs of an echoed prompt are not streamed. hint: leave out stream";
+        return Err(ApiError::field("logprobs", message));
+    }
+    if sampling.max_tokens == Some(0) && (sampling.stream || !echo) {
+        let message = "max_tokens is 0; expected at least 1, or echo without stream";
+        return Err(ApiError::field("max_tokens", message));
+    }
+    if let Some(top) = top {
+        sampling.tell_logprobs(top as usize, echo);
+    } else if sampling.max_tokens == Some(0) {
+        sampling.tell_logprobs(0, true);
+    }
+    Ok(top.is_some())
 }
 
 /// Generating more choices than are returned is not supported; as many is what happens anyway.
@@ -128,7 +157,34 @@ enum Prompt {
 struct Encoded {
     ids: Vec<u32>,
     decoder: StreamDecoder,
-    echo: String,
+    text: String,
+}
+
+impl Encoded {
+    fn echo(&self, wanted: bool) -> Echo {
+        match wanted {
+            true => Echo { text: self.text.clone(), first: self.ids.first().copied() },
+            false => Echo { text: String::new(), first: None },
+        }
+    }
+}
+
+/// What stands before a choice's answer.
+#[derive(Clone)]
+struct Echo {
+    text: String,
+    /// The prompt's first token, where the prompt is told.
+    first: Option<u32>,
+}
+
+impl Echo {
+    fn logprobs(&self, state: &Shared, finished: &Finished) -> CompletionLogprobs {
+        let mut all = CompletionLogprobs::new(0);
+        self.first.iter().for_each(|&token| all.push_first(state, token));
+        let told = finished.prompt_logprobs.iter().chain(&finished.logprobs);
+        told.for_each(|told| all.push(state, told));
+        all
+    }
 }
 
 impl Prompt {
@@ -153,7 +209,7 @@ impl Prompt {
             Prompt::Tokens(ids) => (ids, String::new()),
         };
         let decoder = StreamDecoder::after(Arc::clone(tokenizer), &ids)?;
-        Ok(Encoded { ids, decoder, echo: if echo { text } else { String::new() } })
+        Ok(Encoded { ids, decoder, text })
     }
 }
 
@@ -216,7 +272,7 @@ struct Completion {
 struct CompletionChoice {
     index: usize,
     text: String,
-    logprobs: Option<()>,
+    logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -229,8 +285,12 @@ impl CompletionChoice {
 struct CompletionChunks {
     head: Head,
     /// The beginning of each choice; empty without echo.
-    echoes: Vec<String>,
+    echoes: Vec<Echo>,
+    /// Characters told of each choice's tokens.
+    ends: Vec<usize>,
     include_usage: bool,
+    /// What tokens read as, where log probabilities are wanted.
+    logprobs: Option<Arc<Shared>>,
 }
 
 impl CompletionChunks {
@@ -246,14 +306,21 @@ impl Chunks for CompletionChunks {
     fn head(&mut self) -> Vec<Completion> {
         let echoes = std::mem::take(&mut self.echoes).into_iter().enumerate();
         echoes
-            .filter(|(_, echo)| !echo.is_empty())
-            .map(|(index, echo)| self.chunk(CompletionChoice::new(index, echo, None)))
+            .filter(|(_, echo)| !echo.text.is_empty())
+            .map(|(index, echo)| self.chunk(CompletionChoice::new(index, echo.text, None)))
             .collect()
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Completion> {
         let finish_reason = piece.end.as_ref().map(|end| end.finish_reason);
-        vec![self.chunk(CompletionChoice::new(piece.index, piece.text, finish_reason))]
+        let mut choice = CompletionChoice::new(piece.index, piece.text, finish_reason);
+        if let Some(state) = &self.logprobs {
+            let mut told = CompletionLogprobs::new(self.ends[piece.index]);
+            piece.logprobs.iter().for_each(|token| told.push(state, token));
+            self.ends[piece.index] = told.end();
+            choice.logprobs = Some(told);
+        }
+        vec![self.chunk(choice)]
     }
 
     fn end(&mut self, usage: Usage) -> Vec<Completion> {
@@ -300,7 +367,10 @@ mod tests {
             (r#""prompt": [[1], 2]"#, "prompt"),
             (r#""prompt": ["a", "b", "c"], "n": 3"#, "prompt"),
             (r#""prompt": "a", "suffix": "b""#, "suffix"),
-            (r#""prompt": "a", "logprobs": 0"#, "logprobs"),
+            (r#""prompt": "a", "logprobs": 21"#, "logprobs"),
+            (r#""prompt": "a", "logprobs": true"#, "logprobs"),
+            (r#""prompt": "a", "logprobs": 1, "echo": true, "stream": true"#, "logprobs"),
+            (r#""prompt": "a", "max_tokens": 0"#, "max_tokens"),
             (r#""prompt": "a", "best_of": 2"#, "best_of"),
             (r#""prompt": "a", "echo": "yes""#, "echo"),
             (r#""prompt": "a", "messages": []"#, "messages"),

@@ -47,7 +47,8 @@ async fn create(
     let prompts = vec![(prompt.ids, prompt.decoder)];
     let sampling = request.sampling;
     // `max_tokens` is always there.
-    let generation = Generation::start(&state, &caller, &model, prompts, &sampling, 1, "messages")?;
+    let generation =
+        Generation::start(&state, &caller, &model, prompts, &sampling, None, 1, "messages")?;
     let head = Head { id: caller.answer_id("msg_"), model: name };
     let usage = generation.usage();
     if sampling.stream {

@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Generation, Piece, Usage};
 use crate::messages::{self, NOT_STRICT, Tools};
-use crate::sampling::{Sampling, is_empty, is_false, is_zero, never, saturating};
+use crate::sampling::{Sampling, is_empty, is_false, never, saturating};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
@@ -51,7 +51,7 @@ async fn create(
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // No bound but the context, as in OpenAI's API.
     let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, usize::MAX, "input")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, None, usize::MAX, "input")?;
     let usage = generation.usage();
     if sampling.stream {
         return Ok(sse::respond(events, generation.pieces(), usage));
@@ -61,10 +61,12 @@ async fn create(
         let end = crate::generation::End {
             finish_reason: finished.finish_reason,
             completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.prompt_tokens_details.cached_tokens,
             stop: finished.stop,
         };
         // The events are for nobody; the answer at the end is the same in both ways.
-        events.piece(Piece { index, text: finished.text, end: Some(end) });
+        let (text, logprobs) = (finished.text, Vec::new());
+        events.piece(Piece { index, text, logprobs, end: Some(end) });
     }
     Ok(Json(events.response(events.status(), Some(usage))).into_response())
 }
@@ -94,7 +96,7 @@ const NEUTRAL: &[Neutral] = &[
         accepts: is_plain_text,
         accepted: "{\"format\": {\"type\": \"text\"}}",
     },
-    Neutral { field: "top_logprobs", accepts: is_zero, accepted: "0" },
+    Neutral { field: "top_logprobs", accepts: |v| *v == 0, accepted: "0" },
     Neutral { field: "truncation", accepts: |v| v == "disabled", accepted: "\"disabled\"" },
     Neutral { field: "context_management", accepts: is_empty, accepted: "an empty list" },
     Neutral {
@@ -411,7 +413,10 @@ impl ResponseEvents {
             texts.map(|text| self.tokenizer.encode(text).map_or(0, |ids| ids.len())).sum();
         json!({
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {
+                "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": usage.total_tokens,

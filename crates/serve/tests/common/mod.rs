@@ -229,6 +229,7 @@ pub(crate) fn roomy() -> EngineOptions {
         max_batch_tokens: 64,
         max_num_seqs: 16,
         max_queue: 64,
+        ..EngineOptions::default()
     }
 }
 
@@ -264,7 +265,14 @@ impl TestServer {
             running: HashMap::new(),
             num_blocks: 256,
         };
-        let options = EngineOptions { num_blocks: 256, max_batch_tokens: 4096, ..roomy() };
+        let options = EngineOptions {
+            num_blocks: 256,
+            max_batch_tokens: 4096,
+            // It must see every prompt whole, and answers one token at a time.
+            prefix_caching: false,
+            num_speculative_tokens: 0,
+            ..roomy()
+        };
         let engine = Engine::with_runner(runner, options).expect("good options");
         let engine = EngineHandle::spawn(engine).expect("a thread");
         let models = vec![served("base", None, template, &tokenizer)];

@@ -1,5 +1,7 @@
 //! `metier bench`: how fast a model runs here, and how near that is to what the machine can do.
 
+mod serve;
+
 use crate::cli::{BenchActivations, BenchArgs, BenchWhat};
 use crate::exit;
 use crate::machine::{self, ROOFLINE_BYTES, Roofline};
@@ -10,7 +12,7 @@ use ::train::{
     TrainPlan,
 };
 use anyhow::{Result, bail};
-use engine::{Engine, Event, SamplingParams, SequenceRequest};
+use engine::{Engine, EngineOptions, Event, SamplingParams, SequenceRequest};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -21,13 +23,22 @@ const DECODE_PROMPT: usize = 16;
 const PREFILL_PROMPT: usize = 512;
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    if args.what == BenchWhat::Train {
-        return train(args);
+    match args.what {
+        BenchWhat::Train => return train(args),
+        BenchWhat::Serve => return serve::run(&args.serve, args.json),
+        BenchWhat::Decode | BenchWhat::Prefill => {}
     }
     let base = Base::load(&args.model, args.weights)?;
     let context = base.decoder.config().max_position_embeddings;
     let work = Work::of(args, context)?;
-    let (mut engine, _) = resolve::engine(&base, &[], 0, 1)?;
+    // What is known of a past run, or guessed of this one, is not what is measured.
+    let options = EngineOptions {
+        max_num_seqs: 1,
+        prefix_caching: false,
+        num_speculative_tokens: 0,
+        ..EngineOptions::default()
+    };
+    let (mut engine, _) = resolve::engine(&base, &[], 0, options)?;
     // Before and after, so that a machine that slows down meanwhile is not taken for our merit.
     let before = Roofline::measure(ROOFLINE_BYTES);
     let bar = progress::bar("bench", args.runs as u64 + 1);
@@ -50,7 +61,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         // Each token reads every weight once; memory is the limit.
         BenchWhat::Decode => speed.median * weight_bytes as f64 / roofline.bytes_per_second,
         // Two operations for each weight and token; arithmetic is the limit.
-        BenchWhat::Prefill | BenchWhat::Train => {
+        BenchWhat::Prefill | BenchWhat::Train | BenchWhat::Serve => {
             speed.median * base.decoder.flops_per_token() / roofline.flops_per_second
         }
     };
@@ -69,7 +80,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     let limit = match args.what {
         BenchWhat::Decode => format!("{:.1} GB/s read", roofline.bytes_per_second / 1e9),
-        BenchWhat::Prefill | BenchWhat::Train => {
+        BenchWhat::Prefill | BenchWhat::Train | BenchWhat::Serve => {
             format!("{:.0} GFLOP/s in f32", roofline.flops_per_second / 1e9)
         }
     };
@@ -103,8 +114,9 @@ fn train(args: &BenchArgs) -> Result<ExitCode> {
         lora_alpha: args.r as f32,
         max_length: length + 1,
         step_size: StepSize::Rows(args.rows),
-        // One micro-batch for the rows of all adapters, or of as many as memory is planned for.
-        micro_batch_tokens: args.rows * length,
+        // Short rows of several adapters share a micro-batch; long ones take turns, so that all
+        // together need the memory of one.
+        micro_batch_tokens: (args.rows * length).max(PREFILL_PROMPT),
         max_steps: args.runs as u64 + 1,
         gradient_checkpointing: args.activations == BenchActivations::Recompute,
         activation_dtype: match args.activations {
@@ -151,15 +163,18 @@ fn train(args: &BenchArgs) -> Result<ExitCode> {
         }
     };
     let never = std::sync::atomic::AtomicBool::new(false);
-    // The rows of all adapters share the micro-batches, so what one has beside its own counts once.
-    let each: Vec<MemoryEstimate> = plans
+    // The rows of all adapters share the micro-batches: what these take is that of one training with
+    // all rows, and each adapter has its own beside it.
+    let own: usize = plans
         .iter()
         .zip(&data)
-        .map(|(plan, data)| ::train::estimate(plan, &decoder, data))
-        .collect();
-    let own: usize = each.iter().map(|e| e.trainable + e.data).sum();
-    let expected =
-        machine::rss_bytes() as usize + own + each[0].total() - each[0].trainable - each[0].data;
+        .map(|(plan, data)| ::train::estimate(plan, &decoder, data).trainable)
+        .sum();
+    let all = (0..args.adapters).flat_map(rows).collect();
+    let whole = TrainPlan { step_size: StepSize::Rows(args.adapters * args.rows), ..plan(0) };
+    let data_of_all = TrainData::from_rows(all, vec![], &stop_ids, None, &whole)?;
+    let shared: MemoryEstimate = ::train::estimate(&whole, &decoder, &data_of_all);
+    let expected = machine::rss_bytes() as usize + own + shared.total() - shared.trainable;
     let expected = (expected as u64).max(machine::peak_rss_bytes());
     ::train::run_together(&jobs, &mut decoder, false, &mut observe, &never)?;
     bar.finish_and_clear();
@@ -224,7 +239,7 @@ impl Work {
         let decode = args.what == BenchWhat::Decode;
         let (prompt, generate) = match args.what {
             BenchWhat::Decode => (args.prompt_tokens.unwrap_or(DECODE_PROMPT), args.tokens),
-            BenchWhat::Prefill | BenchWhat::Train => {
+            BenchWhat::Prefill | BenchWhat::Train | BenchWhat::Serve => {
                 (args.prompt_tokens.unwrap_or(PREFILL_PROMPT.min(context - 1)), 1)
             }
         };
@@ -249,7 +264,7 @@ impl Work {
             ..SamplingParams::default()
         };
         let started = Instant::now();
-        engine.add(SequenceRequest { prompt, params, adapter: None })?;
+        engine.add(SequenceRequest { prompt, params, ..SequenceRequest::default() })?;
         let mut first = None;
         while engine.has_work() {
             for event in engine.step() {
@@ -258,7 +273,7 @@ impl Work {
                         first.get_or_insert_with(Instant::now);
                     }
                     Event::Failed { error, .. } => return Err(error.into()),
-                    Event::Finished { .. } => {}
+                    Event::Started { .. } | Event::Prompt { .. } | Event::Finished { .. } => {}
                 }
             }
         }
