@@ -287,7 +287,7 @@ fn next_step<R: Runner>(
             continue;
         }
         let work = engine.has_work().then(|| engine.schedule());
-        for (id, _) in work.iter().flatten().flat_map(|step| &step.scheduled) {
+        for (id, _) in work.iter().flatten().flat_map(|step| &step.started) {
             if let Some(client) = clients.get(id) {
                 client.started.get_or_init(Instant::now);
             }
