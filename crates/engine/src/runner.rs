@@ -23,14 +23,14 @@ pub trait Runner: Send {
     fn recompute_beyond(&self) -> Option<usize> {
         None
     }
+    /// The adapters that batches name by slot; None where there are none.
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        None
+    }
     /// Which adapter `adapter`, a slot, holds: a number that no other adapter, and no changed form of
     /// the same one, ever has. None where the slot is empty. Keys made with one are no other's.
     fn adapter_generation(&self, adapter: Option<usize>) -> Option<u64> {
         Some(adapter.map_or(0, |slot| slot as u64 + 1))
-    }
-    /// The adapters that batches name by slot; None where there are none.
-    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
-        None
     }
 }
 
@@ -66,13 +66,13 @@ impl Runner for DecoderRunner {
     fn recompute_beyond(&self) -> Option<usize> {
         self.decoder.config().rope_switch()
     }
+    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
+        Some(&mut self.adapters)
+    }
     fn adapter_generation(&self, adapter: Option<usize>) -> Option<u64> {
         match adapter {
             None => Some(0),
             Some(slot) => self.adapters.generation(slot),
         }
-    }
-    fn adapters_mut(&mut self) -> Option<&mut AdapterSet> {
-        Some(&mut self.adapters)
     }
 }

@@ -209,6 +209,7 @@ fn work_between_steps_finds_what_was_cancelled_gone() {
     let (handle, open) = gated(8);
     let receiver = handle.submit_blocking(request(1, 900)).unwrap();
     open.send(()).unwrap();
+    assert!(matches!(receiver.recv(), Some(Event::Started { .. })));
     assert!(matches!(receiver.recv(), Some(Event::Token { .. })));
     let (sender, results) = sync_channel(10);
     // A panic is nobody else's business.
@@ -236,6 +237,7 @@ fn work_between_steps_finds_what_was_cancelled_gone() {
     assert!(results.recv().is_err(), "what was called is dropped");
     let receiver = handle.submit_blocking(request(2, 1)).unwrap();
     open.send(()).unwrap();
+    assert!(matches!(receiver.recv(), Some(Event::Started { .. })));
     assert!(matches!(receiver.recv(), Some(Event::Token { .. })));
 
     handle.shutdown();

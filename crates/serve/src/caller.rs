@@ -38,7 +38,7 @@ struct Inner {
     first_token: OnceLock<Instant>,
     /// Tokens that the engine has generated, over all choices.
     generated: AtomicUsize,
-    /// Tokens of the prompt that the engine knew already, the most of any choice.
+    /// Tokens of the prompts that were known already.
     cached: AtomicUsize,
     entry: Mutex<Entry>,
 }
@@ -51,8 +51,6 @@ struct Entry {
     prompt_tokens: usize,
     /// The answer's tokens as the client is told them; None until it is complete.
     completion_tokens: Option<usize>,
-    /// Tokens of the prompts that were known already, as the client is told them.
-    cached_tokens: Option<usize>,
     /// The tickets of the choices, which know when each first ran.
     started: Vec<Arc<OnceLock<Instant>>>,
     submitted: Option<Instant>,
@@ -206,6 +204,11 @@ impl Caller {
         self.inner.key.as_ref().map(|key| key.id)
     }
 
+    /// Whose share of the engine the request takes: each key has its own.
+    pub(crate) fn tenant(&self) -> u64 {
+        self.key_id().map_or(0, i64::cast_unsigned)
+    }
+
     /// For how many days the caller's key has contents kept, if at all.
     pub(crate) fn retention_days(&self) -> Option<u32> {
         self.inner.key.as_ref()?.retention_days
@@ -252,16 +255,20 @@ impl Caller {
         self.entry().started.push(ticket.started());
     }
 
-    /// Notes an event of the engine, on its thread. False when the request has had its time.
-    pub(crate) fn sees(&self, event: &Event, deadline: Instant) -> bool {
-        if let Event::Started { cached_tokens, .. } = event {
-            self.inner.cached.fetch_max(*cached_tokens, Ordering::Relaxed);
-        }
-        if matches!(event, Event::Token { .. }) {
-            let now = Instant::now();
-            self.inner.first_token.get_or_init(|| now);
-            self.inner.generated.fetch_add(1, Ordering::Relaxed);
-            return now < deadline;
+    /// Notes an event of the engine, on its thread; `first` is whether it concerns the first choice of
+    /// a prompt, which is the one that the prompt counts for. False when the request has had its time.
+    pub(crate) fn sees(&self, event: &Event, first: bool, deadline: Instant) -> bool {
+        match event {
+            Event::Token { .. } => {
+                let now = Instant::now();
+                self.inner.first_token.get_or_init(|| now);
+                self.inner.generated.fetch_add(1, Ordering::Relaxed);
+                return now < deadline;
+            }
+            Event::Started { cached_tokens, .. } if first => {
+                self.inner.cached.fetch_add(*cached_tokens, Ordering::Relaxed);
+            }
+            _ => {}
         }
         true
     }
@@ -283,9 +290,7 @@ impl Caller {
 
     /// Notes what a complete answer took.
     pub(crate) fn complete(&self, usage: Usage) {
-        let mut entry = self.entry();
-        entry.completion_tokens = Some(usage.completion_tokens);
-        entry.cached_tokens = Some(usage.prompt_tokens_details.cached_tokens);
+        self.entry().completion_tokens = Some(usage.completion_tokens);
     }
 
     /// Closes the books with `outcome` (`ok`, or the code of an error) and waits until they are
@@ -335,9 +340,7 @@ impl Inner {
             digest,
             endpoint: self.endpoint,
             prompt_tokens: entry.prompt_tokens,
-            cached_tokens: entry
-                .cached_tokens
-                .unwrap_or_else(|| self.cached.load(Ordering::Relaxed)),
+            cached_tokens: self.cached.load(Ordering::Relaxed),
             completion_tokens,
             queue,
             first_token: self.first_token.get().copied().map(since),

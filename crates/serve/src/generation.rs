@@ -93,8 +93,8 @@ impl Generation {
     /// Queues `sampling.n` sequences for each of `prompts`, given with the decoder of what comes
     /// after it; choice `i * n + j` is the j-th of prompt i. All are queued or none. Each keeps to
     /// `form`. `prompt_field` is named when a prompt is at fault, and `max_tokens` holds where the
-    /// request names no bound. The books of `caller` are opened here, and
-    /// closed by [`Generation::finish`] or at the end of [`Generation::pieces`].
+    /// request names no bound. The books of `caller` are opened here, and closed by
+    /// [`Generation::finish`] or at the end of [`Generation::pieces`].
     pub(crate) fn start(
         state: &State,
         caller: &Caller,
@@ -116,9 +116,8 @@ impl Generation {
                     params: sampling.params(j, max_tokens, &model.stop_ids),
                     adapter: model.adapter,
                     grammar: form.as_ref().map(|form| form.grammar.clone()),
-                    // Keys are numbered from 1 on; without keys all are one.
-                    tenant: caller.key_id().map_or(0, i64::cast_unsigned),
-                    weight: 1,
+                    tenant: caller.tenant(),
+                    ..SequenceRequest::default()
                 };
                 let (sender, events) = unbounded_channel();
                 let books = caller.clone();
@@ -127,7 +126,7 @@ impl Generation {
                 let ticket = state
                     .engine
                     .submit(request, move |event| {
-                        books.sees(&event, time.end) && sender.send(event).is_ok()
+                        books.sees(&event, j == 0, time.end) && sender.send(event).is_ok()
                     })
                     .map_err(|e| ApiError::engine(&e, prompt_field))?;
                 caller.submitted(&ticket);
@@ -274,6 +273,10 @@ impl Choice {
             let end = tokio::time::Instant::from_std(self.time.end);
             let event = tokio::time::timeout_at(end, self.events.recv()).await;
             let piece = match event.map_err(|_| ApiError::timed_out(self.time.seconds))? {
+                Some(Event::Token { token, logprobs, .. }) => {
+                    self.logprobs.extend(logprobs);
+                    self.token(token)?
+                }
                 Some(Event::Started { cached_tokens, .. }) => {
                     self.cached = cached_tokens;
                     continue;
@@ -281,10 +284,6 @@ impl Choice {
                 Some(Event::Prompt { logprobs, .. }) => {
                     self.prompt_logprobs.extend(logprobs);
                     continue;
-                }
-                Some(Event::Token { token, logprobs, .. }) => {
-                    self.logprobs.extend(logprobs);
-                    self.token(token)?
                 }
                 Some(Event::Finished { reason, usage, .. }) => {
                     self.tokens = usage.completion_tokens;
@@ -333,12 +332,13 @@ impl Choice {
     }
 
     fn piece(&self, text: String, finish_reason: Option<&'static str>) -> Piece {
+        let cached_tokens = if self.counts_prompt { self.cached } else { 0 };
         let completion_tokens = self.tokens;
         let stop = || self.stops.which().map(str::to_owned);
         let end = finish_reason.map(|finish_reason| End {
             finish_reason,
             completion_tokens,
-            cached_tokens: if self.counts_prompt { self.cached } else { 0 },
+            cached_tokens,
             stop: stop(),
         });
         Piece { index: self.index, text, logprobs: Vec::new(), end }

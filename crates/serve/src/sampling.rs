@@ -63,6 +63,17 @@ impl Sampling {
         })
     }
 
+    /// One choice with these parameters, for endpoints that name their fields otherwise.
+    pub(crate) fn one(
+        params: SamplingParams,
+        max_tokens: Option<usize>,
+        stop: Vec<String>,
+        stream: bool,
+    ) -> Sampling {
+        let (n, include_usage, structured) = (1, true, None);
+        Sampling { params, max_tokens, stop, n, stream, include_usage, structured }
+    }
+
     /// Tells the log probabilities of the answer's tokens, with those of `top` others beside each;
     /// where `prompt` says so, those of the prompt's too.
     pub(crate) fn tell_logprobs(&mut self, top: usize, prompt: bool) {
@@ -73,17 +84,6 @@ impl Sampling {
     /// Whether log probabilities are told.
     pub(crate) fn tells_logprobs(&self) -> bool {
         self.params.logprobs.is_some()
-    }
-
-    /// One choice with these parameters, for endpoints that name their fields otherwise.
-    pub(crate) fn one(
-        params: SamplingParams,
-        max_tokens: Option<usize>,
-        stop: Vec<String>,
-        stream: bool,
-    ) -> Sampling {
-        let structured = None;
-        Sampling { params, max_tokens, stop, n: 1, stream, include_usage: true, structured }
     }
 
     /// Parameters of choice `index`: the first has the request's seed itself.

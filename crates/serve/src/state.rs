@@ -115,18 +115,6 @@ impl State {
         })
     }
 
-    /// The bytes that a token stands for.
-    pub(crate) fn token_bytes(&self, token: u32) -> Vec<u8> {
-        let all = self.token_bytes.get_or_init(|| {
-            // A vocabulary of an unknown kind: the names that it gives its tokens.
-            self.tokenizer.token_bytes().unwrap_or_else(|_| {
-                let name = |id| self.tokenizer.token(id).unwrap_or_default().into_bytes();
-                (0..=self.tokenizer.max_id()).map(name).collect()
-            })
-        });
-        all.get(token as usize).cloned().unwrap_or_default()
-    }
-
     /// The settings as they are now.
     pub(crate) fn plan(&self) -> Arc<ServePlan> {
         Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
@@ -152,6 +140,18 @@ impl State {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The bytes that a token stands for.
+    pub(crate) fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let all = self.token_bytes.get_or_init(|| {
+            // A vocabulary of an unknown kind: the names that it gives its tokens.
+            self.tokenizer.token_bytes().unwrap_or_else(|_| {
+                let name = |id| self.tokenizer.token(id).unwrap_or_default().into_bytes();
+                (0..=self.tokenizer.max_id()).map(name).collect()
+            })
+        });
+        all.get(token as usize).cloned().unwrap_or_default()
     }
 
     /// The model of that name, loaded from disk if need be; it stays in memory while the caller

@@ -248,7 +248,7 @@ impl AdapterSet {
     /// only in its present form ([`AdapterSet::refresh`]): keys that were made with it serve only
     /// while it stays the same, whatever the slot. None where the slot is empty.
     pub fn generation(&self, slot: usize) -> Option<u64> {
-        self.slots.get(slot)?.as_ref().map(|slot| slot.generation)
+        Some(self.slots.get(slot)?.as_ref()?.generation)
     }
 
     /// Takes over changed parameters of the adapter in `slot` (after an optimizer step).

@@ -16,7 +16,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
-use engine::{SamplingParams, TokenLogprobs};
+use engine::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -40,15 +40,17 @@ async fn chat_completions(
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
-    let max = usize::MAX;
-    let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, form, max, "messages")?;
+    let max_tokens = usize::MAX;
+    let generation = Generation::start(
+        &state, &caller, &model, prompts, &sampling, form, max_tokens, "messages",
+    )?;
     let logprobs = sampling.tells_logprobs().then(|| Arc::clone(&state));
     let head = Head::new("chat.completion", &caller, request.model);
     if sampling.stream {
         let head = Head { object: "chat.completion.chunk", ..head };
         let answers = vec![answer; generation.len()];
-        let chunks = ChatChunks { head, answers, include_usage: sampling.include_usage, logprobs };
+        let include_usage = sampling.include_usage;
+        let chunks = ChatChunks { head, answers, include_usage, logprobs };
         let usage = generation.usage();
         return Ok(sse::respond(chunks, generation.pieces(), usage));
     }
@@ -194,7 +196,6 @@ impl ToolCall {
 impl ChatChoice {
     /// `state` tells what tokens read as where log probabilities are wanted.
     fn new(index: usize, finished: Finished, answer: Answer, state: Option<&Shared>) -> ChatChoice {
-        let logprobs = state.map(|state| ChatLogprobs::new(state, &finished.logprobs));
         let (whole, finish_reason) = answer.whole(&finished.text, finished.finish_reason);
         let only_calls = whole.content.is_empty() && !whole.calls.is_empty();
         let message = AssistantMessage {
@@ -204,6 +205,7 @@ impl ChatChoice {
             reasoning_content: whole.reasoning,
             tool_calls: whole.calls.into_iter().map(ToolCall::new).collect(),
         };
+        let logprobs = state.map(|state| ChatLogprobs::new(state, &finished.logprobs));
         ChatChoice { index, message, logprobs, finish_reason }
     }
 }
@@ -262,19 +264,6 @@ struct ChatChunks {
 }
 
 impl ChatChunks {
-    /// Puts what is told of a piece's tokens on its first chunk, or on one of its own.
-    fn tell(&self, index: usize, tokens: &[TokenLogprobs], chunks: &mut Vec<ChatChunk>) {
-        let Some(state) = self.logprobs.as_ref().filter(|_| !tokens.is_empty()) else { return };
-        if chunks.is_empty() {
-            // Their text is held back; they are told all the same.
-            let delta = Delta { content: Some(String::new()), ..Delta::default() };
-            chunks.push(self.chunk(index, delta, None));
-        }
-        if let Some(choice) = chunks[0].choices.first_mut() {
-            choice.logprobs = Some(ChatLogprobs::new(state, tokens));
-        }
-    }
-
     fn chunk(&self, index: usize, delta: Delta, finish_reason: Option<&'static str>) -> ChatChunk {
         let choice = ChunkChoice { index, delta, logprobs: None, finish_reason };
         let usage = self.include_usage.then_some(None);
@@ -293,9 +282,18 @@ impl Chunks for ChatChunks {
 
     fn piece(&mut self, piece: Piece) -> Vec<ChatChunk> {
         let said = self.answers[piece.index].push(&piece.text, piece.end.is_some());
+        let mut deltas: Vec<Delta> = said.into_iter().map(Delta::new).collect();
+        if deltas.is_empty() && !piece.logprobs.is_empty() {
+            // Their text is held back; they are told all the same.
+            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
+        }
         let mut chunks: Vec<ChatChunk> =
-            said.into_iter().map(|said| self.chunk(piece.index, Delta::new(said), None)).collect();
-        self.tell(piece.index, &piece.logprobs, &mut chunks);
+            deltas.into_iter().map(|delta| self.chunk(piece.index, delta, None)).collect();
+        if let Some(state) = &self.logprobs
+            && let Some(choice) = chunks.first_mut().and_then(|chunk| chunk.choices.first_mut())
+        {
+            choice.logprobs = Some(ChatLogprobs::new(state, &piece.logprobs));
+        }
         if let Some(end) = piece.end {
             let reason = self.answers[piece.index].finish_reason(end.finish_reason);
             chunks.push(self.chunk(piece.index, Delta::default(), Some(reason)));

@@ -54,9 +54,9 @@ async fn completions(
         .flat_map(|p| std::iter::repeat_n(p.echo(request.echo), sampling.n))
         .collect();
     let prompts = prompts.into_iter().map(|p| (p.ids, p.decoder)).collect();
-    let max = DEFAULT_MAX_TOKENS;
+    let max_tokens = DEFAULT_MAX_TOKENS;
     let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, form, max, "prompt")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, max_tokens, "prompt")?;
     let logprobs = request.logprobs.then(|| Arc::clone(&state));
     let head = Head::new(&caller, request.model);
     if sampling.stream {

@@ -65,7 +65,7 @@ async fn create(
             stop: finished.stop,
         };
         // The events are for nobody; the answer at the end is the same in both ways.
-        let (text, logprobs) = (finished.text, finished.logprobs);
+        let (text, logprobs) = (finished.text, Vec::new());
         events.piece(Piece { index, text, logprobs, end: Some(end) });
     }
     Ok(Json(events.response(events.status(), Some(usage))).into_response())
