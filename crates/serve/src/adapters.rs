@@ -11,7 +11,7 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::shortened;
 use crate::server::ServePlan;
-use crate::state::{ServeError, ServedModel, unix_seconds};
+use crate::state::{ServeError, ServedModel, off_reactor, unix_seconds};
 use axum::http::StatusCode;
 use engine::EngineHandle;
 use model::PackedAdapter;
@@ -42,7 +42,6 @@ pub struct LoadedAdapter {
 /// go.
 pub(crate) struct Resident {
     model: ServedModel,
-    digest: Option<String>,
     bytes: usize,
     engine: EngineHandle,
 }
@@ -146,7 +145,7 @@ impl Registry {
                 return Err(ServeError::DuplicateName(model.name));
             }
             let engine = engine.clone();
-            let resident = Arc::new(Resident { model, digest: None, bytes: 0, engine });
+            let resident = Arc::new(Resident { model, bytes: 0, engine });
             if resident.adapter.is_some() {
                 table.alive.push(Arc::downgrade(&resident));
             }
@@ -251,9 +250,8 @@ impl Registry {
         pinned: bool,
     ) -> Result<(), ApiError> {
         let dirs = self.dirs.clone();
-        let folder = tokio::task::spawn_blocking(move || find_folder(&dirs, &path))
-            .await
-            .map_err(|e| ApiError::internal(format!("looking for the adapter: {e}")))??;
+        let folder =
+            off_reactor("looking for the adapter", move || find_folder(&dirs, &path)).await??;
         self.add(name, folder, in_place, pinned).await
     }
 
@@ -289,7 +287,7 @@ impl Registry {
                 folder: Some(folder),
                 pinned,
                 created: unix_seconds(),
-                digest: resident.digest.clone(),
+                digest: Some(resident.digest.clone()),
                 used: table.clock,
                 place: Place::Memory(resident),
             };
@@ -327,7 +325,7 @@ impl Registry {
         done: watch::Sender<Outcome>,
     ) {
         let loaded = self.load(&name, &folder, None).await.and_then(|resident| {
-            match digest == resident.digest {
+            match digest.as_ref() == Some(&resident.digest) {
                 true => Ok(resident),
                 false => {
                     Err(Failure::Refused("its files have changed since it was first loaded".into()))
@@ -392,10 +390,9 @@ impl Registry {
             adapter: Some(slot),
             template: loaded.template,
             stop_ids: loaded.stop_ids,
-            digest: loaded.digest.clone(),
+            digest: loaded.digest,
         };
-        let (digest, engine) = (Some(loaded.digest), self.engine.clone());
-        let resident = Arc::new(Resident { model, digest, bytes, engine });
+        let resident = Arc::new(Resident { model, bytes, engine: self.engine.clone() });
         self.lock().alive.push(Arc::downgrade(&resident));
         Ok(resident)
     }
@@ -411,7 +408,6 @@ impl Table {
         self.entries.iter_mut().find(|entry| entry.name == name)
     }
 
-    /// A 404 that lists the known names.
     fn visible<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a Entry> {
         self.entries.iter().filter(|entry| caller.may_name(&entry.name))
     }

@@ -1,7 +1,7 @@
 //! Answers taken apart into thoughts, text and tool calls, as all endpoints for conversations tell
 //! them.
 
-use crate::messages::Tools;
+use crate::conversation::Tools;
 use text::{AnswerFormat, AnswerReader, Part};
 
 /// A piece of an answer.

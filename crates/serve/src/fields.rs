@@ -97,6 +97,11 @@ impl Fields {
         }
     }
 
+    /// A string that must be there.
+    pub(crate) fn required(&mut self, field: &str, expected: &str) -> Result<String, ApiError> {
+        self.string(field)?.ok_or_else(|| self.missing(field, expected))
+    }
+
     pub(crate) fn flag(&mut self, field: &str) -> Result<Option<bool>, ApiError> {
         match self.take(field) {
             None => Ok(None),

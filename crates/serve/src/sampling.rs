@@ -29,20 +29,16 @@ impl Sampling {
     /// Reads the fields; at most `max_choices` choices per prompt.
     pub(crate) fn read(fields: &mut Fields, max_choices: usize) -> Result<Sampling, ApiError> {
         let temperature = fields.float("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32;
-        // 0 is in OpenAI's range; the smallest positive number keeps one token just as well.
-        let top_p =
-            (fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
         let top_k = fields.integer("top_k", 0..=u64::MAX)?.unwrap_or(0);
         let params = SamplingParams {
             temperature,
-            top_p,
+            top_p: positive(fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0)),
             top_k: saturating(top_k),
             min_p: fields.float("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
-            typical_p: (fields.float("typical_p", 0.0..=1.0)?.unwrap_or(1.0) as f32)
-                .max(f32::MIN_POSITIVE),
-            repetition_penalty: (fields.float("repetition_penalty", 0.0..=10.0)?.unwrap_or(1.0)
-                as f32)
-                .max(f32::MIN_POSITIVE),
+            typical_p: positive(fields.float("typical_p", 0.0..=1.0)?.unwrap_or(1.0)),
+            repetition_penalty: positive(
+                fields.float("repetition_penalty", 0.0..=10.0)?.unwrap_or(1.0),
+            ),
             presence_penalty: fields.float("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
             frequency_penalty: fields.float("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
             logit_bias: logit_bias(fields)?,
@@ -122,6 +118,12 @@ pub(crate) fn is_empty(value: &Value) -> bool {
 
 pub(crate) fn never(_: &Value) -> bool {
     false
+}
+
+/// The smallest positive number for 0: clients may send it where the engine wants more than that, and
+/// of a share it keeps one token just as well.
+pub(crate) fn positive(value: f64) -> f32 {
+    (value as f32).max(f32::MIN_POSITIVE)
 }
 
 pub(crate) fn saturating(value: u64) -> usize {

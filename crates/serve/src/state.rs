@@ -175,6 +175,15 @@ impl State {
     }
 }
 
+/// Has something done that takes a while, off the reactor; `what` it is, should it panic.
+pub(crate) async fn off_reactor<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| ApiError::internal(format!("{what}: {e}")))
+}
+
 /// Seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

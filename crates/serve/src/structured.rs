@@ -2,7 +2,7 @@
 
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::state::State;
+use crate::state::{State, off_reactor};
 use engine::{Constraint, Grammar, GrammarRef, TokenSet};
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ impl Structured {
 fn response_format(value: Value) -> Result<Option<GrammarSpec>, ApiError> {
     let mut fields = Fields::nested(value, FORMAT)?;
     let expected = "text, json_object or json_schema";
-    let kind = fields.string("type")?.ok_or_else(|| fields.missing("type", expected))?;
+    let kind = fields.required("type", expected)?;
     let spec = match kind.as_str() {
         "text" => None,
         "json_object" => Some(GrammarSpec::JsonObject),
@@ -178,11 +178,10 @@ pub(crate) async fn compile(
 ) -> Result<Option<Form>, ApiError> {
     let Some(structured) = structured else { return Ok(None) };
     let (state, field) = (Arc::clone(state), structured.field);
-    let compiled = tokio::task::spawn_blocking(move || {
+    let compiled = off_reactor("the grammar", move || {
         state.grammars.get(&structured, &state.tokenizer, state.engine.limits().vocab_size)
     });
-    let compiled = compiled.await.map_err(|e| ApiError::internal(format!("the grammar: {e}")))?;
-    let grammar = compiled.map_err(|e| ApiError::text(&e, field))?;
+    let grammar = compiled.await?.map_err(|e| ApiError::text(&e, field))?;
     Ok(Some(Form { grammar, field }))
 }
 

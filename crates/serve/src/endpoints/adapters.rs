@@ -48,10 +48,8 @@ struct LoadRequest {
 
 impl LoadRequest {
     fn read(mut fields: Fields) -> Result<LoadRequest, ApiError> {
-        let name = fields.string("lora_name")?;
-        let name = name.ok_or_else(|| fields.missing("lora_name", "a name for the adapter"))?;
-        let path = fields.string("lora_path")?;
-        let path = path.ok_or_else(|| fields.missing("lora_path", "the adapter's folder"))?;
+        let name = fields.required("lora_name", "a name for the adapter")?;
+        let path = fields.required("lora_path", "the adapter's folder")?;
         let in_place = fields.flag("load_inplace")?.unwrap_or(false);
         let pinned = fields.flag("pinned")?.unwrap_or(false);
         fields.finish()?;
@@ -60,8 +58,7 @@ impl LoadRequest {
 }
 
 fn read_unload(mut fields: Fields) -> Result<String, ApiError> {
-    let name = fields.string("lora_name")?;
-    let name = name.ok_or_else(|| fields.missing("lora_name", "the name of an adapter"))?;
+    let name = fields.required("lora_name", "the name of an adapter")?;
     fields.finish()?;
     Ok(name)
 }

@@ -2,11 +2,11 @@
 
 use crate::answers::{Answer, Call, Said};
 use crate::caller::Caller;
+use crate::conversation::{self, Tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Finished, Generation, Piece, Usage};
 use crate::logprobs::ChatLogprobs;
-use crate::messages::{self, Tools};
 use crate::sampling::{self, Sampling, is_empty, is_false, never};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
@@ -36,7 +36,7 @@ async fn chat_completions(
     let (sampling, tools) = (request.sampling, request.tools);
     let form = structured::compile(&state, sampling.structured.clone()).await?;
     let conversation = request.conversation.with_tools(tools.list.clone());
-    let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
@@ -92,10 +92,9 @@ const NEUTRAL: &[Neutral] = &[
 
 impl ChatRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<ChatRequest, ApiError> {
-        let model = fields.string("model")?;
-        let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
-        let conversation = messages::conversation(&mut fields)?;
-        let tools = Tools::read(&mut fields, messages::chat_tool)?;
+        let model = fields.required("model", "the name of a model")?;
+        let conversation = conversation::read(&mut fields)?;
+        let tools = Tools::read(&mut fields, conversation::chat_tool)?;
         let mut sampling = Sampling::read(&mut fields, max_choices)?;
         if sampling.max_tokens == Some(0) {
             return Err(ApiError::field("max_tokens", "max_tokens is 0; expected at least 1"));

@@ -8,7 +8,7 @@ use crate::logprobs::CompletionLogprobs;
 use crate::sampling::{self, Sampling, is_empty};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
-use crate::state::{State as Shared, unix_seconds};
+use crate::state::{State as Shared, off_reactor, unix_seconds};
 use crate::structured;
 use axum::Json;
 use axum::extract::State;
@@ -39,14 +39,11 @@ async fn completions(
         .asked(|| json!({"prompt": request.prompts.iter().map(Prompt::json).collect::<Vec<_>>()}));
     let tokenizer = Arc::clone(&state.tokenizer);
     // Encoding a long text takes a while: not on the reactor.
-    let prompts: Vec<Encoded> = tokio::task::spawn_blocking(move || {
-        request.prompts.into_iter().map(|p| p.encode(&tokenizer, request.echo)).collect()
-    })
-    .await
-    .map_err(|e| ApiError::internal(format!("encoding the prompt: {e}")))
-    .and_then(|encoded: Result<Vec<Encoded>, TextError>| {
-        encoded.map_err(|e| ApiError::text(&e, "prompt"))
-    })?;
+    let encoded = off_reactor("encoding the prompt", move || {
+        let prompts = request.prompts.into_iter();
+        prompts.map(|p| p.encode(&tokenizer, request.echo)).collect::<Result<Vec<_>, _>>()
+    });
+    let prompts = encoded.await?.map_err(|e| ApiError::text(&e, "prompt"))?;
     let form = structured::compile(&state, sampling.structured.clone()).await?;
     // One beginning for each choice: choice i * n + j belongs to prompt i.
     let echoes: Vec<Echo> = prompts
@@ -94,8 +91,7 @@ const NEUTRAL: &[Neutral] =
 
 impl CompletionRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<CompletionRequest, ApiError> {
-        let model = fields.string("model")?;
-        let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
+        let model = fields.required("model", "the name of a model")?;
         let prompts = prompts(&mut fields)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, max_choices)?;

@@ -6,11 +6,11 @@
 
 use crate::answers::{Answer, Call, Said, Whole};
 use crate::caller::Caller;
+use crate::conversation::{self, Tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{End, Generation, Piece, Usage};
-use crate::messages::{self, Tools};
-use crate::sampling::{Sampling, is_empty, is_false, never, saturating};
+use crate::sampling::{Sampling, is_empty, is_false, never, positive, saturating};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::State as Shared;
@@ -42,7 +42,7 @@ async fn create(
     let request = MessagesRequest::read(fields)?;
     let Talk { model: name, conversation, tools } = request.talk;
     let model = state.model(&caller, &name).await?;
-    let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     let sampling = request.sampling;
@@ -79,7 +79,7 @@ async fn count_tokens(
 ) -> Result<Json<Value>, ApiError> {
     let talk = read_count(fields)?;
     let model = state.model(&caller, &talk.model).await?;
-    let prompt = messages::prompt(&state, &caller, &model, talk.conversation, "tools").await?;
+    let prompt = conversation::prompt(&state, &caller, &model, talk.conversation, "tools").await?;
     Ok(Json(json!({"input_tokens": prompt.ids.len()})))
 }
 
@@ -133,8 +133,7 @@ impl MessagesRequest {
             max_tokens.ok_or_else(|| fields.missing("max_tokens", "a whole number"))?;
         let params = SamplingParams {
             temperature: fields.float("temperature", 0.0..=1.0)?.unwrap_or(1.0) as f32,
-            // 0 keeps one token, as the smallest positive number does.
-            top_p: (fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
+            top_p: positive(fields.float("top_p", 0.0..=1.0)?.unwrap_or(1.0)),
             top_k: saturating(fields.integer("top_k", 0..=u64::MAX)?.unwrap_or(0)),
             seed: rand::random(),
             ..SamplingParams::default()
@@ -170,20 +169,13 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 
 impl Talk {
     fn read(fields: &mut Fields) -> Result<Talk, ApiError> {
-        let model = fields.string("model")?;
-        let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
+        let model = fields.required("model", "the name of a model")?;
         let mut conversation = Conversation::default();
         if fields.has("system") {
             let system = text_blocks(fields, "system")?;
             conversation.messages.push(Message::new("system", system));
         }
-        let expected = "a list of at least one message";
-        let list = match fields.take("messages") {
-            None => return Err(fields.missing("messages", expected)),
-            Some(Value::Array(list)) if !list.is_empty() => list,
-            Some(other) => return Err(fields.wrong("messages", &other, expected)),
-        };
-        for (i, value) in list.into_iter().enumerate() {
+        for (i, value) in conversation::list(fields)?.into_iter().enumerate() {
             turn(value, i, &mut conversation.messages)?;
         }
         if conversation.messages.last().is_some_and(|m| m.role == "assistant") {
@@ -231,7 +223,7 @@ fn turn(value: Value, index: usize, turns: &mut Vec<Message>) -> Result<(), ApiE
         let kind = block.string("type")?;
         match (role, kind.as_deref()) {
             (_, Some("text")) => {
-                add(&mut message.content, &text(&mut block, "text")?);
+                add(&mut message.content, &block.required("text", "a string")?);
                 any = true;
             }
             ("user", Some("tool_result")) => {
@@ -247,7 +239,7 @@ fn turn(value: Value, index: usize, turns: &mut Vec<Message>) -> Result<(), ApiE
             }
             ("assistant", Some("thinking")) => {
                 let thoughts = message.reasoning_content.get_or_insert_default();
-                add(thoughts, &text(&mut block, "thinking")?);
+                add(thoughts, &block.required("thinking", "a string")?);
                 // This server signs nothing.
                 block.string("signature")?;
                 any = true;
@@ -287,11 +279,6 @@ fn add(text: &mut String, more: &str) {
     text.push_str(more);
 }
 
-fn text(block: &mut Fields, field: &str) -> Result<String, ApiError> {
-    let text = block.string(field)?;
-    text.ok_or_else(|| block.missing(field, "a string"))
-}
-
 /// A string, or a list of text blocks.
 fn text_blocks(fields: &mut Fields, field: &str) -> Result<String, ApiError> {
     let blocks = match fields.take(field) {
@@ -313,7 +300,7 @@ fn text_blocks(fields: &mut Fields, field: &str) -> Result<String, ApiError> {
             }
             None => return Err(block.missing("type", "\"text\"")),
         }
-        add(&mut all, &text(&mut block, "text")?);
+        add(&mut all, &block.required("text", "a string")?);
         block.neutral(NEUTRAL_BLOCK)?;
         block.finish()?;
     }
@@ -321,8 +308,7 @@ fn text_blocks(fields: &mut Fields, field: &str) -> Result<String, ApiError> {
 }
 
 fn tool_result(block: &mut Fields) -> Result<Message, ApiError> {
-    let id = block.string("tool_use_id")?;
-    let id = id.ok_or_else(|| block.missing("tool_use_id", "the id of a tool_use block"))?;
+    let id = block.required("tool_use_id", "the id of a tool_use block")?;
     let is_error = block.flag("is_error")?.unwrap_or(false);
     let content = text_blocks(block, "content")?;
     let content = if is_error { format!("Error: {content}") } else { content };
@@ -330,14 +316,14 @@ fn tool_result(block: &mut Fields) -> Result<Message, ApiError> {
 }
 
 fn tool_use(block: &mut Fields) -> Result<Value, ApiError> {
-    let id = block.string("id")?.ok_or_else(|| block.missing("id", "the id of the call"))?;
-    let name = block.string("name")?.ok_or_else(|| block.missing("name", "a tool's name"))?;
+    let id = block.required("id", "the id of the call")?;
+    let name = block.required("name", "a tool's name")?;
     let input = match block.take("input") {
         Some(input) if input.is_object() => input,
         Some(other) => return Err(block.wrong("input", &other, "an object")),
         None => return Err(block.missing("input", "an object")),
     };
-    Ok(messages::tool_call(&id, &name, input))
+    Ok(conversation::tool_call(&id, &name, input))
 }
 
 /// Fields of a tool that have no effect here.
@@ -371,7 +357,7 @@ fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
                 return Err(tool.wrong("type", &Value::String(other.into()), expected));
             }
         }
-        let function = messages::function(&mut tool, "input_schema", NEUTRAL_TOOL)?;
+        let function = conversation::function(&mut tool, "input_schema", NEUTRAL_TOOL)?;
         tool.finish()?;
         Ok(function)
     })?;
@@ -428,7 +414,7 @@ fn blocks(whole: Whole) -> Vec<Value> {
         blocks.push(json!({"type": "text", "text": whole.content}));
     }
     for call in whole.calls {
-        let input = messages::arguments_of(&call.arguments).unwrap_or_else(|| json!({}));
+        let input = conversation::arguments_of(&call.arguments).unwrap_or_else(|| json!({}));
         blocks.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
     }
     blocks

@@ -6,11 +6,11 @@
 
 use crate::answers::{Answer, Call, Said};
 use crate::caller::Caller;
+use crate::conversation::{self, NOT_STRICT, Tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Generation, Piece, Usage};
-use crate::messages::{self, NOT_STRICT, Tools};
-use crate::sampling::{Sampling, is_empty, is_false, never, saturating};
+use crate::sampling::{Sampling, is_empty, is_false, never, positive, saturating};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
@@ -37,7 +37,7 @@ async fn create(
     request.head.insert("id".into(), caller.answer_id("resp_").into());
     let model = state.model(&caller, &request.model).await?;
     let conversation = request.conversation.with_tools(request.tools.list.clone());
-    let prompt = messages::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
     let sampling = request.sampling;
     let mut events = ResponseEvents {
         head: request.head,
@@ -116,8 +116,7 @@ fn is_plain_text(value: &Value) -> bool {
 
 impl ResponsesRequest {
     fn read(mut fields: Fields) -> Result<ResponsesRequest, ApiError> {
-        let model = fields.string("model")?;
-        let model = model.ok_or_else(|| fields.missing("model", "the name of a model"))?;
+        let model = fields.required("model", "the name of a model")?;
         let instructions = fields.string("instructions")?;
         let mut messages = Vec::new();
         messages.extend(instructions.as_ref().map(|text| Message::new("system", text.clone())));
@@ -132,7 +131,7 @@ impl ResponsesRequest {
                 }
                 None => return Err(tool.missing("type", "\"function\"")),
             }
-            let function = messages::function(&mut tool, "parameters", NOT_STRICT)?;
+            let function = conversation::function(&mut tool, "parameters", NOT_STRICT)?;
             tool.finish()?;
             Ok(function)
         })?;
@@ -141,8 +140,7 @@ impl ResponsesRequest {
         let max_output_tokens = fields.integer("max_output_tokens", 1..=u64::MAX)?;
         let params = SamplingParams {
             temperature: temperature as f32,
-            // 0 keeps one token, as the smallest positive number does.
-            top_p: (top_p as f32).max(f32::MIN_POSITIVE),
+            top_p: positive(top_p),
             seed: rand::random(),
             ..SamplingParams::default()
         };
@@ -274,31 +272,28 @@ fn message(item: &mut Fields) -> Result<Message, ApiError> {
     };
     item.neutral(&[Neutral { field: "phase", accepts: never, accepted: "nothing" }])?;
     let kind = if role == "assistant" { "output_text" } else { "input_text" };
-    let content = messages::content(item, &[kind])?;
+    let content = conversation::content(item, &[kind])?;
     Ok(Message::new(role, content))
 }
 
 fn function_call(item: &mut Fields) -> Result<Value, ApiError> {
-    let id = item.string("call_id")?;
-    let id = id.ok_or_else(|| item.missing("call_id", "the id of the call"))?;
-    let name = item.string("name")?;
-    let name = name.ok_or_else(|| item.missing("name", "the name of a function"))?;
+    let id = item.required("call_id", "the id of the call")?;
+    let name = item.required("name", "the name of a function")?;
     let text = item.string("arguments")?.unwrap_or_default();
-    let Some(arguments) = messages::arguments_of(&text) else {
+    let Some(arguments) = conversation::arguments_of(&text) else {
         let expected = "a string that holds a JSON object";
         return Err(item.wrong("arguments", &Value::String(text), expected));
     };
-    Ok(messages::tool_call(&id, &name, arguments))
+    Ok(conversation::tool_call(&id, &name, arguments))
 }
 
 fn function_output(item: &mut Fields) -> Result<Message, ApiError> {
-    let id = item.string("call_id")?;
-    let id = id.ok_or_else(|| item.missing("call_id", "the id of the call that it answers"))?;
+    let id = item.required("call_id", "the id of the call that it answers")?;
     let Some(output) = item.take("output") else {
         return Err(item.missing("output", "a string or a list of text parts"));
     };
     item.put("content", output);
-    let content = messages::content(item, &["input_text"])?;
+    let content = conversation::content(item, &["input_text"])?;
     Ok(Message { tool_call_id: Some(id), ..Message::new("tool", content) })
 }
 
@@ -309,7 +304,7 @@ fn thoughts(item: &mut Fields) -> Result<Option<String>, ApiError> {
         Neutral { field: "encrypted_content", accepts: never, accepted: "nothing" },
     ])?;
     match item.has("content") {
-        true => messages::content(item, &["reasoning_text"]).map(Some),
+        true => conversation::content(item, &["reasoning_text"]).map(Some),
         false => Ok(None),
     }
 }

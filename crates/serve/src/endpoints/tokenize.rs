@@ -2,12 +2,12 @@
 //! vLLM's shapes.
 
 use crate::caller::Caller;
+use crate::conversation;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
-use crate::messages;
 use crate::sampling::{is_empty, is_false, never};
 use crate::server::Body;
-use crate::state::State as Shared;
+use crate::state::{State as Shared, off_reactor};
 use axum::Json;
 use axum::extract::State;
 use axum::routing::{MethodRouter, post};
@@ -44,16 +44,15 @@ async fn tokenize(
     let tokens = match request.input {
         Input::Prompt { text, add_special_tokens } => {
             let tokenizer = Arc::clone(&state.tokenizer);
-            tokio::task::spawn_blocking(move || match add_special_tokens {
+            off_reactor("encoding the prompt", move || match add_special_tokens {
                 true => tokenizer.encode_prompt(&text),
                 false => tokenizer.encode_with_specials(&text),
             })
-            .await
-            .map_err(|e| ApiError::internal(format!("encoding the prompt: {e}")))?
+            .await?
             .map_err(|e| ApiError::text(&e, "prompt"))?
         }
         Input::Messages { conversation, add_generation_prompt } => {
-            messages::render(&state, &model, conversation, add_generation_prompt).await?.ids
+            conversation::render(&state, &model, conversation, add_generation_prompt).await?.ids
         }
     };
     let spelling = |id: &u32| state.tokenizer.token(*id).unwrap_or_default();
@@ -100,7 +99,7 @@ impl TokenizeRequest {
                 Input::Prompt { text, add_special_tokens }
             }
             None if fields.has("messages") => {
-                let mut conversation = messages::conversation(&mut fields)?;
+                let mut conversation = conversation::read(&mut fields)?;
                 // Nothing is learnt here, so no turn needs to be found again in the text.
                 conversation.messages.iter_mut().for_each(|m| m.train = Some(false));
                 let add_generation_prompt = fields.flag("add_generation_prompt")?.unwrap_or(true);
@@ -137,9 +136,8 @@ async fn detokenize(
     }
     let tokenizer = Arc::clone(&state.tokenizer);
     let decode = move || -> Result<String, TextError> { tokenizer.decode(&request.tokens) };
-    let prompt = tokio::task::spawn_blocking(decode)
-        .await
-        .map_err(|e| ApiError::internal(format!("decoding the tokens: {e}")))?
+    let prompt = off_reactor("decoding the tokens", decode)
+        .await?
         .map_err(|e| ApiError::text(&e, "tokens"))?;
     Ok(Json(Detokenized { prompt }))
 }

@@ -6,7 +6,7 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::sampling::{is_empty, is_false, never};
-use crate::state::State;
+use crate::state::{State, off_reactor};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use text::{AnswerFormat, Conversation, Message, Rendered, StreamDecoder, ToolFormat};
@@ -53,11 +53,10 @@ pub(crate) async fn render(
     add_generation_prompt: bool,
 ) -> Result<Rendered, ApiError> {
     let (model, tokenizer) = (Arc::clone(model), Arc::clone(&state.tokenizer));
-    tokio::task::spawn_blocking(move || {
+    off_reactor("rendering the conversation", move || {
         model.template.render(&tokenizer, &conversation, add_generation_prompt)
     })
-    .await
-    .map_err(|e| ApiError::internal(format!("rendering the conversation: {e}")))?
+    .await?
     .map_err(|e| ApiError::text(&e, "messages"))
 }
 
@@ -80,16 +79,21 @@ fn check_tools(state: &State, model: &Resident, field: &'static str) -> Result<(
 }
 
 /// The field `messages`: at least one, each read whole.
-pub(crate) fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
-    let expected = "a list of at least one message";
-    let list = match fields.take("messages") {
-        None => return Err(fields.missing("messages", expected)),
-        Some(Value::Array(list)) if !list.is_empty() => list,
-        Some(other) => return Err(fields.wrong("messages", &other, expected)),
-    };
+pub(crate) fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    let list = list(fields)?.into_iter().enumerate();
     let messages: Result<Vec<Message>, ApiError> =
-        list.into_iter().enumerate().map(|(i, value)| message(value, i)).collect();
+        list.map(|(i, value)| message(value, i)).collect();
     Ok(Conversation::new(messages?))
+}
+
+/// The field `messages`, whatever shape its messages have.
+pub(crate) fn list(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    let expected = "a list of at least one message";
+    match fields.take("messages") {
+        None => Err(fields.missing("messages", expected)),
+        Some(Value::Array(list)) if !list.is_empty() => Ok(list),
+        Some(other) => Err(fields.wrong("messages", &other, expected)),
+    }
 }
 
 /// Fields of a message that have no effect here. An assistant's message that a client sends back
@@ -122,9 +126,7 @@ fn message(value: Value, index: usize) -> Result<Message, ApiError> {
             message.reasoning_content = fields.string("reasoning_content")?;
         }
         "tool" => {
-            let id = fields.string("tool_call_id")?;
-            message.tool_call_id =
-                Some(id.ok_or_else(|| fields.missing("tool_call_id", "the id of a call"))?);
+            message.tool_call_id = Some(fields.required("tool_call_id", "the id of a call")?);
             message.name = fields.string("name")?;
         }
         _ => {}
@@ -146,15 +148,13 @@ fn tool_calls(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     };
     let read = |(i, value)| {
         let mut call = Fields::nested(value, &fields.param(&format!("tool_calls[{i}]")))?;
-        let id = call.string("id")?;
-        let id = id.ok_or_else(|| call.missing("id", "the id of the call"))?;
+        let id = call.required("id", "the id of the call")?;
         is_function(&mut call)?;
         // Some clients send the index of a stream's chunk back.
         call.integer("index", 0..=u64::MAX)?;
         let mut function = called(&mut call)?;
         call.finish()?;
-        let name = function.string("name")?;
-        let name = name.ok_or_else(|| function.missing("name", "the name of a function"))?;
+        let name = function.required("name", "the name of a function")?;
         let arguments = function.string("arguments")?.unwrap_or_default();
         let object = arguments_of(&arguments).ok_or_else(|| {
             let expected = "a string that holds a JSON object";
@@ -214,8 +214,7 @@ pub(crate) fn content(fields: &mut Fields, kinds: &[&str]) -> Result<String, Api
             }
             None => return Err(part.missing("type", &known)),
         }
-        let text = part.string("text")?;
-        content += &text.ok_or_else(|| part.missing("text", "a string"))?;
+        content += &part.required("text", "a string")?;
         part.neutral(NEUTRAL_PART)?;
         part.finish()?;
     }
@@ -301,8 +300,7 @@ pub(crate) fn function(
     schema: &str,
     neutral: &[Neutral],
 ) -> Result<Value, ApiError> {
-    let name = fields.string("name")?;
-    let name = name.ok_or_else(|| fields.missing("name", "the function's name"))?;
+    let name = fields.required("name", "the function's name")?;
     let letter = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(letter) {
         let expected = "1 to 64 letters, digits, dashes and underscores";
