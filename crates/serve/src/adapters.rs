@@ -287,7 +287,7 @@ impl Registry {
                 folder: Some(folder),
                 pinned,
                 created: unix_seconds(),
-                digest: Some(resident.digest.clone()),
+                digest: Some(resident.digest.get().to_owned()),
                 used: table.clock,
                 place: Place::Memory(resident),
             };
@@ -325,7 +325,7 @@ impl Registry {
         done: watch::Sender<Outcome>,
     ) {
         let loaded = self.load(&name, &folder, None).await.and_then(|resident| {
-            match digest.as_ref() == Some(&resident.digest) {
+            match digest.as_deref() == Some(resident.digest.get()) {
                 true => Ok(resident),
                 false => {
                     Err(Failure::Refused("its files have changed since it was first loaded".into()))
@@ -390,7 +390,7 @@ impl Registry {
             adapter: Some(slot),
             template: loaded.template,
             stop_ids: loaded.stop_ids,
-            digest: loaded.digest,
+            digest: loaded.digest.into(),
         };
         let resident = Arc::new(Resident { model, bytes, engine: self.engine.clone() });
         self.lock().alive.push(Arc::downgrade(&resident));

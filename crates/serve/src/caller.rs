@@ -1,6 +1,7 @@
 //! Who asks: every request passes [`admit`], which finds its key, holds it to its rights and limits,
 //! and keeps the books until the last byte has left.
 
+use crate::digest::Digest;
 use crate::endpoints::{self, Endpoint, Scope};
 use crate::error::ApiError;
 use crate::generation::{Piece, Usage};
@@ -47,7 +48,7 @@ struct Inner {
 #[derive(Default)]
 struct Entry {
     /// Name and digest, from when the engine is asked.
-    model: Option<(String, String)>,
+    model: Option<(String, Digest)>,
     prompt_tokens: usize,
     /// The answer's tokens as the client is told them; None until it is complete.
     completion_tokens: Option<usize>,

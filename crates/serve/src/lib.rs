@@ -12,6 +12,7 @@ mod answers;
 mod caller;
 mod connections;
 mod conversation;
+mod digest;
 pub mod endpoints;
 mod error;
 mod fields;
@@ -29,6 +30,7 @@ mod structured;
 
 pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use connections::TlsFiles;
+pub use digest::Digest;
 pub use harvest::{Harvest, HarvestOptions, harvest};
 pub use server::{Reloader, ServePlan, Server};
 pub use state::{ServeError, ServedModel};

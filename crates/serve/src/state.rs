@@ -3,6 +3,7 @@
 use crate::adapters::{Registry, Resident};
 use crate::caller::Caller;
 use crate::connections::Tls;
+use crate::digest::Digest;
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -26,8 +27,8 @@ pub struct ServedModel {
     pub template: ChatTemplate,
     /// Tokens that end its answers.
     pub stop_ids: Vec<u32>,
-    /// Which weights answer: SHA-256 in hexadecimal. Usage and feedback are kept under it.
-    pub digest: String,
+    /// Which weights answer. Usage and feedback are kept under it.
+    pub digest: Digest,
 }
 
 /// Why a server cannot be built.

@@ -7,7 +7,7 @@ use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::{EngineHandle, EngineOptions};
-use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
+use serve::{Digest, LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,8 +45,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         adapter: None,
         template: base.template.clone(),
         stop_ids: base.template.stop_ids(&base.tokenizer),
-        digest: base.decoder.digest()?.to_owned(),
+        digest: digest_of(&base),
     };
+    let digest = served.digest.clone();
     let mut names = vec![served.name.clone()];
     names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
     let handle = EngineHandle::spawn(engine)?;
@@ -67,6 +68,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             )
         })?;
         let address = listener.local_addr()?;
+        // Adapters have asked for it, or nobody yet. Not on the runtime, whose end would wait for it.
+        std::thread::spawn(move || _ = digest.get());
         let scheme = if plan.tls.is_some() { "https" } else { "http" };
         println!("serving {} on {scheme}://{address}/v1", names.join(", "));
         if !plan.host.is_loopback() {
@@ -174,6 +177,18 @@ async fn reload_at_hangup(reloader: Reloader, settings: Settings) {
     }
     #[cfg(not(unix))]
     drop((reloader, settings));
+}
+
+/// The base's digest, which reads its files; a base of gigabytes answers before that is done.
+fn digest_of(base: &Base) -> Digest {
+    let decoder = Arc::clone(&base.decoder);
+    Digest::later(move || match decoder.digest() {
+        Ok(digest) => digest.to_owned(),
+        Err(error) => {
+            tracing::error!("usage of the base is written without a digest: {error}");
+            String::new()
+        }
+    })
 }
 
 /// Reads adapters for `base`.

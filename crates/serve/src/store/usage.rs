@@ -1,12 +1,13 @@
 //! Usage: one row for each request that reached a model, and sums of them.
 
 use super::{Database, StoreError};
+use crate::digest::Digest;
 use rusqlite::{OptionalExtension, named_params};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A request that has ended. Nothing of its contents.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct UsageRecord {
     /// 32 hexadecimal digits.
     pub(crate) request_id: String,
@@ -15,7 +16,7 @@ pub(crate) struct UsageRecord {
     /// The name that it put into `model`.
     pub(crate) model: String,
     /// Which weights that was.
-    pub(crate) digest: String,
+    pub(crate) digest: Digest,
     /// The path.
     pub(crate) endpoint: &'static str,
     pub(crate) prompt_tokens: usize,
@@ -109,7 +110,7 @@ impl Database {
             ":request_id": record.request_id,
             ":key_id": record.key_id,
             ":model": record.model,
-            ":digest": record.digest,
+            ":digest": record.digest.get(),
             ":endpoint": record.endpoint,
             ":prompt": record.prompt_tokens as i64,
             ":cached": record.cached_tokens as i64,
@@ -204,7 +205,7 @@ pub(super) mod tests {
             request_id: id.into(),
             key_id,
             model: "red".into(),
-            digest: "d1".into(),
+            digest: "d1".to_owned().into(),
             endpoint: "/v1/completions",
             prompt_tokens: 100,
             cached_tokens: 20,

@@ -154,7 +154,7 @@ fn served(
         adapter,
         template: ChatTemplate::from_source(template).expect("valid"),
         stop_ids: tokenizer.stop_ids().to_vec(),
-        digest: format!("digest of {name}"),
+        digest: format!("digest of {name}").into(),
     }
 }
 
