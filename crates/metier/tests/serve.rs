@@ -283,6 +283,40 @@ async fn a_hangup_reads_the_settings_again() {
     assert!(server.terminate().success());
 }
 
+/// `bench serve` asks as any client does, and counts what comes.
+#[tokio::test]
+async fn a_running_server_is_measured() {
+    let state = Arc::new(tempfile::tempdir().unwrap());
+    let mut server = Serving::start_with(Arc::clone(&state), Path::new("nano"), &[]);
+    let key = metier(&state, &["keys", "create", "--name", "bench"]);
+    let bench = |arguments: &str, key: &str| {
+        let mut command = Command::new(METIER);
+        command.args(["bench", "serve", "--json", "--url", &server.url]);
+        command.args(["--api-key-env", "BENCH_KEY"]).env("BENCH_KEY", key);
+        command.args(arguments.split_whitespace()).output().unwrap()
+    };
+    let loads = ["--concurrency 3 --prompt-vocab 2000", "--rate 50 --chat"];
+    for load in loads {
+        let lengths = "--requests 6 --input-tokens 8 --output-tokens 4 --ignore-eos";
+        let output = bench(&format!("{load} {lengths} --goodput e2el:600000"), key.trim());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&found["requests"], &found["failed"]), (&json!(6), &json!(0)), "{found}");
+        assert_eq!(found["completion_tokens"], 24);
+        assert_eq!(found["prompt_tokens"] == 48, load == loads[0], "ids are exact: {found}");
+        assert_eq!(found["goodput"], found["request_throughput"]);
+        for spread in ["ttft_ms", "e2e_ms"] {
+            let [p50, p99] = ["p50", "p99"].map(|p| found[spread][p].as_f64().unwrap());
+            assert!(0.0 < p50 && p50 <= p99, "{found}");
+        }
+    }
+    let output = bench("--requests 2 --serve-model nano", "mk-wrong");
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("401"), "{output:?}");
+    assert!(server.terminate().success());
+}
+
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano")
 }
