@@ -1,6 +1,6 @@
 //! What the engine needs of a model: one forward over a ragged batch.
 
-use model::{AdapterSet, Batch, Decoder, KvCache, Memory, ModelError};
+use model::{AdapterSet, Batch, Decoder, KvCache, KvDtype, Memory, ModelError};
 use std::sync::Arc;
 
 /// Runs batches. The engine is generic over it so that scheduling can be tested without weights.
@@ -42,9 +42,9 @@ pub struct DecoderRunner {
 }
 
 impl DecoderRunner {
-    /// A cache of `num_blocks` pages and no adapters yet.
-    pub fn new(decoder: Arc<Decoder>, num_blocks: usize) -> DecoderRunner {
-        let cache = KvCache::new(decoder.config(), num_blocks);
+    /// A cache of `num_blocks` pages in the form `dtype`, and no adapters yet.
+    pub fn new(decoder: Arc<Decoder>, num_blocks: usize, dtype: KvDtype) -> DecoderRunner {
+        let cache = KvCache::with_dtype(decoder.config(), num_blocks, dtype);
         DecoderRunner { decoder, adapters: AdapterSet::new(), cache }
     }
 }

@@ -19,6 +19,7 @@ mod embedding;
 mod formats;
 mod gated;
 mod int8;
+mod kv_pages;
 mod lora;
 mod mapped_file;
 mod matmul;
@@ -32,8 +33,7 @@ mod tile;
 mod vector;
 
 pub use attention::{
-    AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
-    reference_attention_backward, write_kv,
+    AttnRule, attention, attention_backward, reference_attention, reference_attention_backward,
 };
 pub use blocks::buffer_bytes;
 pub use cross_entropy::{
@@ -50,6 +50,7 @@ pub use embedding::{
 };
 pub use formats::Dtype;
 pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
+pub use kv_pages::{AttnSegment, BLOCK_SIZE, KvDtype, KvPages, KvStore, write_kv};
 pub use lora::{
     LoraRef, lora, lora_dx, lora_grads, matmul_dx_lora, matmul_lora, reference_lora,
     reference_lora_backward,

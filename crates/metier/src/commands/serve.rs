@@ -34,12 +34,17 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
     let base = Arc::new(Base::load(name, args.weights)?);
     let options = EngineOptions {
+        kv_cache_dtype: args.kv_cache.dtype(),
         max_num_seqs: args.max_num_seqs,
         prefix_caching: !args.no_prefix_caching,
         num_speculative_tokens: args.num_speculative_tokens,
         ..EngineOptions::default()
     };
-    let (engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
+    let (mut engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
+    if let Some(name) = &args.draft_model {
+        let draft = resolve::draft_model(name, &base, engine.options())?;
+        engine = engine.with_drafter(draft);
+    }
     let served = ServedModel {
         name: base.short_name(),
         adapter: None,
