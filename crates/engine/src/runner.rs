@@ -51,7 +51,17 @@ impl DecoderRunner {
 
 impl Runner for DecoderRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, ModelError> {
-        let hidden = self.decoder.forward(batch, &self.adapters, Memory::Cache(&mut self.cache))?;
+        let mut forward = |batch: &Batch| {
+            self.decoder.forward(batch, &self.adapters, Memory::Cache(&mut self.cache))
+        };
+        let hidden = match batch.by_adapter() {
+            None => forward(batch)?,
+            Some((sorted, places)) => {
+                let (hidden, size) = (forward(&sorted)?, self.decoder.config().hidden_size);
+                let row = |place| &hidden[place * size..(place + 1) * size];
+                places.into_iter().flat_map(row).copied().collect()
+            }
+        };
         Ok(self.decoder.logits(&hidden))
     }
     fn num_blocks(&self) -> usize {
