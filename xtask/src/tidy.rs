@@ -74,6 +74,7 @@ const TRAPS: &str = "docs/traps.md";
 const FAMILY_EXCEPTIONS: &[(&str, &str)] = &[
     ("xtask/src/tidy.rs", "lists the names that it looks for"),
     ("crates/model/src/pooling.rs", "sentence-transformers names a file of its own after one"),
+    ("crates/metier/src/commands/pull.rs", "the same file"),
     ("crates/text/src/vocabulary/gguf.rs", "GGUF names the kinds of tokenizer after families"),
     ("crates/text/src/vocabulary/pre_tokenizer.rs", "and the ways to cut words as well"),
     ("crates/text/src/gguf_tokens.rs", "llama.cpp names kinds of tokenizers after models"),

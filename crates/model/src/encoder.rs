@@ -26,6 +26,8 @@ use std::sync::OnceLock;
 /// The shape of an encoder, validated: no size is zero or absurd, heads divide.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
+    /// `model_type` in config.json.
+    pub family: &'static str,
     /// H
     pub hidden_size: usize,
     /// I
@@ -71,7 +73,8 @@ impl EncoderConfig {
                 let expected = format!("an encoder: {}", names.join(", "));
                 raw.bad("model_type", &format!("\"{model_type}\""), &expected)
             })?;
-            let config = EncoderConfig { prefix: spec.prefix, ..(spec.resolve)(raw)? };
+            let (family, prefix) = (spec.model_type, spec.prefix);
+            let config = EncoderConfig { family, prefix, ..(spec.resolve)(raw)? };
             raw.nothing_unread()?;
             config.validate(raw)?;
             Ok(config)
@@ -115,6 +118,7 @@ impl EncoderConfig {
             }
         };
         Ok(EncoderConfig {
+            family: "",
             hidden_size: raw.size("hidden_size")?,
             intermediate_size: raw.size("intermediate_size")?,
             num_hidden_layers: raw.size("num_hidden_layers")?,

@@ -24,12 +24,14 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
         tied_head(name) || ignored.iter().any(|i| name.ends_with(i))
     };
     let wanted = params::tensors(&config);
-    let specs = wanted.iter().map(|t| (t.spec.name.as_str(), &t.spec.shape[..]));
     let (loaded, sources) = with_tensors(dir, tied_head, |tensors, mut problems| {
+        // Saved without its head, as embedding models are, a model has no name of its own in its tensors'.
+        let bare = tensors.contains_key("embed_tokens.weight");
+        let specs = wanted.iter().map(|t| (file_name(&t.spec.name, bare), &t.spec.shape[..]));
         problems.extend(mismatches(specs, tensors, ignored));
         no_problems(dir, problems)?;
         let fill = |tensor: &Tensor| {
-            let name = tensor.spec.name.as_str();
+            let name = file_name(&tensor.spec.name, bare);
             let view = &tensors[name];
             let filled = published(name, &view.view).fill(tensor, options.dtype, |_, row| row);
             view.release();
@@ -41,6 +43,12 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
     let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
     decoder.source = Some((dir.to_owned(), sources));
     Ok(decoder)
+}
+
+/// The name that a file has for a tensor.
+fn file_name(name: &str, bare: bool) -> &str {
+    let short = name.strip_prefix("model.").filter(|_| bare);
+    short.unwrap_or(name)
 }
 
 /// A tensor of a file.

@@ -177,8 +177,9 @@ fn weights_that_lie_are_refused() {
     let cut = with_weights(|bytes| bytes.truncate(bytes.len() - 1));
     let claims = with_weights(|bytes| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes()));
     let nan = with_weights(|bytes| {
-        let end = bytes.len();
-        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        // The first tensor; the last is of the head, which is not read.
+        let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     for (found, expected) in [
         (replaced("layer.0.intermediate", "layer.9.intermediate"), "layer.0.intermediate"),
