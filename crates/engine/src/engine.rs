@@ -1,5 +1,6 @@
 //! The engine: a step is schedule, run, postprocess.
 
+use crate::draft::Drafter;
 use crate::error::EngineError;
 use crate::runner::{DecoderRunner, EncoderRunner, Runner};
 use crate::sampler::TokenLogprobs;
@@ -7,7 +8,7 @@ use crate::scheduler::{Bounds, Scheduled, Scheduler, Step};
 use crate::sequence::{
     Advance, FinishReason, Limits, Sequence, SequenceId, SequenceRequest, Usage,
 };
-use model::{AdapterSet, Batch, Decoder, DecoderConfig, Encoder, KvCache};
+use model::{AdapterSet, Batch, Decoder, Encoder, KvDtype};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -17,10 +18,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// How much the engine may take on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Pages of [`model::BLOCK_SIZE`] tokens in the KV cache.
     pub num_blocks: usize,
+    /// How the pages hold keys and values. Shorter forms hold more tokens and change the numbers.
+    pub kv_cache_dtype: KvDtype,
     /// Most tokens in one forward; longer prompts are run in chunks.
     pub max_batch_tokens: usize,
     /// Most sequences running at the same time.
@@ -30,8 +33,8 @@ pub struct EngineOptions {
     /// Whether the keys and values of a finished sequence are kept, while pages are left, for those
     /// that begin with the same tokens and the same adapter. Changes no text.
     pub prefix_caching: bool,
-    /// Most tokens guessed for a sequence by prompt lookup where few run; one forward checks them
-    /// all. Changes no text. 0 guesses nothing.
+    /// Most tokens guessed for a sequence where few run, by prompt lookup or by a drafter; one forward
+    /// checks them all. Changes no text. 0 guesses nothing.
     pub num_speculative_tokens: usize,
     /// Most bytes that the logits of a step may take (a row of V floats at least): bounds how much of
     /// a prompt is scored at once.
@@ -39,11 +42,12 @@ pub struct EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// 512 pages (8,192 tokens), 512 tokens a step, 64 sequences running and 256 waiting, beginnings
+    /// 512 pages (8,192 tokens) in f32, 512 tokens a step, 64 sequences running and 256 waiting, beginnings
     /// kept, four guesses, 64 MiB of logits.
     fn default() -> EngineOptions {
         EngineOptions {
             num_blocks: 512,
+            kv_cache_dtype: KvDtype::F32,
             max_batch_tokens: 512,
             max_num_seqs: 64,
             max_queue: 256,
@@ -55,11 +59,6 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// The same options with as many pages as fit into `bytes` for a model of this shape.
-    pub fn with_cache_bytes(self, config: &DecoderConfig, bytes: usize) -> EngineOptions {
-        EngineOptions { num_blocks: bytes / KvCache::bytes_per_block(config).max(1), ..self }
-    }
-
     fn validate(&self) -> Result<(), EngineError> {
         for (field, value) in [
             ("num_blocks", self.num_blocks),
@@ -209,6 +208,7 @@ impl Sum for EngineStats {
 pub struct Engine<R: Runner = DecoderRunner> {
     runner: R,
     scheduler: Scheduler,
+    drafter: Option<Box<dyn Drafter>>,
     limits: Limits,
     options: EngineOptions,
     next_id: u64,
@@ -230,8 +230,16 @@ impl<R: Runner> Engine<R> {
     /// Runs one batch and returns what happened to its sequences. Does nothing when there is
     /// nothing to do.
     pub fn step(&mut self) -> Vec<Event> {
+        self.draft();
         let step = self.schedule();
         self.execute(step)
+    }
+
+    /// What comes before a step: the draft model guesses, where there is one.
+    pub(crate) fn draft(&mut self) {
+        if let Some(drafter) = &mut self.drafter {
+            self.scheduler.draft(drafter.as_mut());
+        }
     }
 
     /// The first part of a step: decides what runs. Cheap, unlike the rest, so that the thread of
@@ -397,6 +405,7 @@ impl<R: Runner> Engine<R> {
             limits,
             scheduler: Scheduler::new(options.num_blocks, options.prefix_caching, bounds),
             runner,
+            drafter: None,
             options,
             next_id: 0,
             pending: Vec::new(),
@@ -405,6 +414,12 @@ impl<R: Runner> Engine<R> {
             guessed: 0,
             accepted: 0,
         })
+    }
+
+    /// Has `drafter` guess [`EngineOptions::num_speculative_tokens`] at most where few sequences run,
+    /// before what followed earlier is looked up. Changes no text.
+    pub fn with_drafter(self, drafter: impl Drafter + 'static) -> Engine<R> {
+        Engine { drafter: Some(Box::new(drafter)), ..self }
     }
 
     /// Queues a request. Its first tokens come with a later [`Engine::step`].
@@ -522,7 +537,8 @@ impl Engine<DecoderRunner> {
     /// [`EngineError::Options`] naming the option.
     pub fn new(decoder: Arc<Decoder>, options: EngineOptions) -> Result<Engine, EngineError> {
         options.validate()?;
-        Engine::with_runner(DecoderRunner::new(decoder, options.num_blocks), options)
+        let runner = DecoderRunner::new(decoder, options.num_blocks, options.kv_cache_dtype);
+        Engine::with_runner(runner, options)
     }
 
     /// The adapters that requests can name by slot. A sequence whose slot is emptied fails at its

@@ -243,6 +243,8 @@ fn serve<R: Runner>(mut engine: Engine<R>, shared: &Shared) {
                 clients.remove(&id);
             }
         }
+        // Takes a while: after the events are out, and while others can come in.
+        engine.draft();
     }
 }
 

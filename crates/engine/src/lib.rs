@@ -22,6 +22,7 @@ mod scheduler;
 mod sequence;
 
 pub use constraint::{Constraint, Grammar, GrammarRef, TokenSet};
+pub use draft::{Ask, DraftModel, Drafter};
 pub use engine::{Completion, Engine, EngineOptions, EngineStats, Event};
 pub use error::EngineError;
 pub use handle::{EngineHandle, EventReceiver, Ticket};

@@ -1,6 +1,6 @@
 //! What the engine needs of a model: one forward over a ragged batch.
 
-use model::{AdapterSet, Batch, Decoder, Encoder, KvCache, Memory, ModelError};
+use model::{AdapterSet, Batch, Decoder, Encoder, KvCache, KvDtype, Memory, ModelError};
 use std::sync::Arc;
 
 /// Runs batches. The engine is generic over it so that scheduling can be tested without weights.
@@ -61,9 +61,9 @@ pub struct DecoderRunner {
 }
 
 impl DecoderRunner {
-    /// A cache of `num_blocks` pages and no adapters yet.
-    pub fn new(decoder: Arc<Decoder>, num_blocks: usize) -> DecoderRunner {
-        let cache = KvCache::new(decoder.config(), num_blocks);
+    /// A cache of `num_blocks` pages in the form `dtype`, and no adapters yet.
+    pub fn new(decoder: Arc<Decoder>, num_blocks: usize, dtype: KvDtype) -> DecoderRunner {
+        let cache = KvCache::with_dtype(decoder.config(), num_blocks, dtype);
         DecoderRunner { decoder, adapters: AdapterSet::new(), cache }
     }
 }
@@ -77,13 +77,24 @@ impl Runner for DecoderRunner {
         batch: &Batch,
         hidden: &[usize],
     ) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
-        let rows = self.decoder.forward(batch, &self.adapters, Memory::Cache(&mut self.cache))?;
+        let size = self.decoder.config().hidden_size;
+        let mut forward = |batch: &Batch| {
+            self.decoder.forward(batch, &self.adapters, Memory::Cache(&mut self.cache))
+        };
+        let rows = match batch.by_adapter() {
+            None => forward(batch)?,
+            Some((sorted, places)) => {
+                let rows = forward(&sorted)?;
+                let row = |place| &rows[place * size..(place + 1) * size];
+                places.into_iter().flat_map(row).copied().collect()
+            }
+        };
         if hidden.is_empty() {
             return Ok((self.decoder.logits(&rows), Vec::new()));
         }
         let (mut states, mut others) = (Vec::new(), Vec::new());
         let mut hidden = hidden.iter().peekable();
-        for (place, row) in rows.chunks_exact(self.decoder.config().hidden_size).enumerate() {
+        for (place, row) in rows.chunks_exact(size).enumerate() {
             match hidden.next_if(|&&next| next == place) {
                 Some(_) => states.extend_from_slice(row),
                 None => others.extend_from_slice(row),

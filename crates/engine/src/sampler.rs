@@ -235,7 +235,7 @@ fn candidates(logits: &[f32]) -> BinaryHeap<Candidate> {
 }
 
 /// Index of the largest logit, the first of equals; None when none is above negative infinity.
-fn argmax(logits: &[f32]) -> Option<usize> {
+pub(crate) fn argmax(logits: &[f32]) -> Option<usize> {
     let mut best = 0;
     for (i, &logit) in logits.iter().enumerate() {
         if logit > logits[best] {

@@ -1,7 +1,7 @@
 //! Which sequences run in the next step, and who gets the pages.
 
 use crate::block_manager::{BlockManager, Root};
-use crate::draft::prompt_lookup;
+use crate::draft::{Ask, Drafter, prompt_lookup};
 use crate::sequence::{Limits, Sequence, SequenceId};
 use model::{Batch, Segment};
 use std::collections::HashMap;
@@ -83,8 +83,8 @@ impl Bounds {
         Root { generation: sequence.generation, long }
     }
 
-    /// Guesses at what follows in one of `running` sequences.
-    fn guess(&self, sequence: &Sequence, running: usize) -> Vec<u32> {
+    /// How many tokens may be guessed for one of `running` sequences.
+    fn guesses_wanted(&self, sequence: &Sequence, running: usize) -> usize {
         let room = GUESSING_ROWS.saturating_sub(running) / running.max(1);
         let mut most = self.num_speculative_tokens.min(room);
         if let Some(beyond) = self.recompute_beyond
@@ -92,9 +92,16 @@ impl Bounds {
         {
             most = most.min(beyond - sequence.tokens.len());
         }
-        match sequence.guesses_worth(most, &self.limits) {
-            0 => Vec::new(),
-            most => prompt_lookup(&sequence.tokens, most).to_vec(),
+        sequence.guesses_worth(most, &self.limits)
+    }
+
+    /// Guesses at what follows in one of `running` sequences: the draft model's, otherwise what
+    /// followed before.
+    fn guess(&self, sequence: &Sequence, running: usize) -> Vec<u32> {
+        match (self.guesses_wanted(sequence, running), &sequence.drafted[..]) {
+            (0, _) => Vec::new(),
+            (most, []) => prompt_lookup(&sequence.tokens, most).to_vec(),
+            (most, drafted) => drafted[..drafted.len().min(most)].to_vec(),
         }
     }
 }
@@ -109,6 +116,31 @@ impl Scheduler {
             now: 0.0,
             ends: HashMap::new(),
             bounds,
+        }
+    }
+
+    /// Has `drafter` guess for the running sequences whose next step has room for it.
+    pub(crate) fn draft(&mut self, drafter: &mut dyn Drafter) {
+        let count = self.running.len();
+        let wanted: Vec<usize> =
+            self.running.iter().map(|s| self.bounds.guesses_wanted(s, count)).collect();
+        let asked = |(index, _): &(usize, &Sequence)| wanted[*index] > 0;
+        let asks: Vec<Ask> = (self.running.iter().enumerate().filter(asked))
+            .map(|(index, s)| Ask { id: s.id, tokens: &s.tokens, most: wanted[index] })
+            .collect();
+        if asks.is_empty() {
+            return;
+        }
+        let ids: Vec<SequenceId> = asks.iter().map(|ask| ask.id).collect();
+        let running = self.running.iter().map(|s| s.id).collect();
+        let vocab = self.bounds.limits.vocab_size;
+        let guesses = drafter.guess(&asks, &running);
+        for (id, mut guesses) in ids.into_iter().zip(guesses) {
+            let known = guesses.iter().take_while(|&&token| (token as usize) < vocab).count();
+            guesses.truncate(known);
+            if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+                sequence.drafted = guesses;
+            }
         }
     }
 

@@ -139,6 +139,8 @@ pub(crate) struct Sequence {
     constraint: Option<Box<dyn Constraint>>,
     /// What may be chosen next, made beside the forward.
     allowed: Result<TokenSet, String>,
+    /// What the draft model thinks will follow.
+    pub(crate) drafted: Vec<u32>,
     /// Guessed tokens that were run, and those of them that were right.
     guesses: (usize, usize),
     /// Where the prompt is embedded.
@@ -176,6 +178,7 @@ impl Sequence {
             scored: if request.params.prompt_logprobs { 1 } else { usize::MAX },
             allowed: Ok(TokenSet::new(if constraint.is_some() { vocab_size } else { 0 })),
             constraint,
+            drafted: Vec::new(),
             guesses: (0, 0),
             pooler: request.pooling.map(|pooling| Pooler::new(pooling, request.prompt.len())),
             params: request.params,
@@ -305,6 +308,7 @@ impl Sequence {
             return Ok(advance);
         }
         self.guesses.0 += guesses.len();
+        self.drafted.clear();
         for (i, row) in rows.enumerate() {
             self.choose(row, limits, &mut advance)?;
             if advance.finished.is_some() || guesses.get(i) != self.tokens.last() {

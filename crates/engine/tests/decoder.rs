@@ -1,12 +1,12 @@
 //! The engine on a real (tiny, random) decoder: text does not depend on the company it keeps.
 
 use engine::{
-    Completion, Engine, EngineError, EngineOptions, Event, FinishReason, Sampler, SamplingParams,
-    SequenceRequest, TokenLogprobs,
+    Completion, DraftModel, Engine, EngineError, EngineOptions, Event, FinishReason, Sampler,
+    SamplingParams, SequenceRequest, TokenLogprobs,
 };
 use model::{
-    AdapterSet, Batch, Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, LoraConfig,
-    Memory, Pooling, Segment,
+    AdapterSet, Batch, Decoder, DecoderConfig, KvCache, KvDtype, LoadOptions, LoraAdapter,
+    LoraConfig, Memory, Pooling, Segment,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -258,6 +258,58 @@ fn beginnings_and_guesses_change_no_text() {
                 assert!(num_speculative_tokens == 0 || stats.accepted_tokens > 0, "{stats:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_draft_model_changes_no_text() {
+    let [decoder, other] = decoders();
+    let mixed = requests(12);
+    let mut greedy = mixed.clone();
+    for request in &mut greedy {
+        (request.adapter, request.params.temperature) = (None, 0.0);
+    }
+    let with = |requests: &[SequenceRequest], draft: &Arc<Decoder>, draft_blocks, running| {
+        let options =
+            EngineOptions { num_blocks: 60, max_num_seqs: running, ..EngineOptions::default() };
+        let draft = DraftModel::new(Arc::clone(draft), draft_blocks, KvDtype::F32);
+        let mut engine = with_adapters(&decoder, options).with_drafter(draft);
+        let found = engine.generate(requests.to_vec(), |_, _| {});
+        assert_eq!(ok(found), singles(&decoder, requests));
+        engine.stats()
+    };
+    // The model itself foretells what the base says greedily, but for what follows a stop token.
+    let same = with(&greedy, &decoder, 60, 3);
+    assert!(same.accepted_tokens * 10 > same.guessed_tokens * 8, "{same:?}");
+    let adapted = with(&mixed, &decoder, 60, 3);
+    assert!(adapted.accepted_tokens > 0, "{adapted:?}");
+    let different = with(&mixed, &other, 60, 3);
+    assert!(different.accepted_tokens < different.guessed_tokens / 2, "{different:?}");
+    let crowded = with(&greedy, &decoder, 4, 3);
+    assert!(0 < crowded.accepted_tokens && crowded.accepted_tokens < same.accepted_tokens);
+    assert!(with(&greedy, &decoder, 60, 16).accepted_tokens > 0, "at the end few are left");
+}
+
+#[test]
+fn a_cache_of_shorter_numbers_gives_the_same_text_alone_and_together() {
+    let decoder = decoder();
+    let mut requests = requests(12);
+    for request in &mut requests {
+        request.prompt.truncate(10);
+        (request.params.max_tokens, request.params.ignore_eos) = (45, true);
+    }
+    for kv_cache_dtype in [KvDtype::Bf16, KvDtype::Q8] {
+        let options = EngineOptions { num_blocks: 8, kv_cache_dtype, ..EngineOptions::default() };
+        let alone = |r: &SequenceRequest| {
+            ok(with_adapters(&decoder, options).generate(vec![r.clone()], |_, _| {}))
+        };
+        let expected: Vec<Completion> = requests.iter().flat_map(alone).collect();
+        // Together, in chunks, with preemptions.
+        let options =
+            EngineOptions { num_blocks: 6, max_batch_tokens: 20, max_num_seqs: 8, ..options };
+        let mut engine = with_adapters(&decoder, options);
+        assert_eq!(ok(engine.generate(requests.clone(), |_, _| {})), expected);
+        assert!(engine.stats().preemptions > 0, "{:?}", engine.stats());
     }
 }
 

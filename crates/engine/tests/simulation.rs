@@ -6,12 +6,12 @@ mod common;
 
 use common::{Answer, FAIL, FakeRunner, NAN, ORDINARY, PANIC, Trouble, VOCAB, alone};
 use engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, SamplingParams, SequenceId,
-    SequenceRequest, Usage,
+    Ask, Drafter, Engine, EngineError, EngineOptions, Event, FinishReason, SamplingParams,
+    SequenceId, SequenceRequest, Usage,
 };
-use model::Pooling;
+use model::{KvDtype, Pooling};
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 #[derive(Clone, Debug)]
 struct Arrival {
@@ -90,6 +90,35 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
     prop::collection::vec(one, 1..25)
 }
 
+/// Guesses whatever comes to its mind: often what the runner answers, sometimes tokens that do not
+/// exist, too many or none.
+struct FakeDrafter(u64);
+
+impl Drafter for FakeDrafter {
+    fn guess(&mut self, asks: &[Ask], running: &HashSet<SequenceId>) -> Vec<Vec<u32>> {
+        assert!(asks.iter().all(|ask| ask.most > 0 && running.contains(&ask.id)));
+        let mut next = || {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.0 >> 33) as usize
+        };
+        let one = |ask: &Ask| {
+            let mut tokens = ask.tokens.to_vec();
+            for _ in 0..next() % (ask.most + 3) {
+                let right = (tokens[tokens.len() - 1] + 1) % 7;
+                // Any ordinary token, or one that does not exist: the poisonous ones trouble the
+                // runner, as no token troubles a real one.
+                let any = match next() as u32 % (ORDINARY + 2) {
+                    token @ 0..ORDINARY => token,
+                    beyond => beyond - ORDINARY + VOCAB as u32,
+                };
+                tokens.push(if next() % 4 > 0 { right } else { any });
+            }
+            tokens.split_off(ask.tokens.len())
+        };
+        asks.iter().map(one).collect()
+    }
+}
+
 /// What a sequence gave.
 #[derive(Debug, Default)]
 struct Seen {
@@ -105,7 +134,7 @@ proptest! {
         arrivals in arrivals(),
         num_blocks in 1usize..14, max_batch_tokens in 1usize..60, max_num_seqs in 1usize..8,
         context_len in 20usize..80, prefix_caching: bool, num_speculative_tokens in 0usize..5,
-        logit_rows in 1usize..40,
+        logit_rows in 1usize..40, drafter: Option<u64>,
     ) {
         let options = EngineOptions {
             num_blocks,
@@ -114,9 +143,13 @@ proptest! {
             max_queue: 100,
             prefix_caching,
             num_speculative_tokens,
+            kv_cache_dtype: KvDtype::F32,
             max_logit_bytes: 4 * VOCAB * logit_rows,
         };
         let mut engine = Engine::with_runner(FakeRunner::new(num_blocks, context_len), options).unwrap();
+        if let Some(seed) = drafter {
+            engine = engine.with_drafter(FakeDrafter(seed));
+        }
         let limits = engine.limits();
         let mut ids: HashMap<SequenceId, usize> = HashMap::new();
         let mut seen: Vec<Seen> = arrivals.iter().map(|_| Seen::default()).collect();

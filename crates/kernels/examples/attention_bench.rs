@@ -6,7 +6,8 @@
 //! dV).
 
 use kernels::{
-    AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, write_kv,
+    AttnRule, AttnSegment, BLOCK_SIZE, KvDtype, KvPages, KvStore, attention, attention_backward,
+    write_kv,
 };
 use std::time::Instant;
 
@@ -25,32 +26,39 @@ fn main() {
         .enumerate()
         .map(|(i, pages)| AttnSegment { rows: i * length..(i + 1) * length, past: 0, pages })
         .collect();
-    let mut k_pages = vec![0.0; tokens * kv_heads * d];
-    let mut v_pages = k_pages.clone();
     let pairs = (count * q_heads * length * (length + 1) / 2) as f64;
 
-    report("write_kv", None, || {
-        write_kv(&mut k_pages, &mut v_pages, &k, &v, &segments, kv_heads, d);
-    });
-    let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads, head_dim: d };
-    let mut out = vec![0.0; q.len()];
-    report("forward", Some(pairs * 4.0 * d as f64), || {
-        attention(&mut out, &q, pages, &segments, q_heads, AttnRule::full(0.125));
-    });
-    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
-    report("backward", Some(pairs * 10.0 * d as f64), || {
-        let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
-        attention_backward(dq, dk, dv, &dout, &q, pages, &segments, q_heads, AttnRule::full(0.125));
-    });
     let one: Vec<AttnSegment> = segments
         .iter()
         .enumerate()
         .map(|(i, s)| AttnSegment { rows: i..i + 1, past: length - 1, pages: s.pages })
         .collect();
-    let (q, out) = (&q[..count * q_heads * d], &mut out[..count * q_heads * d]);
-    report("decode", Some((count * q_heads * length * 4 * d) as f64), || {
-        attention(out, q, pages, &one, q_heads, AttnRule::full(0.125));
-    });
+    let rule = AttnRule::full(0.125);
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Q8] {
+        let mut k_pages = KvStore::new(dtype, tokens * kv_heads * d, d);
+        let mut v_pages = k_pages.clone();
+        report(&format!("{dtype:?} write_kv"), None, || {
+            write_kv(&mut k_pages, &mut v_pages, &k, &v, &segments, kv_heads, d);
+        });
+        let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads, head_dim: d };
+        let mut out = vec![0.0; q.len()];
+        report(&format!("{dtype:?} forward"), Some(pairs * 4.0 * d as f64), || {
+            attention(&mut out, &q, pages, &segments, q_heads, rule);
+        });
+        let (first, out) = (&q[..count * q_heads * d], &mut out[..count * q_heads * d]);
+        let operations = count * q_heads * length * 4 * d;
+        report(&format!("{dtype:?} decode"), Some(operations as f64), || {
+            attention(out, first, pages, &one, q_heads, rule);
+        });
+        if dtype == KvDtype::F32 {
+            let (mut dq, mut dk, mut dv) =
+                (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
+            report("F32 backward", Some(pairs * 10.0 * d as f64), || {
+                let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
+                attention_backward(dq, dk, dv, &dout, &q, pages, &segments, q_heads, rule);
+            });
+        }
+    }
 }
 
 /// Prints the best of some runs: the others were disturbed.

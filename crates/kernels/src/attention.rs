@@ -2,9 +2,7 @@
 //! (PagedAttention, Kwon et al., arXiv:2309.06180; grouped heads, Ainslie et al.,
 //! arXiv:2305.13245).
 //!
-//! The page layouts make every product a register tile (see `tile.rs`): a K page
-//! [KVH][D][16 keys] is a ready panel for the scores of 16 keys, a V page [KVH][16 keys][D] one for
-//! 16 columns of the output. Per query row: scores against every key up to the row's own position,
+//! Per query row: scores against every key up to the row's own position,
 //! softmax in two passes, then the values summed key by key in order. Nothing of that depends on
 //! the other rows, so a row comes out the same to the bit in prefill, in decode, alone or in a
 //! batch.
@@ -14,6 +12,7 @@
 //! (Gemma 2, arXiv:2408.00118).
 
 use crate::elementwise::soft_cap_row;
+use crate::kv_pages::{AttnSegment, BLOCK_SIZE, KvPages, KvStore, check_segments};
 use crate::simd::{Kernel, Level, Simd, dispatch_at};
 use crate::tile::{PANEL, Paged, Tile, tile, tile_rows};
 use crate::vector::{SharedOutput, dot, exp_in_place, load_at, max, scale as scale_row, store_at};
@@ -21,40 +20,10 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Tokens per page.
-pub const BLOCK_SIZE: usize = 16;
-
-// A page of keys is one panel of the tile.
-const _: () = assert!(BLOCK_SIZE == PANEL);
-
 /// Query rows (tokens times heads of one group) per parallel task, forward.
 const FORWARD_ROWS: usize = 64;
 /// Query rows that the backward holds scores of at a time.
 const BACKWARD_ROWS: usize = 48;
-
-/// One layer's pages: k is [pages][KVH][D][16 keys], v is [pages][KVH][16 keys][D].
-#[derive(Clone, Copy, Debug)]
-pub struct KvPages<'a> {
-    /// Keys, [pages][KVH][D][16].
-    pub k: &'a [f32],
-    /// Values, [pages][KVH][16][D].
-    pub v: &'a [f32],
-    /// KVH: key/value heads.
-    pub kv_heads: usize,
-    /// D: values per head.
-    pub head_dim: usize,
-}
-
-/// One sequence's part of a batch.
-#[derive(Clone, Debug)]
-pub struct AttnSegment<'a> {
-    /// The batch rows of its new tokens. Segments come in ascending order and do not overlap.
-    pub rows: Range<usize>,
-    /// Tokens of the sequence that are in the pages from before.
-    pub past: usize,
-    /// The pages of tokens 0..16, 16..32, ...; at least enough for past + new tokens.
-    pub pages: &'a [u32],
-}
 
 /// How a layer attends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,72 +49,10 @@ impl AttnRule {
     }
 }
 
-/// Writes the new keys and values, k and v [T, KVH, D], to the pages of their segments: token i
-/// of a segment goes to position past + i.
-///
-/// # Panics
-/// When the lengths do not fit together or a page does not exist.
-pub fn write_kv(
-    k_pages: &mut [f32],
-    v_pages: &mut [f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[AttnSegment],
-    kv_heads: usize,
-    head_dim: usize,
-) {
-    let width = kv_heads * head_dim;
-    assert!(
-        k.len() == v.len() && if width == 0 { k.is_empty() } else { k.len().is_multiple_of(width) },
-        "write_kv: {} keys and {} values are not [T, {kv_heads}, {head_dim}]",
-        k.len(),
-        v.len()
-    );
-    let pages = KvPages { k: k_pages, v: v_pages, kv_heads, head_dim };
-    check_segments(segments, k.len() / width.max(1), &pages);
-    let (k_out, v_out) = (SharedOutput::new(k_pages), SharedOutput::new(v_pages));
-    let write_head = |head: usize| {
-        for segment in segments {
-            let mut row = segment.rows.start;
-            while row < segment.rows.end {
-                let position = segment.past + row - segment.rows.start;
-                let slot = position % BLOCK_SIZE;
-                let tokens = (BLOCK_SIZE - slot).min(segment.rows.end - row);
-                let page = segment.pages[position / BLOCK_SIZE] as usize;
-                let base = (page * kv_heads + head) * head_dim * BLOCK_SIZE;
-                for i in 0..head_dim {
-                    for t in 0..tokens {
-                        let from = ((row + t) * kv_heads + head) * head_dim + i;
-                        // SAFETY: the page exists (see check_segments), and only this head's task
-                        // writes this head's part of any page.
-                        unsafe { *k_out.at(base + i * BLOCK_SIZE + slot + t) = k[from] };
-                    }
-                }
-                for t in 0..tokens {
-                    let from = ((row + t) * kv_heads + head) * head_dim;
-                    // SAFETY: as above; the slice ends before the next one is made.
-                    let out = unsafe {
-                        let at = v_out.at(base + (slot + t) * head_dim);
-                        std::slice::from_raw_parts_mut(at, head_dim)
-                    };
-                    out.copy_from_slice(&v[from..from + head_dim]);
-                }
-                row += tokens;
-            }
-        }
-    };
-    // A few decode tokens are not worth waking threads for.
-    if k.len() < 1 << 14 {
-        (0..kv_heads).for_each(write_head);
-    } else {
-        (0..kv_heads).into_par_iter().for_each(write_head);
-    }
-}
-
 /// out[T, QH, D] = softmax(scale · q·kᵀ, causal) · v, for q[T, QH, D], with the window and the cap of
 /// `rule`. Query head h reads key/value
 /// head h / (QH / KVH). The new tokens' keys and values must be in the pages already
-/// ([`write_kv`]); page slots past a segment's last token are never looked at and may hold
+/// ([`crate::write_kv`]); page slots past a segment's last token are never looked at and may hold
 /// anything. Rows outside all segments are left alone.
 ///
 /// # Panics
@@ -172,7 +79,7 @@ pub fn attention(
 /// 1 - (S/cap)² of the capped scores S.
 ///
 /// # Panics
-/// As [`attention`], and when a segment has a past.
+/// As [`attention`], when a segment has a past, and when the pages are not f32.
 pub fn attention_backward(
     dq: &mut [f32],
     dk: &mut [f32],
@@ -300,26 +207,6 @@ fn reference_probabilities(
     (from, exps.iter().map(|e| e / sum).collect(), slopes)
 }
 
-impl KvPages<'_> {
-    /// Where a head's part of a page begins, in `k` and in `v`.
-    #[inline(always)]
-    fn base(&self, page: u32, kv_head: usize) -> usize {
-        (page as usize * self.kv_heads + kv_head) * self.head_dim * BLOCK_SIZE
-    }
-
-    /// Element i of the key at `position` of a segment.
-    fn key(&self, segment: &AttnSegment, kv_head: usize, position: usize, i: usize) -> f32 {
-        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
-        self.k[base + i * BLOCK_SIZE + position % BLOCK_SIZE]
-    }
-
-    /// Element i of the value at `position` of a segment.
-    fn value(&self, segment: &AttnSegment, kv_head: usize, position: usize, i: usize) -> f32 {
-        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
-        self.v[base + position % BLOCK_SIZE * self.head_dim + i]
-    }
-}
-
 fn attention_at(
     level: Level,
     out: &mut [f32],
@@ -384,11 +271,14 @@ fn attention_backward_at(
         q.len()
     );
     assert!(segments.iter().all(|s| s.past == 0), "attention: backward of a segment with a past");
+    let (KvStore::F32(k), KvStore::F32(v)) = (pages.k, pages.v) else {
+        panic!("attention: backward of pages that are not f32");
+    };
     let (dq, dk, dv) = (SharedOutput::new(dq), SharedOutput::new(dk), SharedOutput::new(dv));
     let mut tasks = Vec::new();
     for segment in segments {
         for head in 0..pages.kv_heads {
-            tasks.push(Backward { dq, dk, dv, dout, q, pages, segment, head, group, rule });
+            tasks.push(Backward { dq, dk, dv, dout, q, pages, k, v, segment, head, group, rule });
         }
     }
     tasks.par_iter().with_max_len(1).for_each(|task| {
@@ -417,38 +307,6 @@ fn check(
     );
     check_segments(segments, q.len() / (q_heads * d), pages);
     q_heads / kv_heads
-}
-
-fn check_segments(segments: &[AttnSegment], rows: usize, pages: &KvPages) {
-    let page = pages.kv_heads * pages.head_dim * BLOCK_SIZE;
-    assert!(
-        pages.k.len() == pages.v.len()
-            && if page == 0 { pages.k.is_empty() } else { pages.k.len().is_multiple_of(page) },
-        "attention: {} keys and {} values are not whole pages of {page}",
-        pages.k.len(),
-        pages.v.len()
-    );
-    let count = pages.k.len() / page.max(1);
-    let mut end = 0;
-    for segment in segments {
-        assert!(
-            end <= segment.rows.start
-                && segment.rows.start <= segment.rows.end
-                && segment.rows.end <= rows,
-            "attention: segment rows {:?} overlap, are out of order or exceed {rows}",
-            segment.rows
-        );
-        end = segment.rows.end;
-        let needed = (segment.past + segment.rows.len()).div_ceil(BLOCK_SIZE);
-        assert!(
-            segment.pages.len() >= needed,
-            "attention: {} pages where {needed} are needed",
-            segment.pages.len()
-        );
-        for page in segment.pages {
-            assert!((*page as usize) < count, "attention: page {page} is not below {count}");
-        }
-    }
 }
 
 thread_local! {
@@ -541,10 +399,17 @@ impl Kernel for Scratched<'_, Forward<'_>> {
         // Scores are held from the first key of the first row's first page on.
         let lowest = task.first_key(0) / BLOCK_SIZE * BLOCK_SIZE;
         let stride = score_stride(most_keys - lowest);
-        let tail = d % PANEL;
+        // Where the numbers lie as they are used, only the last columns of V are copied; shorter forms
+        // are widened a panel at a time.
+        let plain = match (task.pages.k, task.pages.v) {
+            (KvStore::F32(_), KvStore::F32(v)) => Some(v.as_ptr()),
+            _ => None,
+        };
+        let tail = if plain.is_some() { d % PANEL } else { 0 };
         let tail_size = if tail == 0 { 0 } else { (most_keys - lowest) * PANEL };
+        let widened = if plain.is_some() { 0 } else { (d + PANEL) * PANEL };
         let most_rows = tile_rows::<S>(rows);
-        let needed = most_rows * (d + stride + PANEL) + tail_size;
+        let needed = most_rows * (d + stride + PANEL) + tail_size + widened;
         let mut memory = pieces(self.scratch, needed);
         // SAFETY: `check` saw that q, out and the pages cover what is read and written here; this
         // task's rows of out are its own; the pieces add up to `needed`.
@@ -553,8 +418,8 @@ impl Kernel for Scratched<'_, Forward<'_>> {
             let scores = memory.take(most_rows * stride);
             let sums = memory.take(most_rows * PANEL);
             let values_tail = memory.take(tail_size);
-            let (k, v) = (task.pages.k.as_ptr(), task.pages.v.as_ptr());
-            if tail != 0 {
+            let widened = memory.take(widened);
+            if let (true, Some(v)) = (tail != 0, plain) {
                 // The last columns of V, widened to a whole panel.
                 for j in lowest..most_keys {
                     let base = task.pages.base(pages[j / BLOCK_SIZE], task.head);
@@ -580,7 +445,7 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                         a: query,
                         a_row: d,
                         a_step: 1,
-                        b: k.add(task.pages.base(pages[page], task.head)),
+                        b: task.pages.key_panel(task.pages.base(pages[page], task.head), widened),
                         b_step: PANEL,
                         paged: None,
                         steps: d,
@@ -601,16 +466,51 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                 }
                 for column in (0..d).step_by(PANEL) {
                     let width = PANEL.min(d - column);
-                    let values = |from: usize| {
-                        if width < PANEL {
-                            (values_tail.add((from - lowest) * PANEL).cast_const(), PANEL, None)
-                        } else {
-                            let paged = Paged {
-                                stride: task.pages.base(1, 0),
-                                pages: &pages[from / BLOCK_SIZE..],
-                                slot: from % BLOCK_SIZE,
-                            };
-                            (v.add(task.pages.base(0, task.head) + column), d, Some(paged))
+                    // sums[r] += Σ over keys from..to of their scores in row r times their values.
+                    let add = |rows: Range<usize>, from: usize, to: usize, accumulate: bool| {
+                        let whole = Tile {
+                            c: sums.add(rows.start * PANEL),
+                            c_row: PANEL,
+                            a: scores.add(rows.start * stride + from - lowest),
+                            a_row: stride,
+                            a_step: 1,
+                            b: values_tail.add((from - lowest) * PANEL).cast_const(),
+                            b_step: PANEL,
+                            paged: None,
+                            steps: to - from,
+                            rows: rows.len(),
+                            accumulate,
+                        };
+                        match plain {
+                            Some(_) if width < PANEL => tile::<S>(whole),
+                            Some(v) => tile::<S>(Tile {
+                                b: v.add(task.pages.base(0, task.head) + column),
+                                b_step: d,
+                                paged: Some(Paged {
+                                    stride: task.pages.base(1, 0),
+                                    pages: &pages[from / BLOCK_SIZE..],
+                                    slot: from % BLOCK_SIZE,
+                                }),
+                                ..whole
+                            }),
+                            None => {
+                                let mut at = from;
+                                while at < to {
+                                    let slot = at % BLOCK_SIZE;
+                                    let steps = (BLOCK_SIZE - slot).min(to - at);
+                                    let base = task.pages.base(pages[at / BLOCK_SIZE], task.head);
+                                    let slots = slot..slot + steps;
+                                    task.pages.value_panel(base, slots, column, width, widened);
+                                    tile::<S>(Tile {
+                                        a: whole.a.add(at - from),
+                                        b: widened,
+                                        steps,
+                                        accumulate: accumulate || at > from,
+                                        ..whole
+                                    });
+                                    at += steps;
+                                }
+                            }
                         }
                     };
                     if latest > earliest {
@@ -621,39 +521,13 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                             let from = task.first_key(first + r);
                             let to = latest.min(task.keys(first + r));
                             if from < to {
-                                let (b, b_step, paged) = values(from);
-                                tile::<S>(Tile {
-                                    c: sums.add(r * PANEL),
-                                    c_row: PANEL,
-                                    a: scores.add(r * stride + from - lowest),
-                                    a_row: stride,
-                                    a_step: 1,
-                                    b,
-                                    b_step,
-                                    paged,
-                                    steps: to - from,
-                                    rows: 1,
-                                    accumulate: true,
-                                });
+                                add(r..r + 1, from, to, true);
                             }
                         }
                     }
                     if latest < fewest {
                         // ... all rows up to the last key that all of them see ...
-                        let (b, b_step, paged) = values(latest);
-                        tile::<S>(Tile {
-                            c: sums,
-                            c_row: PANEL,
-                            a: scores.add(latest - lowest),
-                            a_row: stride,
-                            a_step: 1,
-                            b,
-                            b_step,
-                            paged,
-                            steps: fewest - latest,
-                            rows: n,
-                            accumulate: latest > earliest,
-                        });
+                        add(0..n, latest, fewest, latest > earliest);
                     }
                     let own = fewest.max(latest);
                     for r in 0..n {
@@ -661,20 +535,7 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                         if task.keys(first + r) > own {
                             // ... then each by itself: a key that a row may not see is not even
                             // multiplied by zero.
-                            let (b, b_step, paged) = values(own);
-                            tile::<S>(Tile {
-                                c: sums,
-                                c_row: PANEL,
-                                a: scores.add(r * stride + own - lowest),
-                                a_row: stride,
-                                a_step: 1,
-                                b,
-                                b_step,
-                                paged,
-                                steps: task.keys(first + r) - own,
-                                rows: 1,
-                                accumulate: true,
-                            });
+                            add(r..r + 1, own, task.keys(first + r), true);
                         }
                         scale_row::<S>(sums, width, inverse[r]);
                         let out = task.out.at(task.offset(first + r) + column);
@@ -695,6 +556,8 @@ struct Backward<'a> {
     dout: &'a [f32],
     q: &'a [f32],
     pages: KvPages<'a>,
+    k: &'a [f32],
+    v: &'a [f32],
     segment: &'a AttnSegment<'a>,
     /// Key/value head.
     head: usize,
@@ -824,7 +687,7 @@ impl Kernel for Scratched<'_, Backward<'_>> {
                     for page in earliest / BLOCK_SIZE..most.div_ceil(BLOCK_SIZE) {
                         let k = task.pages.base(task.segment.pages[page], task.head);
                         let products = [
-                            (p, q_rows, task.pages.k.as_ptr().add(k)),
+                            (p, q_rows, task.k.as_ptr().add(k)),
                             (ds, dout_rows, v_columns.add(page * d * PANEL).cast_const()),
                         ];
                         for (c, a, b) in products {
@@ -936,8 +799,8 @@ unsafe fn gather(task: &Backward, tokens: usize, k_rows: Panels, v_columns: *mut
     unsafe {
         for page in 0..tokens.div_ceil(BLOCK_SIZE) {
             let base = task.pages.base(task.segment.pages[page], task.head);
-            let k = task.pages.k.as_ptr().add(base);
-            let v = task.pages.v.as_ptr().add(base);
+            let k = task.k.as_ptr().add(base);
+            let v = task.v.as_ptr().add(base);
             let to = v_columns.add(page * d * PANEL);
             std::ptr::write_bytes(to, 0, d * PANEL);
             for slot in 0..BLOCK_SIZE.min(tokens - page * BLOCK_SIZE) {
@@ -1028,6 +891,7 @@ unsafe fn scaled_copy<S: Simd>(to: *mut f32, from: *const f32, n: usize, factor:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv_pages::{KvDtype, write_kv};
     use crate::vector::testing::*;
 
     /// A ragged batch in scattered pages; unused page memory is NaN.
@@ -1037,8 +901,8 @@ mod tests {
         d: usize,
         segments: Vec<(Range<usize>, usize, Vec<u32>)>,
         q: Vec<f32>,
-        k_pages: Vec<f32>,
-        v_pages: Vec<f32>,
+        k_pages: KvStore,
+        v_pages: KvStore,
         window: Option<usize>,
         softcap: Option<f32>,
     }
@@ -1058,15 +922,37 @@ mod tests {
         (random(positions * width, 10 + seed), random(positions * width, 1000 + seed))
     }
 
+    /// Room for `numbers` that are not a number before something is written.
+    fn unwritten(dtype: KvDtype, numbers: usize, d: usize) -> KvStore {
+        match dtype {
+            KvDtype::F32 => KvStore::F32(vec![f32::NAN; numbers]),
+            KvDtype::Bf16 => KvStore::Bf16(vec![0x7fc0; numbers]),
+            KvDtype::Q8 => {
+                KvStore::Q8 { values: vec![1; numbers], scales: vec![f32::NAN; numbers / d] }
+            }
+        }
+    }
+
+    const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::Q8];
+
     impl Case {
         /// Segments of (new tokens, past); segment i is sequence `names[i]`.
         fn new(shape: (usize, usize, usize), lengths: &[(usize, usize)], names: &[u64]) -> Case {
+            Case::held_as(KvDtype::F32, shape, lengths, names)
+        }
+
+        fn held_as(
+            dtype: KvDtype,
+            shape: (usize, usize, usize),
+            lengths: &[(usize, usize)],
+            names: &[u64],
+        ) -> Case {
             let (q_heads, kv_heads, d) = shape;
             let (width, q_width) = (kv_heads * d, q_heads * d);
             let count: usize = lengths.iter().map(|(n, past)| (n + past).div_ceil(16) + 1).sum();
             let page_size = 16 * width;
-            let mut k_pages = vec![f32::NAN; count * page_size];
-            let mut v_pages = vec![f32::NAN; count * page_size];
+            let mut k_pages = unwritten(dtype, count * page_size, d);
+            let mut v_pages = k_pages.clone();
             // Pages are dealt from the back, one spare per segment.
             let mut free: Vec<u32> = (0..count as u32).collect();
             let (mut segments, mut q, mut row) = (Vec::new(), Vec::new(), 0);
@@ -1189,9 +1075,12 @@ mod tests {
         for level in Level::available() {
             for (shape, rule) in SHAPES.iter().flat_map(|s| RULES.map(|r| (*s, r))) {
                 let lengths = [(1, 0), (1, 37), (20, 13), (33, 0), (16, 16), (70, 5)];
-                let case = Case::new(shape, &lengths, &[1, 2, 3, 4, 5, 6]).with(rule);
-                let what = format!("{} {shape:?} {rule:?}", level.name());
-                assert_close(&case.forward(level), &case.reference(), 1e-5, &what);
+                for dtype in DTYPES {
+                    let case = Case::held_as(dtype, shape, &lengths, &[1, 2, 3, 4, 5, 6]);
+                    let case = case.with(rule);
+                    let what = format!("{} {shape:?} {rule:?} {dtype:?}", level.name());
+                    assert_close(&case.forward(level), &case.reference(), 1e-5, &what);
+                }
             }
         }
     }
@@ -1243,12 +1132,13 @@ mod tests {
         for shape in [(4, 2, 8), (3, 1, 16), (9, 3, 64), (2, 1, 20)] {
             let total = 35;
             let width = shape.0 * shape.2;
-            for (level, rule) in Level::available()
+            for ((level, rule), dtype) in Level::available()
                 .iter()
                 .flat_map(|l| [RULES[0], RULES[3], RULES[4]].map(|r| (*l, r)))
+                .flat_map(|case| DTYPES.map(|dtype| (case, dtype)))
             {
                 let forward = |lengths: (usize, usize)| {
-                    Case::new(shape, &[lengths], &[7]).with(rule).forward(level)
+                    Case::held_as(dtype, shape, &[lengths], &[7]).with(rule).forward(level)
                 };
                 let full = forward((total, 0));
                 for split in 1..total {
@@ -1310,16 +1200,18 @@ mod tests {
     fn a_later_token_does_not_reach_an_earlier_row() {
         // NaN in the last token's key and value: every row before it stays clean.
         let shape = (4, 2, 20);
-        let mut case = Case::new(shape, &[(45, 0)], &[1]);
-        let clean = case.forward(Level::detect());
-        let nan = vec![f32::NAN; 2 * 20];
-        let pages = case.segments[0].2.clone();
-        let last = AttnSegment { rows: 0..1, past: 44, pages: &pages };
-        write_kv(&mut case.k_pages, &mut case.v_pages, &nan, &nan, &[last], 2, 20);
-        let found = case.forward(Level::detect());
-        let width = 4 * 20;
-        assert_same_bits(&found[..44 * width], &clean[..44 * width], "earlier rows");
-        assert!(found[44 * width..].iter().all(|v| v.is_nan()), "NaN is not hidden");
+        for dtype in DTYPES {
+            let mut case = Case::held_as(dtype, shape, &[(45, 0)], &[1]);
+            let clean = case.forward(Level::detect());
+            let nan = vec![f32::NAN; 2 * 20];
+            let pages = case.segments[0].2.clone();
+            let last = AttnSegment { rows: 0..1, past: 44, pages: &pages };
+            write_kv(&mut case.k_pages, &mut case.v_pages, &nan, &nan, &[last], 2, 20);
+            let found = case.forward(Level::detect());
+            let width = 4 * 20;
+            assert_same_bits(&found[..44 * width], &clean[..44 * width], "earlier rows");
+            assert!(found[44 * width..].iter().all(|v| v.is_nan()), "{dtype:?}: NaN is not hidden");
+        }
     }
 
     #[test]
@@ -1336,39 +1228,6 @@ mod tests {
         let width = 4 * 20;
         assert_same_bits(&found[7 * width..], &clean[7 * width..], "rows past the window");
         assert!(found[..7 * width].iter().all(|v| v.is_nan()), "rows within it");
-    }
-
-    #[test]
-    fn write_kv_touches_its_own_slots_only() {
-        let (kv_heads, d, width) = (2, 6, 12);
-        for tokens in [5, 40, 2000] {
-            let count = tokens / 16 + 2;
-            let (mut k_pages, mut v_pages) =
-                (vec![-7.0; count * 16 * width], vec![-7.0; count * 16 * width]);
-            let (k, v) = sequence(1, tokens, width);
-            let ids: Vec<u32> = (0..count as u32).rev().collect();
-            let segment = AttnSegment { rows: 0..tokens, past: 3, pages: &ids };
-            let segments = [segment];
-            write_kv(&mut k_pages, &mut v_pages, &k, &v, &segments, kv_heads, d);
-            let pages = KvPages { k: &k_pages, v: &v_pages, kv_heads, head_dim: d };
-            for position in 0..count * 16 {
-                for head in 0..kv_heads {
-                    for i in 0..d {
-                        let at = position.wrapping_sub(3).wrapping_mul(width) + head * d + i;
-                        let expected = if (3..3 + tokens).contains(&position) {
-                            (k[at], v[at])
-                        } else {
-                            (-7.0, -7.0)
-                        };
-                        let found = (
-                            pages.key(&segments[0], head, position, i),
-                            pages.value(&segments[0], head, position, i),
-                        );
-                        assert_eq!(found, expected, "position {position}");
-                    }
-                }
-            }
-        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod formats;
 mod gated;
 mod gelu;
 mod int8;
+mod kv_pages;
 mod layer_norm;
 mod lora;
 mod mapped_file;
@@ -34,8 +35,7 @@ mod tile;
 mod vector;
 
 pub use attention::{
-    AttnRule, AttnSegment, BLOCK_SIZE, KvPages, attention, attention_backward, reference_attention,
-    reference_attention_backward, write_kv,
+    AttnRule, attention, attention_backward, reference_attention, reference_attention_backward,
 };
 pub use blocks::buffer_bytes;
 pub use cross_entropy::{
@@ -53,6 +53,7 @@ pub use embedding::{
 pub use formats::Dtype;
 pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
 pub use gelu::{Gelu, gelu, reference_gelu};
+pub use kv_pages::{AttnSegment, BLOCK_SIZE, KvDtype, KvPages, KvStore, write_kv};
 pub use layer_norm::{layer_norm, reference_layer_norm};
 pub use lora::{
     LoraRef, lora, lora_dx, lora_grads, matmul_dx_lora, matmul_lora, reference_lora,

@@ -184,17 +184,17 @@ pub(crate) unsafe fn scale<S: Simd>(x: *mut f32, len: usize, factor: f32) {
 
 /// A pointer into an output that several threads write, each its own elements.
 #[derive(Clone, Copy)]
-pub(crate) struct SharedOutput(*mut f32);
+pub(crate) struct SharedOutput<T = f32>(*mut T);
 
 // SAFETY: the pointer is only handed out by `at`, whose caller promises that no two threads touch
 // the same element.
-unsafe impl Send for SharedOutput {}
+unsafe impl<T: Send> Send for SharedOutput<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedOutput {}
+unsafe impl<T: Send> Sync for SharedOutput<T> {}
 
-impl SharedOutput {
+impl<T: Copy> SharedOutput<T> {
     /// Shares `out` for as long as the caller keeps it borrowed.
-    pub(crate) fn new(out: &mut [f32]) -> Self {
+    pub(crate) fn new(out: &mut [T]) -> Self {
         SharedOutput(out.as_mut_ptr())
     }
 
@@ -204,7 +204,7 @@ impl SharedOutput {
     /// `offset` must lie inside the slice, the slice must still be borrowed by the caller of
     /// `new`, and no other thread may touch the elements that are reached through the result.
     #[inline(always)]
-    pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
     }

@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{Pooling, WeightDtype};
+use model::{KvDtype, Pooling, WeightDtype};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -126,6 +126,24 @@ pub(crate) struct WeightArgs {
     /// Weights in memory: f32, bf16, q8_0, q4_0 or nf4 [default: as published]
     #[arg(long, value_name = "T", value_parser = weight_dtype)]
     pub(crate) dtype: Option<WeightDtype>,
+}
+
+fn kv_dtype(text: &str) -> Result<KvDtype, String> {
+    KvDtype::from_name(text).ok_or_else(|| format!("expected one of {}", KvDtype::NAMES.join(", ")))
+}
+
+/// How keys and values are held in memory.
+#[derive(Args, Clone, Copy, Default)]
+pub(crate) struct KvCacheArgs {
+    /// Keys and values in memory: f32, bf16 (half the memory) or q8 (about a quarter) [default: f32]
+    #[arg(long, value_name = "T", value_parser = kv_dtype)]
+    kv_cache_dtype: Option<KvDtype>,
+}
+
+impl KvCacheArgs {
+    pub(crate) fn dtype(self) -> KvDtype {
+        self.kv_cache_dtype.unwrap_or_default()
+    }
 }
 
 /// Arguments of `demo`.
@@ -475,6 +493,8 @@ pub(crate) struct EvalArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
+    #[command(flatten)]
+    pub(crate) kv_cache: KvCacheArgs,
     /// Adapter folder
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
@@ -636,6 +656,8 @@ pub(crate) struct ServeArgs {
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
+    #[command(flatten)]
+    pub(crate) kv_cache: KvCacheArgs,
     /// Another model, for /v1/embeddings alone: an encoder's folder (bert, roberta, xlm-roberta), or a
     /// decoder
     #[arg(long, value_name = "M")]
@@ -682,10 +704,13 @@ pub(crate) struct ServeArgs {
     /// Do not keep the keys and values of finished requests for those that begin alike
     #[arg(long)]
     pub(crate) no_prefix_caching: bool,
-    /// Most tokens guessed at a time from what the conversation says already; changes no answer, 0
-    /// guesses nothing
+    /// Most tokens guessed at a time, by --draft-model or from what the conversation says already;
+    /// changes no answer, 0 guesses nothing
     #[arg(long, default_value_t = 4)]
     pub(crate) num_speculative_tokens: usize,
+    /// Small model of the same tokenizer that guesses what comes next
+    #[arg(long, value_name = "M")]
+    pub(crate) draft_model: Option<String>,
     #[command(flatten)]
     pub(crate) embedding: EmbeddingArgs,
 }
@@ -906,6 +931,8 @@ pub(crate) struct PerplexityArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
+    #[command(flatten)]
+    pub(crate) kv_cache: KvCacheArgs,
     /// Adapter folder
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
@@ -943,6 +970,8 @@ pub(crate) struct BenchArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
+    #[command(flatten)]
+    pub(crate) kv_cache: KvCacheArgs,
     /// Length of the prompt, or of a row to train on [default: 16 for decode, otherwise 512]
     #[arg(long, value_name = "N")]
     pub(crate) prompt_tokens: Option<usize>,

@@ -4,7 +4,7 @@ use crate::cli::WeightArgs;
 use crate::hub::HubId;
 use crate::{assets, text_source};
 use anyhow::{Context, Result, bail};
-use engine::{Engine, EngineOptions};
+use engine::{DraftModel, Engine, EngineOptions};
 use model::{
     Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, PackedAdapter, WeightDtype,
 };
@@ -208,7 +208,7 @@ pub(crate) fn num_blocks(
     kv_bytes: usize,
     options: &EngineOptions,
 ) -> usize {
-    let per_block = KvCache::bytes_per_block(config);
+    let per_block = KvCache::bytes_per_block(config, options.kv_cache_dtype);
     // One sequence of the full context fits, where that is a context of ordinary length: the pages of
     // a very long one, which config.json only claims, would not be there when they are needed.
     let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
@@ -238,6 +238,27 @@ pub(crate) fn engine(
         );
     }
     Ok((engine, slots))
+}
+
+/// The model `name` as one that guesses for `base`, with as many pages as its engine has.
+pub(crate) fn draft_model(name: &str, base: &Base, options: EngineOptions) -> Result<DraftModel> {
+    let draft = Base::load(name, WeightArgs::default())
+        .with_context(|| format!("loading the draft model {name}"))?;
+    let (ours, its) = (&base.tokenizer, &draft.tokenizer);
+    let differs = |id: &u32| {
+        let (one, other) = (ours.token(*id), its.token(*id));
+        one.is_some() && other.is_some() && one != other
+    };
+    if let Some(id) = (0..=ours.max_id().min(its.max_id())).find(differs) {
+        bail!(
+            "--draft-model {name}: token {id} is {:?} in it and {:?} in {}; it must have the same \
+             tokenizer\nhint: take a smaller model of the same family",
+            its.token(id).unwrap_or_default(),
+            ours.token(id).unwrap_or_default(),
+            base.name
+        );
+    }
+    Ok(DraftModel::new(draft.decoder, options.num_blocks, options.kv_cache_dtype))
 }
 
 /// The licence that the model folder's card (`README.md`) states.

@@ -55,6 +55,15 @@ fn a_text_and_ids_as_transformers_has_it() {
     let text = text.to_str().unwrap();
     let nano = repository("assets/nano");
     holds(&measured(&nano, &["--text", text, "--context", "64"]), &case);
+    // Shorter keys and values change the numbers, a little.
+    let held =
+        |dtype| measured(&nano, &["--text", text, "--context", "64", "--kv-cache-dtype", dtype]);
+    let exact = held("f32")["perplexity"].as_f64().unwrap();
+    for dtype in ["bf16", "q8"] {
+        let found = &held(dtype)["perplexity"];
+        near(found, exact, 0.01);
+        assert_ne!(found, exact, "{dtype}");
+    }
     let plain = perplexity(&nano, &["--text", text, "--context", "64"]);
     let said = String::from_utf8(plain.stdout).unwrap();
     assert!(said.starts_with("perplexity ") && said.contains("bits per byte"), "{said}");

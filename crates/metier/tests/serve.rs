@@ -283,6 +283,46 @@ async fn a_hangup_reads_the_settings_again() {
     assert!(server.terminate().success());
 }
 
+/// A model that guesses changes no answer; one of another tokenizer is refused.
+#[tokio::test]
+async fn a_draft_model_guesses() {
+    let ask = async |flags: &[&str]| {
+        let state = Arc::new(tempfile::tempdir().unwrap());
+        let mut server = Serving::start_with(state, Path::new("nano"), flags);
+        let answer = server.post(CHAT, question("Tell me about the sea.", 40)).await;
+        assert!(server.terminate().success());
+        (answer["choices"][0]["message"]["content"].clone(), answer["usage"].clone())
+    };
+    let alone = ask(&["--num-speculative-tokens", "0"]).await;
+    assert_eq!(ask(&["--draft-model", "nano"]).await, alone);
+    let short = ["--draft-model", "nano", "--kv-cache-dtype", "q8"];
+    assert_eq!(ask(&short).await.1["completion_tokens"].as_u64().map(|n| n > 0), Some(true));
+
+    // Two tokens of the same length, one for the other.
+    let other = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(nano()).unwrap() {
+        let file = file.unwrap();
+        std::os::unix::fs::symlink(
+            file.path().canonicalize().unwrap(),
+            other.path().join(file.file_name()),
+        )
+        .unwrap();
+    }
+    let path = other.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let [x, y] = ["x", "y"].map(|token| vocabulary[token].clone());
+    (vocabulary["x"], vocabulary["y"]) = (y, x);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let mut command = Command::new(METIER);
+    command.args(["serve", "--model", "nano", "--draft-model"]).arg(other.path());
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("must have the same tokenizer"), "{said}");
+}
+
 /// `bench serve` asks as any client does, and counts what comes.
 #[tokio::test]
 async fn a_running_server_is_measured() {

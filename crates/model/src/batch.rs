@@ -38,6 +38,41 @@ pub struct Batch {
     pub logit_rows: Vec<usize>,
 }
 
+impl Batch {
+    /// The same batch with the segments of each adapter side by side, so that its matrices are read
+    /// once for all of its rows, and where the row of each of `logit_rows` is among the new ones. None
+    /// where that is so already.
+    ///
+    /// # Panics
+    /// When the segments do not hold the batch's tokens.
+    pub fn by_adapter(&self) -> Option<(Batch, Vec<usize>)> {
+        if self.segments.is_sorted_by_key(|s| s.adapter) {
+            return None;
+        }
+        let mut start = 0;
+        let mut order: Vec<(Option<usize>, Range<usize>, usize)> = Vec::new();
+        for (index, segment) in self.segments.iter().enumerate() {
+            order.push((segment.adapter, start..start + segment.len, index));
+            start += segment.len;
+        }
+        order.sort_by_key(|(adapter, ..)| *adapter);
+        let mut sorted = Batch::default();
+        let mut places = vec![0; self.logit_rows.len()];
+        for (_, rows, index) in order {
+            let at = sorted.tokens.len();
+            sorted.tokens.extend_from_slice(&self.tokens[rows.clone()]);
+            sorted.segments.push(self.segments[index].clone());
+            let first = self.logit_rows.partition_point(|&row| row < rows.start);
+            let wanted = self.logit_rows[first..].iter().take_while(|&&row| row < rows.end);
+            for (i, row) in wanted.enumerate() {
+                places[first + i] = sorted.logit_rows.len();
+                sorted.logit_rows.push(at + row - rows.start);
+            }
+        }
+        Some((sorted, places))
+    }
+}
+
 /// A checked batch with what the layers need of it.
 pub(crate) struct Layout {
     pub(crate) positions: Vec<u32>,
@@ -169,5 +204,38 @@ impl Layout {
                 pages: &self.pages[i],
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_of_an_adapter_come_together() {
+        let segment = |len, adapter| Segment { len, adapter, ..Segment::default() };
+        let mut batch = Batch {
+            tokens: (0..9).collect(),
+            segments: vec![
+                segment(2, Some(1)),
+                segment(1, None),
+                segment(3, Some(0)),
+                segment(1, Some(1)),
+                segment(2, Some(0)),
+            ],
+            logit_rows: vec![1, 2, 4, 5, 6],
+        };
+        let (sorted, places) = batch.by_adapter().unwrap();
+        assert_eq!(sorted.tokens, [2, 3, 4, 5, 7, 8, 0, 1, 6]);
+        let adapters: Vec<_> = sorted.segments.iter().map(|s| (s.len, s.adapter)).collect();
+        let (zero, one) = (Some(0), Some(1));
+        assert_eq!(adapters, [(1, None), (3, zero), (2, zero), (2, one), (1, one)]);
+        assert_eq!(sorted.logit_rows, [0, 2, 3, 7, 8]);
+        for (old, new) in batch.logit_rows.iter().zip(places) {
+            assert_eq!(batch.tokens[*old], sorted.tokens[sorted.logit_rows[new]]);
+        }
+        assert!(sorted.by_adapter().is_none());
+        batch.segments.iter_mut().for_each(|s| s.adapter = None);
+        assert!(batch.by_adapter().is_none());
     }
 }

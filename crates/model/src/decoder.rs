@@ -25,7 +25,7 @@ use crate::linear::{self, Module};
 use crate::params::{self, NormPlace, ParamLayout, Slot};
 use crate::tape::{Activations, Tape, TapeMode};
 use crate::weights;
-use kernels::{KvPages, PackedMatrix};
+use kernels::{KvPages, KvStore, PackedMatrix};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -299,7 +299,7 @@ impl Decoder {
                 let mut acts = Activations::default();
                 let mut out = vec![0.0; x.len()];
                 for l in 0..self.layers.len() {
-                    let pages = (&mut cache.k[l][..], &mut cache.v[l][..]);
+                    let pages = (&mut cache.k[l], &mut cache.v[l]);
                     self.layer_forward(l, &x, &mut out, &mut acts, &layout, pages, adapters, false);
                     std::mem::swap(&mut x, &mut out);
                 }
@@ -308,16 +308,19 @@ impl Decoder {
             Memory::Tape(tape) => {
                 let layout = Layout::new(batch, &self.config, None)?;
                 self.embed(&mut x, &batch.tokens);
-                let size = layout.num_pages * KvCache::floats_per_block(&self.config);
-                tape.k_pages.resize(size, 0.0);
-                tape.v_pages.resize(size, 0.0);
+                let numbers = layout.num_pages * KvCache::numbers_per_block(&self.config);
+                for pages in [&mut tape.k_pages, &mut tape.v_pages] {
+                    if let KvStore::F32(values) = pages {
+                        values.resize(numbers, 0.0);
+                    }
+                }
                 tape.inputs[0] = x;
                 for l in 0..self.layers.len() {
                     let index = tape.activation_index(l);
                     let (before, after) = tape.inputs.split_at_mut(l + 1);
                     let out = &mut after[0];
                     out.resize(before[l].len(), 0.0);
-                    let pages = (&mut tape.k_pages[..], &mut tape.v_pages[..]);
+                    let pages = (&mut tape.k_pages, &mut tape.v_pages);
                     let acts = &mut tape.activations[index];
                     self.layer_forward(l, &before[l], out, acts, &layout, pages, adapters, false);
                     if let Some(rounded) = tape.rounded.get_mut(l)
@@ -487,7 +490,7 @@ impl Decoder {
         out: &mut [f32],
         acts: &mut Activations,
         layout: &Layout,
-        (k_pages, v_pages): (&mut [f32], &mut [f32]),
+        (k_pages, v_pages): (&mut KvStore, &mut KvStore),
         adapters: &AdapterSet,
         again: bool,
     ) {
@@ -650,7 +653,7 @@ impl Decoder {
         let layer = &self.layers[l];
         let segments = layout.attn_segments();
         let index = tape.activation_index(l);
-        let (k_pages, v_pages) = (&mut tape.k_pages[..], &mut tape.v_pages[..]);
+        let (k_pages, v_pages) = (&mut tape.k_pages, &mut tape.v_pages);
         let acts = &mut tape.activations[index];
         let x = &tape.inputs[l];
         let again = match tape.mode {
@@ -660,7 +663,7 @@ impl Decoder {
         };
         if again {
             s.out.resize(x.len(), 0.0);
-            let pages = (&mut k_pages[..], &mut v_pages[..]);
+            let pages = (&mut *k_pages, &mut *v_pages);
             self.layer_forward(l, x, &mut s.out, acts, layout, pages, adapters, true);
         } else {
             if let Some(rounded) = tape.rounded.get(l) {
@@ -793,7 +796,7 @@ impl Decoder {
         }
     }
 
-    fn pages<'a>(&self, k: &'a [f32], v: &'a [f32]) -> KvPages<'a> {
+    fn pages<'a>(&self, k: &'a KvStore, v: &'a KvStore) -> KvPages<'a> {
         KvPages { k, v, kv_heads: self.config.num_key_value_heads, head_dim: self.config.head_dim }
     }
 

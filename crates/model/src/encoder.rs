@@ -17,7 +17,7 @@ use crate::families;
 use crate::linear::Module;
 use crate::params::Slot;
 use crate::weights::{self, FileTensor};
-use kernels::{AttnRule, AttnSegment, BLOCK_SIZE, Gelu, KvPages, PackedMatrix};
+use kernels::{AttnRule, AttnSegment, BLOCK_SIZE, Gelu, KvDtype, KvPages, KvStore, PackedMatrix};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -428,8 +428,8 @@ struct Pages<'a> {
     texts: &'a [Range<usize>],
     /// The pages of each text.
     tables: Vec<Vec<u32>>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: KvStore,
+    v: KvStore,
     heads: usize,
     head_dim: usize,
 }
@@ -446,7 +446,8 @@ impl Pages<'_> {
         let heads = config.num_attention_heads;
         let size = count as usize * config.hidden_size * BLOCK_SIZE;
         let head_dim = config.hidden_size / heads;
-        Pages { texts, tables, k: vec![0.0; size], v: vec![0.0; size], heads, head_dim }
+        let store = || KvStore::new(KvDtype::F32, size, head_dim);
+        Pages { texts, tables, k: store(), v: store(), heads, head_dim }
     }
 
     /// out [T, H] = softmax(q·kᵀ/√D) · v over all tokens of each text.

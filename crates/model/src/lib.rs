@@ -45,7 +45,7 @@ pub use files::{sha256_hex, write_atomic};
 pub use gguf::{GgmlType, GgufError, GgufFile};
 pub use inspect::{ModelSummary, inspect};
 pub use kernels::{
-    Activation, BLOCK_SIZE, IGNORE_INDEX, buffer_bytes, cross_entropy,
+    Activation, BLOCK_SIZE, IGNORE_INDEX, KvDtype, buffer_bytes, cross_entropy,
     cross_entropy_backward_inplace, set_num_threads,
 };
 pub use kv::KvCache;

@@ -4,6 +4,7 @@ use crate::batch::Layout;
 use crate::config::{DecoderConfig, FeedForward, NormPlacement, QkNorm};
 use crate::experts::ExpertActivations;
 use half::bf16;
+use kernels::KvStore;
 
 /// How much the tape keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub struct Tape {
     /// Per layer, when keeping in bf16.
     pub(crate) rounded: Vec<Rounded>,
     /// Transient pages of one layer.
-    pub(crate) k_pages: Vec<f32>,
-    pub(crate) v_pages: Vec<f32>,
+    pub(crate) k_pages: KvStore,
+    pub(crate) v_pages: KvStore,
     /// Rows of the forward, [logit rows, H], before the final norm.
     pub(crate) gathered: Vec<f32>,
     /// The batch of the last forward; the backward uses it up.
@@ -47,8 +48,8 @@ impl Tape {
             inputs: vec![Vec::new(); config.num_hidden_layers + 1],
             activations: (0..sets).map(|_| Activations::default()).collect(),
             rounded: (0..rounded).map(|_| Rounded::default()).collect(),
-            k_pages: Vec::new(),
-            v_pages: Vec::new(),
+            k_pages: KvStore::F32(Vec::new()),
+            v_pages: KvStore::F32(Vec::new()),
             gathered: Vec::new(),
             layout: None,
         }
@@ -74,7 +75,7 @@ impl Tape {
         let inputs = (config.num_hidden_layers + 1) * h;
         let per_token = inputs + kept + largest + 2 * h;
         let pages = tokens.div_ceil(crate::BLOCK_SIZE) + segments;
-        let pages = 2 * pages * crate::KvCache::floats_per_block(config);
+        let pages = 2 * pages * crate::KvCache::numbers_per_block(config);
         (per_token * tokens + pages) * size_of::<f32>()
     }
 

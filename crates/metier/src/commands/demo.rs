@@ -18,7 +18,7 @@ use ::train::{
     Event, Method, Objective, Provenance, TrainData, TrainOutcome, TrainPlan, TrainStatus,
 };
 use anyhow::{Context, Result, bail};
-use model::{Decoder, LoadOptions};
+use model::{Decoder, KvDtype, LoadOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -45,7 +45,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let base = Base::load(NANO, WeightArgs::default())?;
     let items = test.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let metrics = ::eval::metrics_by_name(&METRICS)?;
-    let before = evaluate(&base, None, items.clone(), metrics.clone(), MAX_TOKENS)?;
+    let before = evaluate(&base, None, items.clone(), metrics.clone(), MAX_TOKENS, KvDtype::F32)?;
     print_scores(&before)?;
 
     step(3, "adapting it (LoRA on all linear layers)");
@@ -53,7 +53,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
 
     step(4, "the adapted model on the same sealed test set");
     let adapter = Adapter::load(ADAPTED, &demo.adapter_dir, &base)?;
-    let after = evaluate(&base, Some(&adapter), items, metrics, MAX_TOKENS)?;
+    let after = evaluate(&base, Some(&adapter), items, metrics, MAX_TOKENS, KvDtype::F32)?;
     print_scores(&after)?;
 
     step(5, "the verdict");

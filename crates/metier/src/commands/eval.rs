@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use engine::{EngineOptions, SamplingParams};
 use indicatif::ProgressBar;
+use model::KvDtype;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +31,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let mut examples = ::data::read(&args.data, &options)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
-    let result = evaluate(&base, adapter.as_ref(), items, metrics, args.max_tokens)?;
+    let dtype = args.kv_cache.dtype();
+    let result = evaluate(&base, adapter.as_ref(), items, metrics, args.max_tokens, dtype)?;
     let [candidate] = &result.candidates[..] else { bail!("one candidate gave no result") };
     if let Some(path) = &args.answers {
         result.write_answers(candidate, path)?;
@@ -84,9 +86,11 @@ pub(super) fn evaluate(
     items: Vec<EvalItem>,
     metrics: Vec<&'static Metric>,
     max_tokens: usize,
+    kv_cache_dtype: KvDtype,
 ) -> Result<EvalResult> {
     let adapters: Vec<&Adapter> = adapter.into_iter().collect();
-    let options = EngineOptions { max_num_seqs: MAX_NUM_SEQS, ..EngineOptions::default() };
+    let options =
+        EngineOptions { max_num_seqs: MAX_NUM_SEQS, kv_cache_dtype, ..EngineOptions::default() };
     let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, options)?;
     let template = adapter.map_or(&base.template, |a| &a.template);
     let name = adapter.map_or_else(|| "base".to_owned(), |a| a.name.clone());

@@ -6,7 +6,7 @@ use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Context, Result, bail};
-use model::{AdapterSet, Batch, Decoder, KvCache, LoraAdapter, Memory, Segment};
+use model::{AdapterSet, Batch, Decoder, KvCache, KvDtype, LoraAdapter, Memory, Segment};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     }
     let started = Instant::now();
     let bar = progress::bar("perplexity", windows as u64);
-    let mut reader = Reader::new(&source, context)?;
+    let mut reader = Reader::new(&source, context, args.kv_cache.dtype())?;
     let mut spelled = source.tokenizer.clone().map(Spelled::new);
     let mut sum = Sum::default();
     for ids in source.ids.chunks_exact(context) {
@@ -166,7 +166,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn new(source: &Source, context: usize) -> Result<Reader<'_>> {
+    fn new(source: &Source, context: usize, dtype: KvDtype) -> Result<Reader<'_>> {
         let config = source.decoder.config();
         let blocks = context.div_ceil(model::BLOCK_SIZE);
         let mut adapters = AdapterSet::new();
@@ -175,7 +175,7 @@ impl Reader<'_> {
             slot: source.adapter.as_ref().map(insert).transpose()?,
             decoder: &source.decoder,
             adapters,
-            cache: KvCache::new(config, blocks),
+            cache: KvCache::with_dtype(config, blocks, dtype),
             pages: (0..blocks as u32).collect(),
         })
     }

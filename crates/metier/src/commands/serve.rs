@@ -4,10 +4,10 @@ use crate::cli::{EmbeddingArgs, ServeArgs};
 use crate::config::ConfigFile;
 use crate::embedder::{Embedder, names_encoder};
 use crate::exit;
-use crate::resolve::{Adapter, Base, NANO};
+use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
-use engine::EngineOptions;
+use engine::{EngineHandle, EngineOptions};
 use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +38,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     }
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
     let options = EngineOptions {
+        kv_cache_dtype: args.kv_cache.dtype(),
         max_num_seqs: args.max_num_seqs,
         prefix_caching: !args.no_prefix_caching,
         num_speculative_tokens: args.num_speculative_tokens,
@@ -55,6 +56,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         if let Some((name, _)) = adapters.first() {
             bail!("--adapter {name}: the base is an encoder, which takes none");
         }
+        if let Some(name) = &args.draft_model {
+            bail!("--draft-model {name}: the base is an encoder, for which nothing is guessed");
+        }
         let embedder = Embedder::load(name, args.weights, of_base)?;
         let served = for_embeddings(&embedder);
         digests.push((served.name.clone(), served.digest.clone()));
@@ -71,7 +75,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             digest: embedder.digest(),
         };
         digests.push((served.name.clone(), served.digest.clone()));
-        let host = embedder.host(embedder.spawn(None, kv_bytes, options)?, true);
+        let (mut engine, _) = resolve::engine(&base, &[], kv_bytes, options)?;
+        if let Some(name) = &args.draft_model {
+            let draft = resolve::draft_model(name, &base, engine.options())?;
+            engine = engine.with_drafter(draft);
+        }
+        let host = embedder.host(EngineHandle::spawn(engine)?, true);
         Server::new(plan.clone(), host, vec![served], store)?.with_loader(loader(base))
     };
     let server = match &args.embedding_model {

@@ -33,6 +33,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let work = Work::of(args, context)?;
     // What is known of a past run, or guessed of this one, is not what is measured.
     let options = EngineOptions {
+        kv_cache_dtype: args.kv_cache.dtype(),
         max_num_seqs: 1,
         prefix_caching: false,
         num_speculative_tokens: 0,

@@ -127,7 +127,9 @@ fn client(args: &BenchServeArgs) -> Result<Client> {
         value.set_sensitive(true);
         headers.insert(reqwest::header::AUTHORIZATION, value);
     }
-    Ok(Client::builder().default_headers(headers).build()?)
+    // A connection for each request, as clients that are strangers to each other have: one that is kept
+    // may be closed by the server in the moment in which it is used again.
+    Ok(Client::builder().default_headers(headers).pool_max_idle_per_host(0).build()?)
 }
 
 async fn first_model(client: &Client, url: &str) -> Result<String> {
