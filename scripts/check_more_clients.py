@@ -186,7 +186,6 @@ def langchain_client(arguments):
 
 
 def langchain_embeddings(arguments):
-    from langchain_core.vectorstores import InMemoryVectorStore
     from langchain_openai import OpenAIEmbeddings
 
     # Without this setting the client cuts texts with OpenAI's own tokenizer and sends its ids, which mean
@@ -202,12 +201,12 @@ def langchain_embeddings(arguments):
     @check("langchain: texts to search in, and a question")
     def _():
         texts = ["My boiler leaks", "Send the invoice again", "The van does not start"]
-        store = InMemoryVectorStore.from_texts(texts, embeddings)
-        found = store.similarity_search(texts[1], k=1)
-        expect(found[0].page_content == texts[1], found)
         vectors = embeddings.embed_documents(texts)
-        question = embeddings.embed_query(texts[2])
-        expect(max(abs(a - b) for a, b in zip(question, vectors[2])) < 1e-6, "a question is another vector")
+        for text, vector in zip(texts, vectors):
+            question = embeddings.embed_query(text)
+            expect(max(abs(a - b) for a, b in zip(question, vector)) < 1e-6, "a question is another vector")
+            near = [sum(a * b for a, b in zip(question, other)) for other in vectors]
+            expect(texts[near.index(max(near))] == text, near)
 
 
 CLIENTS = {
