@@ -185,7 +185,36 @@ def langchain_client(arguments):
         expect(model.invoke([question, answer, result]).tool_calls == [], "the end")
 
 
-CLIENTS = {"anthropic": anthropic_client, "litellm": litellm_client, "langchain_openai": langchain_client}
+def langchain_embeddings(arguments):
+    from langchain_openai import OpenAIEmbeddings
+
+    # Without this setting the client cuts texts with OpenAI's own tokenizer and sends its ids, which mean
+    # nothing to another model (and loads that tokenizer from the network).
+    embeddings = OpenAIEmbeddings(
+        model=arguments.model,
+        base_url=f"{arguments.url}/v1",
+        api_key="unused",
+        max_retries=0,
+        check_embedding_ctx_length=False,
+    )
+
+    @check("langchain: texts to search in, and a question")
+    def _():
+        texts = ["My boiler leaks", "Send the invoice again", "The van does not start"]
+        vectors = embeddings.embed_documents(texts)
+        for text, vector in zip(texts, vectors):
+            question = embeddings.embed_query(text)
+            expect(max(abs(a - b) for a, b in zip(question, vector)) < 1e-6, "a question is another vector")
+            near = [sum(a * b for a, b in zip(question, other)) for other in vectors]
+            expect(texts[near.index(max(near))] == text, near)
+
+
+CLIENTS = {
+    "anthropic": anthropic_client,
+    "litellm": litellm_client,
+    "langchain_openai": langchain_client,
+    "langchain_embeddings": langchain_embeddings,
+}
 
 
 def main():

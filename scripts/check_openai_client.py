@@ -168,6 +168,28 @@ def main():
             create = lambda: client.chat.completions.create(**{**request(arguments.base), **change})
             expect_raises(openai.BadRequestError, field, create)
 
+    for model in models:
+
+        @check(f"embeddings of {model}")
+        def _():
+            texts = [arguments.prompt, "something else"]
+            # The client asks for base64 unless told otherwise, and takes it apart.
+            answer = client.embeddings.create(model=model, input=texts)
+            plain = client.embeddings.create(model=model, input=texts[1], encoding_format="float")
+            one, two = (item.embedding for item in answer.data)
+            expect([item.index for item in answer.data] == [0, 1], answer.data)
+            difference = max(abs(a - b) for a, b in zip(two, plain.data[0].embedding))
+            expect(difference < 1e-6, f"base64 and float differ by {difference}")
+            expect(abs(sum(x * x for x in one) - 1) < 1e-4, "its length is not one")
+            expect(one != two, "two texts have one embedding")
+            expect(answer.usage.prompt_tokens > plain.usage.prompt_tokens > 0, answer.usage)
+            return f"{len(one)} numbers"
+
+    @check("an empty text to embed raises BadRequestError")
+    def _():
+        create = lambda: client.embeddings.create(model=arguments.base, input=["a", ""])
+        return expect_raises(openai.BadRequestError, "input[1]", create)
+
     @check("a prompt beyond the context raises BadRequestError")
     def _():
         create = lambda: client.completions.create(model=arguments.base, prompt="word " * 100_000)

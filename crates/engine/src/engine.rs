@@ -2,16 +2,17 @@
 
 use crate::draft::Drafter;
 use crate::error::EngineError;
-use crate::runner::{DecoderRunner, Runner};
+use crate::runner::{DecoderRunner, EncoderRunner, Runner};
 use crate::sampler::TokenLogprobs;
 use crate::scheduler::{Bounds, Scheduled, Scheduler, Step};
 use crate::sequence::{
     Advance, FinishReason, Limits, Sequence, SequenceId, SequenceRequest, Usage,
 };
-use model::{AdapterSet, Batch, Decoder, KvDtype};
+use model::{AdapterSet, Batch, Decoder, Encoder, KvDtype};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::iter::Sum;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -99,6 +100,13 @@ pub enum Event {
         /// The prompt's next tokens, beginning with its second: nothing stands before the first.
         logprobs: Vec<TokenLogprobs>,
     },
+    /// What its prompt is as a whole, see [`SequenceRequest::pooling`]; its end follows.
+    Embedding {
+        /// Which sequence.
+        id: SequenceId,
+        /// The pooled hidden states, [H]; not normalised.
+        embedding: Vec<f32>,
+    },
     /// It ended; nothing follows.
     Finished {
         /// Which sequence.
@@ -124,6 +132,7 @@ impl Event {
             Event::Started { id, .. }
             | Event::Token { id, .. }
             | Event::Prompt { id, .. }
+            | Event::Embedding { id, .. }
             | Event::Finished { id, .. }
             | Event::Failed { id, .. } => *id,
         }
@@ -144,6 +153,8 @@ pub struct Completion {
     pub logprobs: Vec<TokenLogprobs>,
     /// The same of the prompt's tokens from the second on; empty unless asked for.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// The prompt's embedding [H]; empty unless asked for.
+    pub embedding: Vec<f32>,
     /// Why it ended.
     pub reason: FinishReason,
     /// What it took.
@@ -175,6 +186,24 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
 }
 
+impl Sum for EngineStats {
+    /// Of several engines together.
+    fn sum<I: Iterator<Item = EngineStats>>(all: I) -> EngineStats {
+        all.fold(EngineStats::default(), |a, b| EngineStats {
+            running: a.running + b.running,
+            waiting: a.waiting + b.waiting,
+            free_blocks: a.free_blocks + b.free_blocks,
+            cached_blocks: a.cached_blocks + b.cached_blocks,
+            total_blocks: a.total_blocks + b.total_blocks,
+            steps: a.steps + b.steps,
+            tokens_run: a.tokens_run + b.tokens_run,
+            preemptions: a.preemptions + b.preemptions,
+            guessed_tokens: a.guessed_tokens + b.guessed_tokens,
+            accepted_tokens: a.accepted_tokens + b.accepted_tokens,
+        })
+    }
+}
+
 /// Continuous batching over a [`Runner`].
 pub struct Engine<R: Runner = DecoderRunner> {
     runner: R,
@@ -191,8 +220,8 @@ pub struct Engine<R: Runner = DecoderRunner> {
     accepted: u64,
 }
 
-/// A step's logits, and where each segment's rows [n, V] are in them.
-struct Logits {
+/// What a step gave, and where each segment's rows are in it: logits [n, V] or hidden states [n, H].
+struct Outputs {
     all: Vec<f32>,
     of: Vec<Result<Range<usize>, EngineError>>,
 }
@@ -223,17 +252,17 @@ impl<R: Runner> Engine<R> {
     pub(crate) fn execute(&mut self, step: Option<Step>) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.pending);
         if let Some(step) = step {
-            let logits = self.run(&step);
+            let outputs = self.run(&step);
             let started = step.started.iter();
             events.extend(started.map(|&(id, cached_tokens)| Event::Started { id, cached_tokens }));
-            self.postprocess(&step, logits, &mut events);
+            self.postprocess(&step, outputs, &mut events);
         }
         events
     }
 
     /// Runs the batch; meanwhile the grammars say what may follow. When the whole batch fails, every
     /// segment is run alone, so that only the guilty ones fail.
-    fn run(&mut self, step: &Step) -> Logits {
+    fn run(&mut self, step: &Step) -> Outputs {
         self.steps += 1;
         self.tokens_run += step.batch.tokens.len() as u64;
         let Engine { runner, scheduler, .. } = self;
@@ -243,41 +272,53 @@ impl<R: Runner> Engine<R> {
             })
             .map(|(sequence, ..)| sequence)
             .collect();
+        let hidden = step.hidden();
         let whole = match constrained.is_empty() {
-            true => run_checked(runner, &step.batch),
+            true => run_checked(runner, &step.batch, &hidden),
             false => std::thread::scope(|scope| {
                 scope.spawn(|| constrained.iter_mut().for_each(|sequence| sequence.prepare()));
-                run_checked(runner, &step.batch)
+                run_checked(runner, &step.batch, &hidden)
             }),
         };
-        let vocab = self.limits.vocab_size;
         match whole {
-            Ok(all) => {
-                let place = |s: &Scheduled| Ok(s.rows.start * vocab..s.rows.end * vocab);
-                Logits { all, of: step.scheduled.iter().map(place).collect() }
+            Ok((mut all, states)) => {
+                let vocab = self.limits.vocab_size;
+                let width = states.len() / hidden.len().max(1);
+                let (mut logit, mut state) = (0, all.len());
+                all.extend(states);
+                let place = |s: &Scheduled| {
+                    let (next, width) =
+                        if s.embeds { (&mut state, width) } else { (&mut logit, vocab) };
+                    let start = *next;
+                    *next += s.rows.len() * width;
+                    Ok(start..*next)
+                };
+                Outputs { all, of: step.scheduled.iter().map(place).collect() }
             }
             Err(error) if step.scheduled.len() == 1 => {
-                Logits { all: Vec::new(), of: vec![Err(error)] }
+                Outputs { all: Vec::new(), of: vec![Err(error)] }
             }
             Err(_) => {
                 let mut all = Vec::new();
-                let alone = |i| {
-                    let logits = run_checked(&mut self.runner, &step.alone(i))?;
+                let alone = |(i, s): (usize, &Scheduled)| {
+                    let hidden: Vec<usize> = (0..s.rows.len()).filter(|_| s.embeds).collect();
+                    let (logits, states) = run_checked(&mut self.runner, &step.alone(i), &hidden)?;
                     let start = all.len();
-                    all.extend_from_slice(&logits);
+                    all.extend(logits);
+                    all.extend(states);
                     Ok(start..all.len())
                 };
-                let of = (0..step.scheduled.len()).map(alone).collect();
-                Logits { all, of }
+                let of = step.scheduled.iter().enumerate().map(alone).collect();
+                Outputs { all, of }
             }
         }
     }
 
     /// Notes what is computed, chooses tokens where rows of logits came back, lets finished and failed
     /// sequences go.
-    fn postprocess(&mut self, step: &Step, logits: Logits, events: &mut Vec<Event>) {
+    fn postprocess(&mut self, step: &Step, outputs: Outputs, events: &mut Vec<Event>) {
         let (limits, runner) = (self.limits, &self.runner);
-        let work = work(&mut self.scheduler.running, step).zip(logits.of);
+        let work = work(&mut self.scheduler.running, step).zip(outputs.of);
         let work = work.map(|((sequence, scheduled, len), range)| {
             let range = match runner.adapter_generation(sequence.adapter) {
                 Some(generation) if generation == sequence.generation => range,
@@ -290,7 +331,7 @@ impl<R: Runner> Engine<R> {
         let advances: Vec<Result<Advance, EngineError>> = work
             .into_par_iter()
             .map(|(sequence, scheduled, len, range)| {
-                sequence.advance(len, &scheduled.guesses, &logits.all[range?], &limits)
+                sequence.advance(len, &scheduled.guesses, &outputs.all[range?], &limits)
             })
             .collect();
         let mut ended = Vec::new();
@@ -311,6 +352,8 @@ impl<R: Runner> Engine<R> {
             }
             let tokens = advance.tokens.into_iter();
             events.extend(tokens.map(|(token, logprobs)| Event::Token { id, token, logprobs }));
+            let embedding = advance.embedding;
+            events.extend(embedding.map(|embedding| Event::Embedding { id, embedding }));
             let usage = self.scheduler.running[index].usage();
             ended.extend(advance.finished.map(|reason| Event::Finished { id, reason, usage }));
         }
@@ -343,7 +386,11 @@ impl<R: Runner> Engine<R> {
             )));
         }
         let vocab_size = runner.vocab_size();
-        let limits = Limits::new(runner.context_len(), options.num_blocks, vocab_size);
+        let context_len = match runner.whole_prompts() {
+            true => runner.context_len().min(options.max_batch_tokens),
+            false => runner.context_len(),
+        };
+        let limits = Limits::new(context_len, options.num_blocks, vocab_size);
         let bounds = Bounds {
             limits,
             max_batch_tokens: options.max_batch_tokens,
@@ -352,6 +399,7 @@ impl<R: Runner> Engine<R> {
                 .max(options.max_num_seqs),
             num_speculative_tokens: options.num_speculative_tokens,
             recompute_beyond: runner.recompute_beyond(),
+            whole_prompts: runner.whole_prompts(),
         };
         Ok(Engine {
             limits,
@@ -500,12 +548,30 @@ impl Engine<DecoderRunner> {
     }
 }
 
+impl Engine<EncoderRunner> {
+    /// An engine over an encoder: it makes embeddings of texts of at most `options.max_batch_tokens`
+    /// tokens, and knows no beginnings.
+    ///
+    /// # Errors
+    /// [`EngineError::Options`] naming the option.
+    pub fn encoding(
+        encoder: Arc<Encoder>,
+        options: EngineOptions,
+    ) -> Result<Engine<EncoderRunner>, EngineError> {
+        options.validate()?;
+        // The keys of a beginning are not the same in another text.
+        let options = EngineOptions { prefix_caching: false, ..options };
+        Engine::with_runner(EncoderRunner::new(encoder, options.num_blocks), options)
+    }
+}
+
 /// An answer being collected by [`Engine::generate`].
 #[derive(Default)]
 struct Answer {
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     prompt_logprobs: Vec<TokenLogprobs>,
+    embedding: Vec<f32>,
     end: Option<Result<(FinishReason, Usage), EngineError>>,
 }
 
@@ -517,6 +583,7 @@ impl Answer {
                 self.logprobs.extend(logprobs);
             }
             Event::Prompt { logprobs, .. } => self.prompt_logprobs.extend(logprobs),
+            Event::Embedding { embedding, .. } => self.embedding = embedding,
             Event::Started { .. } => {}
             Event::Finished { reason, usage, .. } => self.end = Some(Ok((reason, usage))),
             Event::Failed { error, .. } => self.end = Some(Err(error)),
@@ -525,8 +592,8 @@ impl Answer {
 
     fn completion(self) -> Result<Completion, EngineError> {
         let (reason, usage) = self.end.unwrap_or(Err(EngineError::Stopped))?;
-        let Answer { tokens, logprobs, prompt_logprobs, .. } = self;
-        Ok(Completion { tokens, logprobs, prompt_logprobs, reason, usage })
+        let Answer { tokens, logprobs, prompt_logprobs, embedding, .. } = self;
+        Ok(Completion { tokens, logprobs, prompt_logprobs, embedding, reason, usage })
     }
 }
 
@@ -547,11 +614,15 @@ fn work<'a>(
     })
 }
 
-/// Runs `batch`; a panic and a result of the wrong length are errors like any other. After a
+/// Runs `batch`, the rows at `hidden` without logits; a panic and a result of the wrong length are errors like any other. After a
 /// panic the runner is used again: pages are written before they are read by whoever holds them
 /// next, and nothing else in it changes during a run.
-fn run_checked<R: Runner>(runner: &mut R, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-    let logits = match catch_unwind(AssertUnwindSafe(|| runner.run(batch))) {
+fn run_checked<R: Runner>(
+    runner: &mut R,
+    batch: &Batch,
+    hidden: &[usize],
+) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    let outputs = match catch_unwind(AssertUnwindSafe(|| runner.run_hidden(batch, hidden))) {
         Ok(result) => result.map_err(|e| EngineError::Forward(e.to_string()))?,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -559,9 +630,14 @@ fn run_checked<R: Runner>(runner: &mut R, batch: &Batch) -> Result<Vec<f32>, Eng
             return Err(EngineError::Forward(format!("panic: {}", text.unwrap_or("unknown"))));
         }
     };
-    let expected = batch.logit_rows.len() * runner.vocab_size();
-    if logits.len() != expected {
-        return Err(EngineError::Forward(format!("{} logits, expected {expected}", logits.len())));
+    let (logits, states) = &outputs;
+    let expected = (batch.logit_rows.len() - hidden.len()) * runner.vocab_size();
+    let whole = states.len().checked_rem(hidden.len()).unwrap_or(states.len()) == 0;
+    if logits.len() != expected || !whole {
+        let (logits, states, rows) = (logits.len(), states.len(), hidden.len());
+        return Err(EngineError::Forward(format!(
+            "{logits} logits, expected {expected}; {states} values in {rows} hidden states"
+        )));
     }
-    Ok(logits)
+    Ok(outputs)
 }

@@ -30,6 +30,14 @@ pub enum EngineError {
         /// Tokens that all pages hold together.
         capacity: usize,
     },
+    /// A text to embed is longer than the model's context or the KV cache.
+    #[error("the input has {tokens} tokens; expected at most {most}. hint: cut it into pieces")]
+    InputTooLong {
+        /// Tokens of the input.
+        tokens: usize,
+        /// Most tokens.
+        most: usize,
+    },
     /// A prompt token is not in the vocabulary.
     #[error(
         "token id {token} at position {position} of the prompt; expected below the vocabulary of {vocab_size}. hint: encode the prompt with this model's own tokenizer"
@@ -58,12 +66,12 @@ pub enum EngineError {
         /// Most requests that may wait.
         limit: usize,
     },
-    /// The model gave a logit that is not a finite number, so nothing can be sampled.
+    /// The model gave a number that is not finite, so nothing can be sampled or embedded.
     #[error(
-        "the model gave a non-finite logit for token {position} of the sequence. hint: the weights or the adapter hold broken numbers"
+        "the model gave a non-finite number for token {position} of the sequence. hint: the weights or the adapter hold broken numbers"
     )]
     NonFinite {
-        /// Position in the sequence of the token that was to be sampled.
+        /// Position in the sequence of the token that was to be sampled or embedded.
         position: usize,
     },
     /// The grammar could not be followed any further.

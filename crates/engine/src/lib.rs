@@ -1,5 +1,5 @@
 //! Continuous batching over the one ragged forward of [`model::Decoder`]: token ids in, token ids
-//! out. No text, no files, no HTTP.
+//! or embeddings out. No text, no files, no HTTP.
 //!
 //! Read [`Engine::step`] first: schedule, run, postprocess. A step mixes prompt chunks and single
 //! decode tokens of many sequences, each with its own adapter, in one [`model::Batch`]; keys and
@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod handle;
 mod params;
+mod pooler;
 mod runner;
 mod sampler;
 mod scheduler;
@@ -26,6 +27,6 @@ pub use engine::{Completion, Engine, EngineOptions, EngineStats, Event};
 pub use error::EngineError;
 pub use handle::{EngineHandle, EventReceiver, Ticket};
 pub use params::SamplingParams;
-pub use runner::{DecoderRunner, Runner};
+pub use runner::{DecoderRunner, EncoderRunner, Runner};
 pub use sampler::{Sampled, Sampler, TokenLogprobs};
 pub use sequence::{FinishReason, Limits, SequenceId, SequenceRequest, Usage};

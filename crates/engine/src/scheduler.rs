@@ -40,12 +40,14 @@ pub(crate) struct Bounds {
     pub(crate) limits: Limits,
     pub(crate) max_batch_tokens: usize,
     pub(crate) max_num_seqs: usize,
-    /// Most rows of logits in a step; at least one.
+    /// Most rows of logits in a step; at least one. Hidden states are no logits.
     pub(crate) max_logit_rows: usize,
     /// Most tokens guessed for a sequence.
     pub(crate) num_speculative_tokens: usize,
     /// See [`crate::Runner::recompute_beyond`].
     pub(crate) recompute_beyond: Option<usize>,
+    /// See [`crate::Runner::whole_prompts`].
+    pub(crate) whole_prompts: bool,
 }
 
 /// Rows of a step up to which a row more costs little, because the weights are read anyway: guesses
@@ -66,8 +68,10 @@ pub(crate) struct Step {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scheduled {
     pub(crate) id: SequenceId,
-    /// Its rows of logits.
+    /// Its rows among the batch's `logit_rows`.
     pub(crate) rows: Range<usize>,
+    /// Whether these are wanted as hidden states, not as logits.
+    pub(crate) embeds: bool,
     /// The tokens at its end that are only guessed.
     pub(crate) guesses: Vec<u32>,
 }
@@ -177,7 +181,7 @@ impl Scheduler {
             next += 1;
         }
         // `next` stops short when tokens or pages ran out: then there is nothing for newcomers.
-        while left.some() && next == self.running.len() && self.admit(&mut step) {
+        while left.some() && next == self.running.len() && self.admit(&mut step, left.tokens) {
             step.push(&self.running[next], Vec::new(), &mut left);
             next += 1;
         }
@@ -209,11 +213,15 @@ impl Scheduler {
     /// wastes its prefill. Alone, a sequence always fits (checked when it was added).
     ///
     /// What the pages know of its beginning is not run again; its last token always is, for its logits.
-    fn admit(&mut self, step: &mut Step) -> bool {
+    /// `tokens` are left of the step, which a prompt that must not be cut may not exceed.
+    fn admit(&mut self, step: &mut Step, tokens: usize) -> bool {
         let Some(sequence) = self.waiting.first_mut() else { return false };
-        let known = match sequence.scores_prompt() {
-            true => Vec::new(),
-            false => {
+        if self.bounds.whole_prompts && sequence.pending() > tokens {
+            return false;
+        }
+        let known = match sequence.may_skip() {
+            false => Vec::new(),
+            true => {
                 let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
                 self.blocks.find(self.bounds.root(sequence), before_last)
             }
@@ -306,20 +314,14 @@ impl Step {
     fn push(&mut self, sequence: &Sequence, guesses: Vec<u32>, left: &mut Left) {
         let past = sequence.computed;
         let mut len = sequence.pending().min(left.tokens);
-        let scores = sequence.scores_prompt();
-        if scores {
+        if sequence.scores_prompt() {
             len = len.min(left.rows);
         }
-        let first = self.batch.logit_rows.len();
+        let (start, first) = (self.batch.tokens.len(), self.batch.logit_rows.len());
         self.batch.tokens.extend_from_slice(&sequence.tokens[past..past + len]);
         self.batch.tokens.extend_from_slice(&guesses);
-        let end = self.batch.tokens.len();
-        let wanted = match (scores, len == sequence.pending()) {
-            (true, _) => len,
-            (false, true) => 1 + guesses.len(),
-            (false, false) => 0,
-        };
-        self.batch.logit_rows.extend(end - wanted..end);
+        let wanted = sequence.wanted(len, guesses.len());
+        self.batch.logit_rows.extend(wanted.start + start..wanted.end + start);
         len += guesses.len();
         self.batch.segments.push(Segment {
             len,
@@ -330,9 +332,16 @@ impl Step {
             dropout: None,
         });
         left.tokens -= len;
-        left.rows -= wanted;
-        let rows = first..first + wanted;
-        self.scheduled.push(Scheduled { id: sequence.id, rows, guesses });
+        let (rows, embeds) = (first..first + wanted.len(), sequence.embeds());
+        if !embeds {
+            left.rows -= rows.len();
+        }
+        self.scheduled.push(Scheduled { id: sequence.id, rows, embeds, guesses });
+    }
+
+    /// The places in the batch's `logit_rows` whose hidden states are wanted, not their logits.
+    pub(crate) fn hidden(&self) -> Vec<usize> {
+        self.scheduled.iter().filter(|s| s.embeds).flat_map(|s| s.rows.clone()).collect()
     }
 
     /// The batch with segment `index` alone.
@@ -353,6 +362,7 @@ mod tests {
     use super::*;
     use crate::params::SamplingParams;
     use crate::sequence::SequenceRequest;
+    use model::Pooling;
 
     const V: usize = 1000;
 
@@ -364,6 +374,7 @@ mod tests {
             max_logit_rows: 64,
             num_speculative_tokens: 0,
             recompute_beyond: None,
+            whole_prompts: false,
         };
         Scheduler::new(num_blocks, true, bounds)
     }
@@ -492,6 +503,42 @@ mod tests {
         let first = s.schedule().unwrap();
         assert_eq!((first.batch.tokens.len(), first.batch.logit_rows.len()), (64, 64));
         assert_eq!(first.scheduled[0].rows, 0..64, "as many rows as a step may have");
+    }
+
+    /// Mixed into the same batch as others; a long one goes in piece by piece.
+    #[test]
+    fn a_text_to_embed_asks_for_the_rows_of_its_pooling() {
+        let mut s = empty(100, 12, 10);
+        s.bounds.max_logit_rows = 1;
+        add(&mut s, 0, |r| (r.prompt, r.pooling) = (vec![1; 4], Some(Pooling::Mean)));
+        add(&mut s, 1, |r| (r.prompt, r.pooling) = (vec![2; 3], Some(Pooling::Cls)));
+        add(&mut s, 2, |r| (r.prompt, r.pooling) = (vec![3; 8], Some(Pooling::Last)));
+        let first = s.schedule().unwrap();
+        assert_eq!(first.batch.logit_rows, [0, 1, 2, 3, 4], "they are no rows of logits");
+        assert_eq!(first.hidden(), [0, 1, 2, 3, 4]);
+        assert_eq!(first.scheduled[2].rows, 5..5, "its last token is not among the first five");
+        s.remove(SequenceId(0)).unwrap();
+        s.remove(SequenceId(1)).unwrap();
+        s.running[0].computed = 5;
+        add(&mut s, 3, |r| r.prompt = vec![4; 2]);
+        let second = s.schedule().unwrap();
+        assert_eq!(second.batch.tokens, [3, 3, 3, 4, 4]);
+        assert_eq!((&second.batch.logit_rows[..], &second.hidden()[..]), (&[2, 4][..], &[0][..]));
+    }
+
+    #[test]
+    fn a_prompt_that_must_not_be_cut_waits_for_a_step_of_its_own() {
+        let mut s = empty(100, 10, 10);
+        s.bounds.whole_prompts = true;
+        for (id, len) in [(0, 6), (1, 5), (2, 4)] {
+            add(&mut s, id, |r| (r.prompt, r.pooling) = (vec![1; len], Some(Pooling::Mean)));
+        }
+        let mut lengths = Vec::new();
+        while let Some(step) = s.schedule() {
+            lengths.push(step.batch.segments.iter().map(|s| s.len).collect::<Vec<_>>());
+            step.scheduled.iter().for_each(|done| _ = s.remove(done.id).unwrap());
+        }
+        assert_eq!(lengths, [vec![6], vec![5, 4]]);
     }
 
     #[test]

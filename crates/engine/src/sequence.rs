@@ -3,9 +3,11 @@
 use crate::constraint::{Constraint, GrammarRef, TokenSet};
 use crate::error::EngineError;
 use crate::params::SamplingParams;
+use crate::pooler::Pooler;
 use crate::sampler::{Sampler, TokenLogprobs};
-use model::BLOCK_SIZE;
+use model::{BLOCK_SIZE, Pooling};
 use serde::Serialize;
+use std::ops::Range;
 
 /// Name of a sequence, unique within its engine; a later request has a larger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +24,9 @@ pub struct SequenceRequest {
     pub adapter: Option<usize>,
     /// What the answer must keep to.
     pub grammar: Option<GrammarRef>,
+    /// Do not go on from the prompt but make one embedding of it, of its final hidden states (comes as
+    /// [`crate::Event::Embedding`]). `params` and `grammar` do not count then.
+    pub pooling: Option<Pooling>,
     /// Who asks. Waiting requests of different tenants get equal shares of the engine, however many
     /// each of them has sent.
     pub tenant: u64,
@@ -56,16 +61,25 @@ impl Limits {
     /// # Errors
     /// The first rule broken, as an [`EngineError`].
     pub fn check(&self, request: &SequenceRequest) -> Result<(), EngineError> {
-        request.params.validate(self.vocab_size)?;
         let tokens = request.prompt.len();
         if tokens == 0 {
             return Err(EngineError::EmptyPrompt);
         }
-        if tokens >= self.context_len {
-            return Err(EngineError::PromptTooLong { tokens, context_len: self.context_len });
-        }
-        if tokens >= self.cache_tokens {
-            return Err(EngineError::PromptExceedsCache { tokens, capacity: self.cache_tokens });
+        if request.pooling.is_some() {
+            if tokens > self.max_len() {
+                return Err(EngineError::InputTooLong { tokens, most: self.max_len() });
+            }
+        } else {
+            request.params.validate(self.vocab_size)?;
+            if tokens >= self.context_len {
+                return Err(EngineError::PromptTooLong { tokens, context_len: self.context_len });
+            }
+            if tokens >= self.cache_tokens {
+                return Err(EngineError::PromptExceedsCache {
+                    tokens,
+                    capacity: self.cache_tokens,
+                });
+            }
         }
         match request.prompt.iter().position(|&t| t as usize >= self.vocab_size) {
             Some(position) => Err(EngineError::TokenOutOfRange {
@@ -82,7 +96,7 @@ impl Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// A stop token was chosen.
+    /// A stop token was chosen, or the embedding is complete.
     Stop,
     /// `max_tokens`, the context or the KV cache is used up.
     Length,
@@ -129,6 +143,8 @@ pub(crate) struct Sequence {
     pub(crate) drafted: Vec<u32>,
     /// Guessed tokens that were run, and those of them that were right.
     guesses: (usize, usize),
+    /// Where the prompt is embedded.
+    pooler: Option<Pooler>,
     sampler: Sampler,
     params: SamplingParams,
 }
@@ -137,16 +153,19 @@ impl Sequence {
     /// `request` has been checked against the limits.
     pub(crate) fn new(
         id: SequenceId,
-        request: SequenceRequest,
+        mut request: SequenceRequest,
         generation: u64,
         vocab_size: usize,
     ) -> Sequence {
+        if request.pooling.is_some() {
+            request.params = SamplingParams { max_tokens: 0, ..SamplingParams::default() };
+            request.grammar = None;
+        }
         let constraint = request.grammar.map(|grammar| grammar.0.start());
         Sequence {
             id,
             prompt_len: request.prompt.len(),
             sampler: Sampler::new(&request.params, &request.prompt),
-            tokens: request.prompt,
             computed: 0,
             pages: Vec::new(),
             adapter: request.adapter,
@@ -161,7 +180,9 @@ impl Sequence {
             constraint,
             drafted: Vec::new(),
             guesses: (0, 0),
+            pooler: request.pooling.map(|pooling| Pooler::new(pooling, request.prompt.len())),
             params: request.params,
+            tokens: request.prompt,
         }
     }
 
@@ -175,6 +196,27 @@ impl Sequence {
     /// and keys that are there already do not help.
     pub(crate) fn scores_prompt(&self) -> bool {
         self.scored < self.prompt_len
+    }
+
+    /// Whether an embedding is made of the prompt, so that its rows are hidden states, not logits.
+    pub(crate) fn embeds(&self) -> bool {
+        self.pooler.is_some()
+    }
+
+    /// Whether tokens need not be run whose keys are there already.
+    pub(crate) fn may_skip(&self) -> bool {
+        !self.scores_prompt() && self.pooler.as_ref().is_none_or(Pooler::may_skip)
+    }
+
+    /// Of its next `len` tokens, those whose rows are wanted, counted from the first of them; `guesses`
+    /// tokens follow.
+    pub(crate) fn wanted(&self, len: usize, guesses: usize) -> Range<usize> {
+        match &self.pooler {
+            Some(pooler) => pooler.wanted(self.computed, len),
+            None if self.scores_prompt() => 0..len,
+            None if len == self.pending() => len - 1..len + guesses,
+            None => 0..0,
+        }
     }
 
     /// Tokens that the request may still cost, for the order of service.
@@ -229,9 +271,8 @@ impl Sequence {
     }
 
     /// Goes on behind a step that ran the next `len` of its tokens, of which the last `guessed` are
-    /// no tokens of the sequence yet. `logits` are the rows [n, V] that were asked for: none in the
-    /// middle of a prompt, one for each token run where the prompt is scored, otherwise one for the
-    /// last token and one for each guess in `guesses`.
+    /// no tokens of the sequence yet. `values` are those of the rows that [`Sequence::wanted`] asked for:
+    /// logits [n, V], or hidden states [n, H] where the prompt is embedded.
     ///
     /// A guess is right when it is what the sampler chooses anyway, so guessing changes no text.
     ///
@@ -241,11 +282,20 @@ impl Sequence {
         &mut self,
         len: usize,
         guesses: &[u32],
-        logits: &[f32],
+        values: &[f32],
         limits: &Limits,
     ) -> Result<Advance, EngineError> {
         let mut advance = Advance::default();
-        let mut rows = logits.chunks_exact(limits.vocab_size);
+        if let Some(pooler) = &mut self.pooler {
+            pooler.take(self.computed, len, values)?;
+            self.computed += len;
+            if self.computed == self.tokens.len() {
+                advance.embedding = Some(pooler.finish());
+                advance.finished = Some(FinishReason::Stop);
+            }
+            return Ok(advance);
+        }
+        let mut rows = values.chunks_exact(limits.vocab_size);
         if self.scores_prompt() {
             self.score(&mut rows, &mut advance)?;
         }
@@ -343,6 +393,8 @@ impl Sequence {
 pub(crate) struct Advance {
     /// What is now known of the prompt's next tokens.
     pub(crate) prompt: Vec<TokenLogprobs>,
+    /// The embedding of the prompt, where that was asked for and is complete.
+    pub(crate) embedding: Option<Vec<f32>>,
     /// The tokens chosen, without a stop token.
     pub(crate) tokens: Vec<(u32, Option<TokenLogprobs>)>,
     /// Guesses that were right and gone beyond.
@@ -374,6 +426,12 @@ mod tests {
             check(vec![1, 50]),
             Err(EngineError::TokenOutOfRange { token: 50, position: 1, vocab_size: 50 })
         );
+        let embed = |len| {
+            let pooling = Some(Pooling::Mean);
+            limits.check(&SequenceRequest { prompt: vec![1; len], pooling, ..Default::default() })
+        };
+        assert_eq!(embed(64), Ok(()), "no token follows");
+        assert_eq!(embed(65), Err(EngineError::InputTooLong { tokens: 65, most: 64 }));
         let params = SamplingParams { top_p: 0.0, ..SamplingParams::default() };
         let request = SequenceRequest { prompt: vec![1], params, ..SequenceRequest::default() };
         assert!(matches!(limits.check(&request), Err(EngineError::Params { field: "top_p", .. })));

@@ -6,7 +6,7 @@ use engine::{
 };
 use model::{
     AdapterSet, Batch, Decoder, DecoderConfig, KvCache, KvDtype, LoadOptions, LoraAdapter,
-    LoraConfig, Memory, Segment,
+    LoraConfig, Memory, Pooling, Segment,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -405,6 +405,60 @@ fn a_scored_prompt_has_the_log_probabilities_of_a_plain_forward() {
                 .map(|i| TokenLogprobs::new(&logits[(i - 1) * vocab..][..vocab], tokens[i], 2))
                 .collect();
             assert_eq!([answer.prompt_logprobs, answer.logprobs].concat(), expected);
+        }
+    }
+}
+
+/// In any company, cut anywhere, through any adapter: the bits of the plain forward, pooled.
+#[test]
+fn embeddings_are_pooled_rows_of_a_plain_forward() {
+    for decoder in decoders() {
+        let mut adapters = AdapterSet::new();
+        (0..3).for_each(|i| {
+            adapters.insert(&format!("a{i}"), &adapter(&decoder, i), &decoder).unwrap();
+        });
+        let poolings = [Some(Pooling::Mean), None, Some(Pooling::Last), Some(Pooling::Cls)];
+        let mut requests = requests(16);
+        requests[0].prompt = vec![5; CONTEXT.min(decoder.config().max_position_embeddings)];
+        for (i, request) in requests.iter_mut().enumerate() {
+            request.pooling = poolings[i % 3 + usize::from(i % 5 == 0)];
+        }
+        requests[0].pooling = Some(Pooling::Mean);
+        let h = decoder.config().hidden_size;
+        let expected = |request: &SequenceRequest| -> Vec<f32> {
+            let Some(pooling) = request.pooling else { return Vec::new() };
+            let len = request.prompt.len();
+            let segment = Segment {
+                len,
+                pages: (0..6).collect(),
+                adapter: request.adapter,
+                ..Segment::default()
+            };
+            let tokens = request.prompt.clone();
+            let batch = Batch { logit_rows: (0..len).collect(), tokens, segments: vec![segment] };
+            let mut cache = KvCache::new(decoder.config(), 6);
+            let rows = decoder.forward(&batch, &adapters, Memory::Cache(&mut cache)).unwrap();
+            let mut rows = rows.chunks_exact(h);
+            match pooling {
+                Pooling::Cls => rows.next().unwrap().to_vec(),
+                Pooling::Last => rows.next_back().unwrap().to_vec(),
+                Pooling::Mean => (0..h)
+                    .map(|i| {
+                        let sum: f64 = rows.clone().map(|row| f64::from(row[i])).sum();
+                        (sum / len as f64) as f32
+                    })
+                    .collect(),
+            }
+        };
+        let alone = singles(&decoder, &requests);
+        for (num_blocks, max_batch_tokens) in [(100, 512), (100, 13), (7, 512), (6, 5)] {
+            let found = ok(engine(&decoder, num_blocks, max_batch_tokens)
+                .generate(requests.clone(), |_, _| {}));
+            assert_eq!(found, alone, "{num_blocks} pages, {max_batch_tokens} tokens a step");
+            for (found, request) in found.iter().zip(&requests) {
+                assert_eq!(found.embedding, expected(request));
+                assert_eq!(found.tokens.is_empty(), request.pooling.is_some());
+            }
         }
     }
 }

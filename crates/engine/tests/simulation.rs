@@ -9,7 +9,7 @@ use engine::{
     Ask, Drafter, Engine, EngineError, EngineOptions, Event, FinishReason, SamplingParams,
     SequenceId, SequenceRequest, Usage,
 };
-use model::KvDtype;
+use model::{KvDtype, Pooling};
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
 
@@ -41,6 +41,12 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         1 => Just(Some(Trouble::Error)),
         1 => Just(Some(Trouble::Panic)),
     ];
+    let pooling = prop_oneof![
+        6 => Just(None),
+        1 => Just(Some(Pooling::Mean)),
+        1 => Just(Some(Pooling::Last)),
+        1 => Just(Some(Pooling::Cls)),
+    ];
     let one = (
         0usize..60,
         prop::option::weighted(0.25, 0usize..30),
@@ -50,7 +56,7 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         poison,
         logprobs,
         grammar,
-        (0u64..3, 0u32..4),
+        (0u64..3, 0u32..4, pooling),
     );
     let one =
         one.prop_map(|(at, cancel_after, prompt, p, adapter, poison, logprobs, trouble, who)| {
@@ -76,8 +82,9 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
                 ..SamplingParams::default()
             };
             let grammar = trouble.map(common::grammar);
-            let (tenant, weight) = who;
-            let request = SequenceRequest { prompt, params, adapter, grammar, tenant, weight };
+            let (tenant, weight, pooling) = who;
+            let request =
+                SequenceRequest { prompt, params, adapter, grammar, pooling, tenant, weight };
             Arrival { at, cancel_after, request }
         });
     prop::collection::vec(one, 1..25)
@@ -176,6 +183,10 @@ proptest! {
                         s.started = true;
                     }
                     Event::Prompt { logprobs, .. } => s.answer.prompt_logprobs.extend(logprobs),
+                    Event::Embedding { embedding, .. } => {
+                        prop_assert!(s.answer == Answer::default());
+                        s.answer.embedding = embedding;
+                    }
                     Event::Finished { reason, usage, .. } => s.end = Some(Ok((reason, usage))),
                     Event::Failed { error, .. } => s.end = Some(Err(error)),
                 }
@@ -216,6 +227,10 @@ proptest! {
                     prop_assert_eq!(*reason, expected);
                     prop_assert_eq!(usage.prompt_tokens, a.request.prompt.len());
                     let stop = usize::from(expected == FinishReason::Stop);
+                    if a.request.pooling.is_some() {
+                        prop_assert!(usage.completion_tokens == 0);
+                        continue;
+                    }
                     let extra = usage.completion_tokens - answer.tokens.len();
                     // A grammar that must end ends without a stop token.
                     let free = a.request.grammar.is_some() && extra == 0;

@@ -16,8 +16,8 @@ pub enum Activation {
 }
 
 /// √(2/π)·2 and the factor of the cube, of [`Activation::GeluTanh`].
-const GELU_SLOPE: f32 = 1.595_769_2;
-const GELU_CUBE: f32 = 0.044_715;
+pub(crate) const GELU_SLOPE: f32 = 1.595_769_2;
+pub(crate) const GELU_CUBE: f32 = 0.044_715;
 
 /// Values per parallel task.
 const CHUNK: usize = 16_384;

@@ -18,8 +18,10 @@ mod elementwise;
 mod embedding;
 mod formats;
 mod gated;
+mod gelu;
 mod int8;
 mod kv_pages;
+mod layer_norm;
 mod lora;
 mod mapped_file;
 mod matmul;
@@ -50,7 +52,9 @@ pub use embedding::{
 };
 pub use formats::Dtype;
 pub use gated::{Activation, gated, gated_backward, reference_gated, reference_gated_backward};
+pub use gelu::{Gelu, gelu, reference_gelu};
 pub use kv_pages::{AttnSegment, BLOCK_SIZE, KvDtype, KvPages, KvStore, write_kv};
+pub use layer_norm::{layer_norm, reference_layer_norm};
 pub use lora::{
     LoraRef, lora, lora_dx, lora_grads, matmul_dx_lora, matmul_lora, reference_lora,
     reference_lora_backward,

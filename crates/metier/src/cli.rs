@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{KvDtype, WeightDtype};
+use model::{KvDtype, Pooling, WeightDtype};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Show the token ids of a text
     Tokenize(TokenizeArgs),
+    /// Turn the lines of a text into vectors
+    Embed(EmbedArgs),
     /// Serve a model and adapters through an OpenAI-compatible API
     Serve(ServeArgs),
     /// The keys that the server asks for: create, list, revoke
@@ -99,6 +101,23 @@ fn objective(text: &str) -> Result<train::Objective, String> {
 fn weight_dtype(text: &str) -> Result<WeightDtype, String> {
     WeightDtype::from_name(text)
         .ok_or_else(|| format!("expected one of {}", WeightDtype::NAMES.join(", ")))
+}
+
+fn pooling(text: &str) -> Result<Pooling, String> {
+    Pooling::from_name(text).ok_or_else(|| format!("expected one of {}", Pooling::NAMES.join(", ")))
+}
+
+/// How embeddings are made.
+#[derive(Args, Clone, Copy, Default)]
+pub(crate) struct EmbeddingArgs {
+    /// What embeddings are made of: mean, last or cls [default: what the model's folder says; else the
+    /// last token of a decoder, the mean of an encoder]
+    #[arg(long, value_name = "P", value_parser = pooling)]
+    pub(crate) pooling: Option<Pooling>,
+    /// Embeddings may be cut (`dimensions`): the model was trained for that, though its config.json
+    /// does not say so
+    #[arg(long)]
+    pub(crate) matryoshka: bool,
 }
 
 /// How weights are held in memory.
@@ -594,11 +613,38 @@ pub(crate) struct TokenizeArgs {
     pub(crate) json: bool,
 }
 
+/// Arguments of `embed`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier embed --model ./bge-small-en < questions.txt > vectors.jsonl
+  metier embed --model nano --adapter out/tickets --pooling mean --file mails.txt
+
+Each line is one text; each line of the output is {\"index\": N, \"embedding\": [...]}, in order.")]
+pub(crate) struct EmbedArgs {
+    /// Model: an encoder's folder (bert, roberta, xlm-roberta), or any decoder
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+    /// Adapter folder, of a decoder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// File of texts [default: standard input]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) embedding: EmbeddingArgs,
+    /// Cut each embedding to its first N values, where the model was made for that
+    #[arg(long, value_name = "N")]
+    pub(crate) dimensions: Option<usize>,
+}
+
 /// Arguments of `serve`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   metier serve --model nano --adapter tickets=out/tickets
   metier serve --model ./base --adapter a=out/a --adapter b=out/b --port 8080
+  metier serve --model ./base --embedding-model ./bge-small-en
   metier serve --config metier.toml --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 
 The `model` field of a request picks the base or an adapter by name. As soon as a key exists
@@ -612,6 +658,10 @@ pub(crate) struct ServeArgs {
     pub(crate) weights: WeightArgs,
     #[command(flatten)]
     pub(crate) kv_cache: KvCacheArgs,
+    /// Another model, for /v1/embeddings alone: an encoder's folder (bert, roberta, xlm-roberta), or a
+    /// decoder
+    #[arg(long, value_name = "M")]
+    pub(crate) embedding_model: Option<String>,
     /// Adapter as NAME=FOLDER (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) adapter: Vec<String>,
@@ -661,6 +711,8 @@ pub(crate) struct ServeArgs {
     /// Small model of the same tokenizer that guesses what comes next
     #[arg(long, value_name = "M")]
     pub(crate) draft_model: Option<String>,
+    #[command(flatten)]
+    pub(crate) embedding: EmbeddingArgs,
 }
 
 /// Arguments of `keys`.

@@ -6,6 +6,7 @@ mod card;
 mod cli;
 mod commands;
 mod config;
+mod embedder;
 mod exit;
 mod general_text;
 mod hub;

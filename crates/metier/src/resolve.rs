@@ -48,15 +48,20 @@ impl Base {
 
     /// Name for requests and reports: the last part of a path.
     pub(crate) fn short_name(&self) -> String {
-        Path::new(&self.name)
-            .file_name()
-            .map_or_else(|| self.name.clone(), |n| n.to_string_lossy().into_owned())
+        short_name(&self.name)
     }
 
     /// Licence as the model's card states it.
     pub(crate) fn license(&self) -> String {
         license_of(&self.dir)
     }
+}
+
+/// The last part of a model's path, or its whole name.
+pub(crate) fn short_name(name: &str) -> String {
+    Path::new(name)
+        .file_name()
+        .map_or_else(|| name.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 /// Where a model is: the folder, or the GGUF file, that the user named.
@@ -197,6 +202,21 @@ fn check_manifest(dir: &Path, base: &Base) -> Result<()> {
 /// A context that any model must be able to hold, whatever room the cache is given, tokens.
 const ORDINARY_CONTEXT: usize = 8192;
 
+/// Pages of a cache of `kv_bytes` at most.
+pub(crate) fn num_blocks(
+    config: &DecoderConfig,
+    kv_bytes: usize,
+    options: &EngineOptions,
+) -> usize {
+    let per_block = KvCache::bytes_per_block(config, options.kv_cache_dtype);
+    // One sequence of the full context fits, where that is a context of ordinary length: the pages of
+    // a very long one, which config.json only claims, would not be there when they are needed.
+    let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
+    let least = whole.min(ORDINARY_CONTEXT / model::BLOCK_SIZE + 1);
+    let most = whole * options.max_num_seqs;
+    (kv_bytes / per_block).clamp(least, most)
+}
+
 /// An engine on `base` with `adapters` in slots, and `kv_bytes` for its cache at most: as `options` say
 /// but for their number of pages.
 pub(crate) fn engine(
@@ -205,14 +225,7 @@ pub(crate) fn engine(
     kv_bytes: usize,
     options: EngineOptions,
 ) -> Result<(Engine, Vec<usize>)> {
-    let config = base.decoder.config();
-    let per_block = KvCache::bytes_per_block(config, options.kv_cache_dtype);
-    // One sequence of the full context fits, where that is a context of ordinary length: the pages of
-    // a very long one, which config.json only claims, would not be there when they are needed.
-    let whole = config.max_position_embeddings.div_ceil(model::BLOCK_SIZE) + 1;
-    let least = whole.min(ORDINARY_CONTEXT / model::BLOCK_SIZE + 1);
-    let most = whole * options.max_num_seqs;
-    let num_blocks = (kv_bytes / per_block).clamp(least, most);
+    let num_blocks = num_blocks(base.decoder.config(), kv_bytes, &options);
     let options = EngineOptions { num_blocks, ..options };
     let mut engine = Engine::new(Arc::clone(&base.decoder), options)?;
     let mut slots = Vec::new();

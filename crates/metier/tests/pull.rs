@@ -48,6 +48,19 @@ impl Hub {
         ])
     }
 
+    /// A tiny encoder with what is said of its embeddings.
+    fn encoder() -> Hub {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/encoders/bert");
+        let names = [
+            "1_Pooling/config.json",
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "tokenizer.json",
+        ];
+        Hub::new(&names.map(|name| (name, std::fs::read(root.join(name)).unwrap())))
+    }
+
     fn digest(&self, name: &str) -> String {
         let true_one: String =
             Sha256::digest(&self.files[name]).iter().map(|b| format!("{b:02x}")).collect();
@@ -340,4 +353,35 @@ fn what_cannot_run_is_refused_before_its_weights() {
             &["inside the repository"],
         );
     }
+}
+
+#[test]
+fn an_encoder_comes_with_what_is_said_of_its_embeddings() {
+    let (endpoint, home) = (serve(Arc::new(Hub::encoder())), tempfile::tempdir().unwrap());
+    let metier = || metier(&endpoint, home.path());
+    let output = metier().args(["pull", "org/tiny"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("next: metier embed"), "{stderr}");
+    let output = metier().args(["models", "show", "org/tiny", "--json"]).output().unwrap();
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&shown["family"], &shown["context_length"]), (&json!("bert"), &json!(40)));
+    let output = metier()
+        .args(["embed", "--model", "org/tiny", "--json"])
+        .write_stdin("my boiler\nleaks")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "there is one form of output");
+    let mut embed = metier();
+    let output = embed.args(["embed", "--model", "org/tiny"]).write_stdin("my boiler\nleaks\n");
+    let output = output.output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+    refused(
+        metier().args(["embed", "--model", "org/tiny", "--dimensions", "8"]),
+        &["--dimensions 8", "not made to have cut"],
+    );
+    refused(metier().args(["embed", "--model", "org/tiny"]).write_stdin("a\n\n"), &["line 2"]);
+    refused(
+        metier().args(["generate", "--model", "org/tiny", "--prompt", "x"]),
+        &["only makes embeddings"],
+    );
 }

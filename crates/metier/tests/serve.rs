@@ -434,3 +434,55 @@ async fn adapters_are_checked_and_probed_before_they_are_served() {
         assert!(!output.status.success() && error.contains(reason), "{error}");
     }
 }
+
+/// The lines of a file by `metier embed`, and the same texts by a server, beside a base and alone.
+#[tokio::test]
+async fn an_encoder_embeds_beside_a_base_and_alone() {
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/encoders/bert");
+    let bert_arg = bert.to_str().unwrap();
+    let state = Arc::new(tempfile::tempdir().unwrap());
+    let texts = ["My boiler leaks", "a leak", "sky"];
+    let file = state.path().join("texts.txt");
+    std::fs::write(&file, texts.join("\n") + "\n").unwrap();
+    let embed = ["embed", "--model", bert_arg, "--file", file.to_str().unwrap()];
+    let lines = metier(&state, &embed);
+    let expected: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(expected.len(), 3);
+    let length: f64 = expected[0]["embedding"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap().powi(2))
+        .sum();
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
+
+    let body = |model: &str| json!({"model": model, "input": texts});
+    let beside = ["--embedding-model", bert_arg];
+    for (model, more) in [(Path::new("nano"), &beside[..]), (&bert, &[][..])] {
+        let mut server = Serving::start_with(Arc::clone(&state), model, more);
+        let answer = server.post("/embeddings", body("bert")).await;
+        for (entry, expected) in answer["data"].as_array().unwrap().iter().zip(&expected) {
+            assert_eq!(entry["index"], expected["index"]);
+            assert_eq!(entry["embedding"], expected["embedding"]);
+        }
+        let (status, error) = server.try_post(CHAT, &with_model("bert")).await.unwrap();
+        assert_eq!(status, 400, "{error}");
+        if more.is_empty() {
+            assert_eq!(server.try_post(CHAT, &question("a", 2)).await.unwrap().0, 404);
+        } else {
+            server.post(CHAT, question("a", 2)).await;
+            // Any decoder embeds too.
+            let own = server.post("/embeddings", body("nano")).await;
+            assert_eq!(own["data"].as_array().unwrap().len(), 3);
+        }
+        assert!(server.terminate().success());
+    }
+    let usage = metier_json(&state, &["usage", "--by", "adapter", "--json"]);
+    assert!(usage.to_string().contains("bert"), "{usage}");
+}
+
+fn with_model(name: &str) -> Value {
+    let mut body = question("a", 2);
+    body["model"] = json!(name);
+    body
+}

@@ -9,7 +9,7 @@ use kernels::{Activation, AttnRule};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The shape and rules of a decoder, validated: no size is zero or absurd, heads divide.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,18 +171,8 @@ impl DecoderConfig {
     /// [`ModelError::MissingFile`], or [`ModelError::Config`] naming the field, what was found and
     /// what was expected; fields that would change the result and are not understood are refused.
     pub fn load(dir: &Path) -> Result<DecoderConfig, ModelError> {
-        let path = dir.join("config.json");
-        if !path.is_file() {
-            return Err(ModelError::MissingFile {
-                dir: dir.to_owned(),
-                missing: "config.json".into(),
-                hint:
-                    "hint: a model is a folder with config.json, *.safetensors and tokenizer.json, \
-                       as published on the Hugging Face Hub"
-                        .into(),
-            });
-        }
-        Self::from_json(&read_json_bytes(&path)?, &path)
+        let (path, bytes) = read_config(dir)?;
+        Self::from_json(&bytes, &path)
     }
 
     /// Parses the bytes of a `config.json`; `path` is named in errors.
@@ -190,31 +180,20 @@ impl DecoderConfig {
     /// # Errors
     /// As [`DecoderConfig::load`].
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<DecoderConfig, ModelError> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| ModelError::config(path, format!("not valid JSON: {e}")))?;
-        let Value::Object(map) = value else {
-            return Err(ModelError::config(path, "expected a JSON object at the top"));
-        };
-        let raw = RawConfig { map: &map, path, read: RefCell::default() };
-        if let Some(value) = raw.get("quantization_config") {
-            return Err(raw.bad(
-                "quantization_config",
-                &value.to_string(),
-                "none: weights in this form are not supported; use the model as published in bf16",
-            ));
-        }
-        let model_type: String = raw.string("model_type")?;
-        let family = families::by_model_type(&model_type).ok_or_else(|| {
-            raw.bad(
-                "model_type",
-                &format!("\"{model_type}\""),
-                &format!("one of the supported families: {}", families::names().join(", ")),
-            )
-        })?;
-        let config = (family.spec().resolve)(&raw, family)?;
-        raw.nothing_unread()?;
-        config.validate(&raw)?;
-        Ok(config)
+        parse_config(bytes, path, |raw, model_type| {
+            let family = families::by_model_type(model_type).ok_or_else(|| {
+                let names = families::names().join(", ");
+                let expected = match families::encoder(model_type) {
+                    Some(_) => format!("a decoder; this is an encoder, which only makes embeddings (`metier embed`, `metier serve`). The decoders: {names}"),
+                    None => format!("one of the supported families: {names}"),
+                };
+                raw.bad("model_type", &format!("\"{model_type}\""), &expected)
+            })?;
+            let config = (family.spec().resolve)(raw, family)?;
+            raw.nothing_unread()?;
+            config.validate(raw)?;
+            Ok(config)
+        })
     }
 
     /// Every linear layer that can carry LoRA, by Hugging Face's short name, in the order of a
@@ -327,8 +306,54 @@ impl DecoderConfig {
     }
 }
 
+/// The config.json of the model folder `dir`: its path and its bytes.
+///
+/// # Errors
+/// [`ModelError::MissingFile`], [`ModelError::Io`].
+pub(crate) fn read_config(dir: &Path) -> Result<(PathBuf, Vec<u8>), ModelError> {
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        return Err(ModelError::MissingFile {
+            dir: dir.to_owned(),
+            missing: "config.json".into(),
+            hint:
+                "hint: a model is a folder with config.json, *.safetensors and tokenizer.json, as \
+                   published on the Hugging Face Hub"
+                    .into(),
+        });
+    }
+    let bytes = read_json_bytes(&path)?;
+    Ok((path, bytes))
+}
+
+/// Parses the bytes of a `config.json` and has `resolve` read it, given its `model_type`.
+///
+/// # Errors
+/// [`ModelError::Config`], and what `resolve` says.
+pub(crate) fn parse_config<T>(
+    bytes: &[u8],
+    path: &Path,
+    resolve: impl FnOnce(&RawConfig<'_>, &str) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|e| ModelError::config(path, format!("not valid JSON: {e}")))?;
+    let Value::Object(map) = value else {
+        return Err(ModelError::config(path, "expected a JSON object at the top"));
+    };
+    let raw = RawConfig { map: &map, path, read: RefCell::default() };
+    if let Some(value) = raw.get("quantization_config") {
+        return Err(raw.bad(
+            "quantization_config",
+            &value.to_string(),
+            "none: weights in this form are not supported; use the model as published in bf16",
+        ));
+    }
+    let model_type = raw.string("model_type")?;
+    resolve(&raw, &model_type)
+}
+
 /// Most layers; bounds what is allocated before the weights are looked at.
-const MAX_LAYERS: usize = 1 << 10;
+pub(crate) const MAX_LAYERS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 12;
 
 /// The JSON as typed, with accessors that name the field when it is wrong and note which fields
@@ -497,7 +522,7 @@ impl<'a> RawConfig<'a> {
 
     /// Every field must have been asked for, be null, be a flag that is off, or be known to change
     /// nothing.
-    fn nothing_unread(&self) -> Result<(), ModelError> {
+    pub(crate) fn nothing_unread(&self) -> Result<(), ModelError> {
         let read = self.read.borrow();
         let unread: Vec<String> = self
             .map

@@ -25,13 +25,7 @@ impl Published<'_> {
         wanted: WeightDtype,
         row_of: impl Fn(Slot, usize) -> usize + Sync,
     ) -> Result<Vec<(Slot, Loaded)>, String> {
-        if let Some(at) = self.dtype.first_not_finite(self.bytes) {
-            let what = if self.dtype.is_quantised() { "block" } else { "value" };
-            return Err(format!(
-                "{}: {what} {at} is not finite; expected ordinary numbers",
-                self.name
-            ));
-        }
+        self.check_finite()?;
         let parts = tensor.parts.iter();
         let filled = match tensor.spec.shape[..] {
             [_, k] => parts
@@ -53,7 +47,15 @@ impl Published<'_> {
         Ok(filled)
     }
 
-    fn matrix(
+    /// Refuses infinities and what is no number.
+    pub(crate) fn check_finite(&self) -> Result<(), String> {
+        let Some(at) = self.dtype.first_not_finite(self.bytes) else { return Ok(()) };
+        let what = if self.dtype.is_quantised() { "block" } else { "value" };
+        Err(format!("{}: {what} {at} is not finite; expected ordinary numbers", self.name))
+    }
+
+    /// Rows `rows` of the tensor, of `k` values each, as the matrix of `slot`.
+    pub(crate) fn matrix(
         &self,
         slot: Slot,
         rows: &Range<usize>,

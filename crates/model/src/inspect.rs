@@ -2,6 +2,7 @@
 //! alone.
 
 use crate::config::DecoderConfig;
+use crate::encoder::{EncoderConfig, is_encoder};
 use crate::error::ModelError;
 use crate::families;
 use crate::gguf::GgufFile;
@@ -13,8 +14,12 @@ use std::path::Path;
 /// A model without its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSummary {
-    /// Its shape.
-    pub config: DecoderConfig,
+    /// Its family, as `model_type` names it.
+    pub family: &'static str,
+    /// Whether it is an encoder, which only makes embeddings.
+    pub is_encoder: bool,
+    /// Longest context, tokens.
+    pub context_len: usize,
     /// Parameters stored.
     pub parameters: u64,
     /// Bytes of the weight files.
@@ -26,17 +31,21 @@ pub struct ModelSummary {
 /// Reads the configuration and the headers of the folder or GGUF file `path`; no weight is touched.
 ///
 /// # Errors
-/// [`ModelError`] for what [`crate::Decoder::load`] would refuse in config or headers; whether
-/// names and shapes fit is not looked at.
+/// [`ModelError`] for what [`crate::Decoder::load`], or [`crate::Encoder::load`], would refuse in config
+/// or headers; whether names and shapes fit is not looked at.
 pub fn inspect(path: &Path) -> Result<ModelSummary, ModelError> {
     if path.is_file() {
         let file = GgufFile::open(path)?;
         let bytes = path.metadata().map_err(|e| ModelError::io(path, e))?.len();
-        let mut summary = ModelSummary::new(families::gguf::config(&file)?.0, bytes);
+        let mut summary = ModelSummary::decoder(&families::gguf::config(&file)?.0);
+        summary.bytes = bytes;
         file.tensors().for_each(|t| summary.add(t.shape, t.ggml_type.name()));
         return Ok(summary);
     }
-    let mut summary = ModelSummary::new(DecoderConfig::load(path)?, 0);
+    let mut summary = match is_encoder(path)? {
+        true => ModelSummary::encoder(&EncoderConfig::load(path)?),
+        false => ModelSummary::decoder(&DecoderConfig::load(path)?),
+    };
     for name in shards(path)?.names {
         let path = path.join(name);
         let map = MappedFile::open(&path).map_err(|e| ModelError::io(&path, e))?;
@@ -49,8 +58,26 @@ pub fn inspect(path: &Path) -> Result<ModelSummary, ModelError> {
 }
 
 impl ModelSummary {
-    fn new(config: DecoderConfig, bytes: u64) -> ModelSummary {
-        ModelSummary { config, parameters: 0, bytes, dtypes: BTreeMap::new() }
+    fn decoder(config: &DecoderConfig) -> ModelSummary {
+        ModelSummary {
+            family: config.family.name(),
+            is_encoder: false,
+            context_len: config.max_position_embeddings,
+            parameters: 0,
+            bytes: 0,
+            dtypes: BTreeMap::new(),
+        }
+    }
+
+    fn encoder(config: &EncoderConfig) -> ModelSummary {
+        ModelSummary {
+            family: config.family,
+            is_encoder: true,
+            context_len: config.max_tokens(),
+            parameters: 0,
+            bytes: 0,
+            dtypes: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, shape: &[usize], dtype: &str) {
@@ -74,6 +101,10 @@ mod tests {
             assert_eq!(summary.parameters, decoder.param_count() as u64);
             assert_eq!(summary.dtypes, BTreeMap::from([(dtype.to_owned(), summary.parameters)]));
             assert!(summary.bytes > summary.parameters);
+            assert!(!summary.is_encoder);
         }
+        let encoder = inspect(&testdata.join("encoders/xlm_roberta")).unwrap();
+        assert_eq!((encoder.family, encoder.is_encoder), ("xlm-roberta", true));
+        assert_eq!(encoder.context_len, 40);
     }
 }

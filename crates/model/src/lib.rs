@@ -1,4 +1,5 @@
-//! Open-weight decoder models: configuration, weights, the one forward and backward, adapters.
+//! Open-weight decoder models: configuration, weights, the one forward and backward, adapters; and
+//! encoders, which only make embeddings ([`Encoder`]).
 //!
 //! Read [`decoder`] first: training, evaluation and serving all go through [`Decoder::forward`]
 //! on the same ragged [`Batch`]; KV pages and the training tape are arguments.
@@ -11,6 +12,7 @@ mod adapter;
 mod batch;
 mod config;
 pub mod decoder;
+mod encoder;
 mod error;
 mod experts;
 mod families;
@@ -22,6 +24,7 @@ mod kv;
 mod linear;
 mod merged;
 mod params;
+mod pooling;
 mod tape;
 mod weights;
 
@@ -35,6 +38,7 @@ pub use config::{
     QkNorm,
 };
 pub use decoder::{Decoder, Grads, LoadOptions, Memory, WeightDtype};
+pub use encoder::{Encoder, EncoderConfig, is_encoder};
 pub use error::ModelError;
 pub use families::Family;
 pub use files::{sha256_hex, write_atomic};
@@ -47,4 +51,5 @@ pub use kernels::{
 pub use kv::KvCache;
 pub use merged::Merged;
 pub use params::ParamSpec;
+pub use pooling::{Dimensions, EmbeddingForm, Pooling};
 pub use tape::{Tape, TapeMode};

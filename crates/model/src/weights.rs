@@ -9,6 +9,7 @@ use crate::params::{self, Tensor};
 use kernels::MappedFile;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
@@ -17,6 +18,63 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelError> {
     let config = DecoderConfig::load(dir)?;
+    let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+    let ignored = |name: &str| {
+        let ignored = config.family.spec().ignored_tensors;
+        tied_head(name) || ignored.iter().any(|i| name.ends_with(i))
+    };
+    let wanted = params::tensors(&config);
+    let (loaded, sources) = with_tensors(dir, tied_head, |tensors, mut problems| {
+        // Saved without its head, as embedding models are, a model has no name of its own in its tensors'.
+        let bare = tensors.contains_key("embed_tokens.weight");
+        let specs = wanted.iter().map(|t| (file_name(&t.spec.name, bare), &t.spec.shape[..]));
+        problems.extend(mismatches(specs, tensors, ignored));
+        no_problems(dir, problems)?;
+        let fill = |tensor: &Tensor| {
+            let name = file_name(&tensor.spec.name, bare);
+            let view = &tensors[name];
+            let filled = published(name, &view.view).fill(tensor, options.dtype, |_, row| row);
+            view.release();
+            filled
+        };
+        let loaded: Result<Vec<_>, String> = wanted.par_iter().map(fill).collect();
+        loaded.map_err(|problem| ModelError::weights(dir, problem))
+    })?;
+    let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
+    decoder.source = Some((dir.to_owned(), sources));
+    Ok(decoder)
+}
+
+/// The name that a file has for a tensor.
+fn file_name(name: &str, bare: bool) -> &str {
+    let short = name.strip_prefix("model.").filter(|_| bare);
+    short.unwrap_or(name)
+}
+
+/// A tensor of a file.
+pub(crate) struct FileTensor<'a> {
+    pub(crate) view: TensorView<'a>,
+    map: &'a MappedFile,
+}
+
+impl FileTensor<'_> {
+    /// It has been read: its part of the file need not stay in memory, where it would count twice.
+    pub(crate) fn release(&self) {
+        self.map.release(self.view.data());
+    }
+}
+
+/// Has `read` look at all tensors of the weight files of `dir` by name, given what is wrong with the
+/// files already; `absent` are those that an index may name in vain. Returns the files' names too,
+/// config.json first.
+///
+/// # Errors
+/// [`ModelError::MissingFile`], [`ModelError::Weights`], and what `read` says.
+pub(crate) fn with_tensors<T>(
+    dir: &Path,
+    absent: impl Fn(&str) -> bool,
+    read: impl FnOnce(&BTreeMap<&str, FileTensor<'_>>, Vec<String>) -> Result<T, ModelError>,
+) -> Result<(T, Vec<String>), ModelError> {
     let Shards { names: shards, index } = shards(dir)?;
     let maps = shards
         .iter()
@@ -29,11 +87,11 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
     for (name, map) in shards.iter().zip(&maps) {
         files.push((name, parse(&dir.join(name), map)?));
     }
-    let mut tensors: BTreeMap<&str, TensorView<'_>> = BTreeMap::new();
+    let mut tensors: BTreeMap<&str, FileTensor<'_>> = BTreeMap::new();
     let mut problems = Vec::new();
-    for (shard, file) in &files {
+    for ((shard, file), map) in files.iter().zip(&maps) {
         for (name, view) in file.iter() {
-            if tensors.insert(name, view).is_some() {
+            if tensors.insert(name, FileTensor { view, map }).is_some() {
                 problems.push(format!("{name}: stored twice, the second time in {shard}"));
             }
         }
@@ -41,38 +99,27 @@ pub(crate) fn load(dir: &Path, options: &LoadOptions) -> Result<Decoder, ModelEr
     for (tensor, shard) in &index {
         let has = |file: &SafeTensors<'_>| file.tensor(tensor).is_ok();
         let found = files.iter().any(|(name, file)| *name == shard && has(file));
-        let tied_head = config.tie_word_embeddings && tensor == "lm_head.weight";
-        if !found && !tied_head {
+        if !found && !absent(tensor) {
             problems
                 .push(format!("{tensor}: {INDEX} places it in {shard}, which does not have it"));
         }
     }
-    let wanted = params::tensors(&config);
-    problems.extend(mismatches(&config, &wanted, &tensors));
-    if !problems.is_empty() {
-        return Err(ModelError::Mismatches {
-            dir: dir.to_owned(),
-            count: problems.len(),
-            list: problems.join("\n  "),
-        });
-    }
-    let loaded = wanted
-        .par_iter()
-        .map(|tensor| {
-            let name = tensor.spec.name.as_str();
-            let view = &tensors[name];
-            let filled = published(name, view).fill(tensor, options.dtype, |_, row| row);
-            // Or the file would count twice while it is loaded.
-            maps.iter().for_each(|map| map.release(view.data()));
-            filled
-        })
-        .collect::<Result<Vec<_>, String>>()
-        .map_err(|problem| ModelError::weights(dir, problem))?;
-    let mut decoder = params::assemble(&config, loaded.into_iter().flatten().collect());
+    let read = read(&tensors, problems)?;
     let mut sources = vec!["config.json".to_owned()];
     sources.extend(shards);
-    decoder.source = Some((dir.to_owned(), sources));
-    Ok(decoder)
+    Ok((read, sources))
+}
+
+/// Reports all problems at once, where there are any.
+pub(crate) fn no_problems(dir: &Path, problems: Vec<String>) -> Result<(), ModelError> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(ModelError::Mismatches {
+        dir: dir.to_owned(),
+        count: problems.len(),
+        list: problems.join("\n  "),
+    })
 }
 
 /// Opens a safetensors file, saying what the header lies about.
@@ -183,38 +230,34 @@ pub(crate) fn shards(dir: &Path) -> Result<Shards, ModelError> {
     Ok(Shards { names: names.into_iter().collect(), index: places })
 }
 
-fn mismatches(
-    config: &DecoderConfig,
-    wanted: &[Tensor],
-    tensors: &BTreeMap<&str, TensorView<'_>>,
+/// What is wrong with `tensors`: of the `wanted`, by name and shape, those that are missing or have
+/// another shape or type; and those that are neither wanted nor `ignored`.
+pub(crate) fn mismatches<'a, 't>(
+    wanted: impl Iterator<Item = (&'a str, &'a [usize])>,
+    tensors: &BTreeMap<&str, impl Borrow<FileTensor<'t>>>,
+    ignored: impl Fn(&str) -> bool,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for Tensor { spec, .. } in wanted {
-        match tensors.get(spec.name.as_str()) {
-            None => {
-                problems.push(format!("{}: missing, expected shape {:?}", spec.name, spec.shape))
+    let mut known = BTreeSet::new();
+    for (name, shape) in wanted {
+        known.insert(name);
+        let tensor: Option<&FileTensor<'t>> = tensors.get(name).map(Borrow::borrow);
+        match tensor.map(|tensor| &tensor.view) {
+            None => problems.push(format!("{name}: missing, expected shape {shape:?}")),
+            Some(view) if view.shape() != shape => {
+                problems.push(format!("{name}: found shape {:?}, expected {shape:?}", view.shape()))
             }
-            Some(view) if view.shape() != spec.shape => problems.push(format!(
-                "{}: found shape {:?}, expected {:?}",
-                spec.name,
-                view.shape(),
-                spec.shape
-            )),
             Some(view) if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
                 problems.push(format!(
-                    "{}: found dtype {:?}, expected F32, F16 or BF16",
-                    spec.name,
+                    "{name}: found dtype {:?}, expected F32, F16 or BF16",
                     view.dtype()
                 ))
             }
             Some(_) => {}
         }
     }
-    let known: BTreeSet<&str> = wanted.iter().map(|t| t.spec.name.as_str()).collect();
-    let ignored = config.family.spec().ignored_tensors;
     for name in tensors.keys() {
-        let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
-        if !known.contains(name) && !tied_head && !ignored.iter().any(|i| name.ends_with(i)) {
+        if !known.contains(name) && !ignored(name) {
             problems
                 .push(format!("{name}: not part of this architecture; it would change the result"));
         }
@@ -223,7 +266,7 @@ fn mismatches(
 }
 
 /// The tensor as the file has it.
-fn published<'a>(name: &'a str, view: &TensorView<'a>) -> Published<'a> {
+pub(crate) fn published<'a>(name: &'a str, view: &TensorView<'a>) -> Published<'a> {
     let dtype = match view.dtype() {
         Dtype::F32 => kernels::Dtype::F32,
         Dtype::F16 => kernels::Dtype::F16,

@@ -272,3 +272,23 @@ fn a_long_sequence_is_rotated_as_one_from_its_start() {
     assert!(first(25) == first(30), "beyond it");
     assert!(first(24) != first(25), "the first part of a longer sequence");
 }
+
+/// As Transformers saves a model without its head, and embedding models are published: names without
+/// the first part.
+#[test]
+fn a_model_saved_without_its_head_is_the_same() {
+    let from = common::testdata("families/qwen2");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let bare = |(name, view)| (name_without_model(name), view);
+    let tensors: Vec<_> = file.iter().map(bare).collect();
+    assert!(tensors.iter().any(|(name, _)| name == "embed_tokens.weight"));
+    safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).unwrap();
+    assert_eq!(load(dir.path()).params(), load(&from).params());
+}
+
+fn name_without_model(name: &str) -> String {
+    name.strip_prefix("model.").unwrap_or(name).to_owned()
+}

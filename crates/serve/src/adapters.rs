@@ -11,9 +11,8 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::shortened;
 use crate::server::ServePlan;
-use crate::state::{ServeError, ServedModel, off_reactor, unix_seconds};
+use crate::state::{Host, ServeError, ServedModel, off_reactor, unix_seconds};
 use axum::http::StatusCode;
-use engine::EngineHandle;
 use model::PackedAdapter;
 use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
@@ -43,7 +42,7 @@ pub struct LoadedAdapter {
 pub(crate) struct Resident {
     model: ServedModel,
     bytes: usize,
-    engine: EngineHandle,
+    host: Arc<Host>,
 }
 
 impl Deref for Resident {
@@ -61,7 +60,31 @@ impl Drop for Resident {
             runner.adapters_mut().into_iter().for_each(|set| set.remove(slot));
         };
         // An engine that has stopped has nothing to free.
-        _ = self.engine.between_steps(free);
+        _ = self.host.engine.between_steps(free);
+    }
+}
+
+impl Resident {
+    /// What runs it.
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Refuses what only makes embeddings.
+    ///
+    /// # Errors
+    /// 400 naming the model.
+    pub(crate) fn must_generate(&self) -> Result<(), ApiError> {
+        if self.host.generates {
+            return Ok(());
+        }
+        let message = format!(
+            "the model \"{}\" makes embeddings only and answers no text. hint: POST /v1/embeddings, or \
+             name another model",
+            self.name
+        );
+        let error = ApiError::client(StatusCode::BAD_REQUEST, "model_not_supported", message);
+        Err(error.with_param("model"))
     }
 }
 
@@ -73,11 +96,13 @@ pub(crate) struct Card {
     pub(crate) digest: Option<String>,
     pub(crate) loaded: bool,
     pub(crate) pinned: bool,
+    pub(crate) host: Arc<Host>,
 }
 
 /// All models by name.
 pub(crate) struct Registry {
-    engine: EngineHandle,
+    /// Of the first base, the one that adapters work on.
+    host: Arc<Host>,
     load: OnceLock<Arc<LoadAdapter>>,
     /// Canonical; where requests may name adapters.
     dirs: Vec<PathBuf>,
@@ -91,7 +116,7 @@ pub(crate) struct Registry {
 
 #[derive(Default)]
 struct Table {
-    /// In the order of `/v1/models`; the first is the base.
+    /// In the order of `/v1/models`; the first is the base that adapters work on.
     entries: Vec<Entry>,
     /// Every adapter in memory, also those that are no longer in `entries` but still at work.
     alive: Vec<Weak<Resident>>,
@@ -108,6 +133,7 @@ struct Entry {
     digest: Option<String>,
     /// The clock when it was last asked for.
     used: u64,
+    host: Arc<Host>,
     place: Place,
 }
 
@@ -132,32 +158,15 @@ impl Registry {
     /// A registry of `models`, the base first, which stay as long as nobody unloads them.
     pub(crate) fn new(
         plan: &ServePlan,
-        engine: EngineHandle,
+        host: Host,
         models: Vec<ServedModel>,
     ) -> Result<Registry, ServeError> {
         if models.is_empty() {
             return Err(ServeError::NoModel);
         }
-        let mut table = Table::default();
+        let (mut table, host) = (Table::default(), Arc::new(host));
         for model in models {
-            check_name(&model.name)?;
-            if table.find(&model.name).is_some() {
-                return Err(ServeError::DuplicateName(model.name));
-            }
-            let engine = engine.clone();
-            let resident = Arc::new(Resident { model, bytes: 0, engine });
-            if resident.adapter.is_some() {
-                table.alive.push(Arc::downgrade(&resident));
-            }
-            table.entries.push(Entry {
-                name: resident.name.clone(),
-                folder: None,
-                pinned: true,
-                created: unix_seconds(),
-                digest: None,
-                used: 0,
-                place: Place::Memory(resident),
-            });
+            table.insert(&host, model)?;
         }
         let canonical = |dir: &PathBuf| {
             dir.canonicalize()
@@ -166,7 +175,7 @@ impl Registry {
                 .ok_or_else(|| ServeError::AdapterDir(dir.clone()))
         };
         Ok(Registry {
-            engine,
+            host,
             load: OnceLock::new(),
             dirs: plan.adapter_dirs.iter().map(canonical).collect::<Result<_, _>>()?,
             max_loaded: plan.max_loaded_adapters,
@@ -179,6 +188,17 @@ impl Registry {
     /// How adapters are read; without it none can be added. The first call counts.
     pub(crate) fn set_loader(&self, load: Arc<LoadAdapter>) {
         _ = self.load.set(load);
+    }
+
+    /// Adds another base, for embeddings, which stays.
+    pub(crate) fn add_base(&self, host: Host, model: ServedModel) -> Result<(), ServeError> {
+        self.lock().insert(&Arc::new(host), model)
+    }
+
+    /// What runs the bases, the first one's first.
+    pub(crate) fn hosts(&self) -> Vec<Arc<Host>> {
+        let table = self.lock();
+        table.entries.iter().filter(|e| e.is_base()).map(|e| Arc::clone(&e.host)).collect()
     }
 
     /// The model of that name, loaded from disk if need be, where the caller may name it.
@@ -289,6 +309,7 @@ impl Registry {
                 created: unix_seconds(),
                 digest: Some(resident.digest.get().to_owned()),
                 used: table.clock,
+                host: Arc::clone(resident.host()),
                 place: Place::Memory(resident),
             };
             match table.find(&entry.name) {
@@ -308,8 +329,8 @@ impl Registry {
         let Some(index) = table.entries.iter().position(|entry| entry.name == name) else {
             return Err(table.unknown(caller, name).with_param("lora_name"));
         };
-        if index == 0 {
-            let message = format!("{name} is the base; expected the name of an adapter");
+        if table.entries[index].is_base() {
+            let message = format!("{name} is a base; expected the name of an adapter");
             return Err(ApiError::field("lora_name", message));
         }
         table.entries.remove(index);
@@ -383,7 +404,7 @@ impl Registry {
             // The receiver waits: this task is not cancelled.
             _ = sender.send(runner.adapters_mut().map(|set| set.put(packed)));
         };
-        self.engine.between_steps(put).map_err(|_| Failure::Stopped)?;
+        self.host.engine.between_steps(put).map_err(|_| Failure::Stopped)?;
         let slot = slot.await.map_err(|_| Failure::Stopped)?.ok_or(Failure::Stopped)?;
         let model = ServedModel {
             name: name.to_owned(),
@@ -392,7 +413,7 @@ impl Registry {
             stop_ids: loaded.stop_ids,
             digest: loaded.digest.into(),
         };
-        let resident = Arc::new(Resident { model, bytes, engine: self.engine.clone() });
+        let resident = Arc::new(Resident { model, bytes, host: Arc::clone(&self.host) });
         self.lock().alive.push(Arc::downgrade(&resident));
         Ok(resident)
     }
@@ -406,6 +427,29 @@ impl Registry {
 impl Table {
     fn find(&mut self, name: &str) -> Option<&mut Entry> {
         self.entries.iter_mut().find(|entry| entry.name == name)
+    }
+
+    /// Adds a model that stays in memory.
+    fn insert(&mut self, host: &Arc<Host>, model: ServedModel) -> Result<(), ServeError> {
+        check_name(&model.name)?;
+        if self.find(&model.name).is_some() {
+            return Err(ServeError::DuplicateName(model.name));
+        }
+        let resident = Arc::new(Resident { model, bytes: 0, host: Arc::clone(host) });
+        if resident.adapter.is_some() {
+            self.alive.push(Arc::downgrade(&resident));
+        }
+        self.entries.push(Entry {
+            name: resident.name.clone(),
+            folder: None,
+            pinned: true,
+            created: unix_seconds(),
+            digest: None,
+            used: 0,
+            host: Arc::clone(host),
+            place: Place::Memory(resident),
+        });
+        Ok(())
     }
 
     fn visible<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a Entry> {
@@ -428,8 +472,8 @@ impl Table {
     }
 
     fn may_add(&mut self, name: &str, in_place: bool) -> Result<(), ApiError> {
-        if self.entries.first().is_some_and(|base| base.name == name) {
-            let message = format!("{name} is the base; expected another name");
+        if self.find(name).is_some_and(|entry| entry.is_base()) {
+            let message = format!("{name} is a base; expected another name");
             return Err(ApiError::field("lora_name", message));
         }
         match self.find(name) {
@@ -470,10 +514,11 @@ impl Table {
         let mut going = Vec::new();
         while count + 1 > registry.max_loaded || held + bytes > registry.max_bytes {
             let Some((_, _, index, size)) = idle.pop() else {
-                let pinned = self.entries.iter().filter(|e| e.pinned && e.in_memory()).count();
+                let adapters = self.entries.iter().filter(|e| !e.is_base());
+                let pinned = adapters.filter(|e| e.pinned && e.in_memory()).count();
                 return Err(Failure::Full {
                     loaded: self.alive.len(),
-                    pinned: pinned.saturating_sub(1),
+                    pinned,
                     max_loaded: registry.max_loaded,
                     max_bytes: registry.max_bytes,
                 });
@@ -497,17 +542,20 @@ impl Entry {
         matches!(self.place, Place::Memory(_))
     }
 
+    /// A model that is no adapter: those are always in memory.
+    fn is_base(&self) -> bool {
+        matches!(&self.place, Place::Memory(resident) if resident.adapter.is_none())
+    }
+
     fn card(&self) -> Card {
         Card {
             name: self.name.clone(),
             created: self.created,
-            is_adapter: match &self.place {
-                Place::Memory(resident) => resident.adapter.is_some(),
-                Place::Disk | Place::Loading(_) => true,
-            },
+            is_adapter: !self.is_base(),
             digest: self.digest.clone(),
             loaded: self.in_memory(),
             pinned: self.pinned,
+            host: Arc::clone(&self.host),
         }
     }
 }

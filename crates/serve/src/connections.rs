@@ -97,9 +97,10 @@ pub(crate) async fn serve(
         }
     };
     drop(door);
-    // Waits for the engine's thread, at most one step.
-    let engine = state.engine.clone();
-    if let Err(e) = tokio::task::spawn_blocking(move || engine.shutdown()).await {
+    // Waits for the engines' threads, at most one step each.
+    let hosts = state.models.hosts();
+    let stopped = move || hosts.iter().for_each(|host| host.engine.shutdown());
+    if let Err(e) = tokio::task::spawn_blocking(stopped).await {
         tracing::error!("stopping the engine: {e}");
     }
     if !complete {

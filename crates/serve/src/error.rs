@@ -102,7 +102,7 @@ impl ApiError {
     /// 504: the answer took longer than the server allows.
     pub(crate) fn timed_out(seconds: u64) -> ApiError {
         let message = format!(
-            "the answer was not complete within {seconds} s. hint: ask for fewer tokens (max_tokens)"
+            "the answer was not complete within {seconds} s. hint: ask for less (fewer tokens, or inputs)"
         );
         let status = StatusCode::GATEWAY_TIMEOUT;
         Self::new(status, "server_error", Some("request_timeout"), message).with_retry(Retry::Never)
@@ -187,7 +187,9 @@ impl ApiError {
         let message = error.to_string();
         match error {
             EngineError::QueueFull { .. } => Self::busy("queue_full", message),
-            EngineError::PromptTooLong { .. } | EngineError::PromptExceedsCache { .. } => {
+            EngineError::PromptTooLong { .. }
+            | EngineError::PromptExceedsCache { .. }
+            | EngineError::InputTooLong { .. } => {
                 Self::client(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
                     .with_param(prompt_field)
             }

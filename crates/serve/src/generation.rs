@@ -285,6 +285,8 @@ impl Choice {
                     self.prompt_logprobs.extend(logprobs);
                     continue;
                 }
+                // Not asked for here.
+                Some(Event::Embedding { .. }) => continue,
                 Some(Event::Finished { reason, usage, .. }) => {
                     self.tokens = usage.completion_tokens;
                     self.finished(reason)?

@@ -33,7 +33,7 @@ pub use connections::TlsFiles;
 pub use digest::Digest;
 pub use harvest::{Harvest, HarvestOptions, harvest};
 pub use server::{Reloader, ServePlan, Server};
-pub use state::{ServeError, ServedModel};
+pub use state::{Host, ServeError, ServedModel};
 pub use store::{
     Answer, Database, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret, Store,
     StoreError, UsageBy, UsageRow,

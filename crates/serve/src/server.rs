@@ -6,21 +6,20 @@ use crate::connections::{self, Tls, TlsFiles};
 use crate::endpoints;
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::state::{ServeError, ServedModel, State};
+use crate::state::{Host, ServeError, ServedModel, State};
 use crate::store::{Prices, Store};
 use axum::Router;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware;
-use engine::EngineHandle;
 use futures_util::StreamExt;
+use model::Pooling;
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use text::Tokenizer;
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -62,6 +61,12 @@ pub struct ServePlan {
     pub max_loaded_adapters: usize,
     /// Most memory for adapters together, bytes.
     pub max_adapter_bytes: usize,
+    /// How embeddings are made of hidden states, in place of what the model's folder says: of the base
+    /// for embeddings where there is one, else of the base. Whoever builds the [`Host`] heeds it.
+    pub pooling: Option<Pooling>,
+    /// That model's embeddings may be cut (`dimensions`): it was made for that, though its config.json
+    /// does not say so.
+    pub matryoshka: bool,
     /// What tokens cost, for budgets; from `[cost]`, not from `[serve]`.
     #[serde(skip)]
     pub prices: Option<Prices>,
@@ -88,6 +93,8 @@ impl Default for ServePlan {
             adapter_dirs: Vec::new(),
             max_loaded_adapters: 64,
             max_adapter_bytes: 1 << 30,
+            pooling: None,
+            matryoshka: false,
             prices: None,
         }
     }
@@ -162,7 +169,8 @@ pub struct Reloader {
 
 impl Reloader {
     /// Puts `plan` in place of the running one, and reads certificates again. Address, port, origins,
-    /// the number of connections and what concerns adapters stay as they are; keys need no reload.
+    /// the number of connections and what concerns adapters and embeddings stay as they are; keys need
+    /// no reload.
     ///
     /// # Errors
     /// [`ServeError`] when something in it cannot be; nothing has changed then.
@@ -173,21 +181,20 @@ impl Reloader {
 }
 
 impl Server {
-    /// A server that answers for `models`, the base first. `engine` runs them all; the slots in
-    /// `models` are its adapters. Keys and usage are in `store`.
+    /// A server that answers for `models`, the base first. `host` runs them all; the slots in `models` are
+    /// its engine's adapters. Keys and usage are in `store`.
     ///
     /// # Errors
     /// [`ServeError`] when a name is taken twice or unusable, there is no model, or the plan has
     /// something that cannot be.
     pub fn new(
         plan: ServePlan,
-        engine: EngineHandle,
-        tokenizer: Arc<Tokenizer>,
+        host: Host,
         models: Vec<ServedModel>,
         store: Store,
     ) -> Result<Server, ServeError> {
         plan.check()?;
-        Ok(Server { state: Arc::new(State::new(plan, engine, tokenizer, models, store)?) })
+        Ok(Server { state: Arc::new(State::new(plan, host, models, store)?) })
     }
 
     /// For new settings while the server runs.
@@ -200,6 +207,15 @@ impl Server {
     pub fn with_loader(self, load: Arc<LoadAdapter>) -> Server {
         self.state.models.set_loader(load);
         self
+    }
+
+    /// The same server, which also answers for `model`, a base for embeddings that `host` runs.
+    ///
+    /// # Errors
+    /// [`ServeError`] when its name is taken or unusable.
+    pub fn with_embedder(self, host: Host, model: ServedModel) -> Result<Server, ServeError> {
+        self.state.models.add_base(host, model)?;
+        Ok(self)
     }
 
     /// Loads an adapter from a folder of the operator's choice, and answers for it as `name`. It may

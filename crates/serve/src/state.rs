@@ -10,14 +10,30 @@ use crate::metrics::Metrics;
 use crate::server::ServePlan;
 use crate::store::Store;
 use crate::structured::Grammars;
-use engine::EngineHandle;
+use engine::{EngineHandle, EngineStats};
+use model::EmbeddingForm;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use text::{ChatTemplate, Tokenizer};
 
-/// A name that requests can put into `model`: the base, or an adapter on it.
+/// What runs a base and its adapters.
+pub struct Host {
+    /// Their engine.
+    pub engine: EngineHandle,
+    /// Their tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Whether they answer in text. An encoder, and a base that is here for that alone, only makes
+    /// embeddings.
+    pub generates: bool,
+    /// How embeddings are made.
+    pub embedding: EmbeddingForm,
+    /// Values of a whole embedding.
+    pub embedding_len: usize,
+}
+
+/// A name that requests can put into `model`: a base, or an adapter on one.
 pub struct ServedModel {
     /// The name.
     pub name: String,
@@ -83,7 +99,9 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     /// Whether running answers are only being finished.
     draining: AtomicBool,
+    /// The first base's.
     pub(crate) engine: EngineHandle,
+    /// The first base's.
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) grammars: Grammars,
     /// What each token reads as; made when the first request asks for log probabilities.
@@ -94,12 +112,12 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(
         plan: ServePlan,
-        engine: EngineHandle,
-        tokenizer: Arc<Tokenizer>,
+        host: Host,
         models: Vec<ServedModel>,
         store: Store,
     ) -> Result<State, ServeError> {
-        let models = Arc::new(Registry::new(&plan, engine.clone(), models)?);
+        let (engine, tokenizer) = (host.engine.clone(), Arc::clone(&host.tokenizer));
+        let models = Arc::new(Registry::new(&plan, host, models)?);
         let tls = plan.tls()?;
         Ok(State {
             plan: RwLock::new(Arc::new(plan)),
@@ -155,9 +173,20 @@ impl State {
         all.get(token as usize).cloned().unwrap_or_default()
     }
 
-    /// The model of that name, loaded from disk if need be; it stays in memory while the caller
-    /// holds it. What the key may not name does not exist for it.
+    /// The model of that name, which must be one that answers in text; loaded from disk if need be. It
+    /// stays in memory while the caller holds it. What the key may not name does not exist for it.
     pub(crate) async fn model(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<Arc<Resident>, ApiError> {
+        let model = self.any_model(caller, name).await?;
+        model.must_generate()?;
+        Ok(model)
+    }
+
+    /// [`State::model`], also where it only makes embeddings.
+    pub(crate) async fn any_model(
         &self,
         caller: &Caller,
         name: &str,
@@ -165,14 +194,24 @@ impl State {
         self.models.acquire(caller, name).await
     }
 
-    /// [`State::model`]; without a name the base, for endpoints where `model` may be left out.
+    /// [`State::any_model`]; without a name the base, for endpoints where `model` may be left out.
     pub(crate) async fn model_or_base(
         &self,
         caller: &Caller,
         name: Option<&str>,
     ) -> Result<Arc<Resident>, ApiError> {
         let base = self.models.base()?;
-        self.model(caller, name.unwrap_or(&base.name)).await
+        self.any_model(caller, name.unwrap_or(&base.name)).await
+    }
+
+    /// What all engines hold and have done together.
+    pub(crate) fn engine_stats(&self) -> EngineStats {
+        self.models.hosts().iter().map(|host| host.engine.stats()).sum()
+    }
+
+    /// Whether every engine runs.
+    pub(crate) fn engines_alive(&self) -> bool {
+        self.models.hosts().iter().all(|host| host.engine.is_alive())
     }
 }
 

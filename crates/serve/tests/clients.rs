@@ -57,6 +57,7 @@ async fn the_openai_client_is_served() {
     }
     let shown = run(command).await;
     assert!(shown.contains("PASS eight concurrent streams"), "{shown}");
+    assert!(shown.contains("PASS embeddings"), "{shown}");
 }
 
 async fn check(package: &str, last: &str) {
@@ -84,6 +85,19 @@ async fn litellm_is_served() {
 #[tokio::test]
 async fn langchain_is_served() {
     check("langchain_openai", "PASS langchain: tools").await;
+}
+
+#[tokio::test]
+async fn langchain_embeds() {
+    if !has("langchain_openai") {
+        return;
+    }
+    let server = TestServer::start().await;
+    let mut command = Command::new(python());
+    command.arg(script("check_more_clients.py"));
+    command.args(["--client", "langchain_embeddings", "--url", &server.url, "--model", MODELS[1]]);
+    let shown = run(command).await;
+    assert!(shown.contains("PASS langchain: texts to search in, and a question"), "{shown}");
 }
 
 /// METIER_TEST_NODE names a folder whose node_modules has the package `openai`.

@@ -137,6 +137,8 @@ async fn answers_keep_to_openai_s_description() {
             schemas.check("ResponseStreamEvent", &event);
         }
     }
+    let body = json!({"model": "red", "input": ["abc", "d"]});
+    schemas.check("CreateEmbeddingResponse", &plain.ok("/v1/embeddings", &body).await);
     let models = plain.get("/v1/models").await.json().await.unwrap();
     schemas.check("ListModelsResponse", &models);
     schemas.check("Model", &plain.get("/v1/models/red").await.json().await.unwrap());
@@ -144,6 +146,7 @@ async fn answers_keep_to_openai_s_description() {
         ("/v1/chat/completions", json!({"model": "nobody", "messages": []})),
         ("/v1/completions", json!({"model": "red"})),
         ("/v1/responses", json!({"model": "nobody", "input": "x"})),
+        ("/v1/embeddings", json!({"model": "nobody", "input": "x"})),
     ] {
         let error: Value = plain.post(path, &body).await.json().await.unwrap();
         schemas.check("ErrorResponse", &error);

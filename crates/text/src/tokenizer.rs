@@ -352,6 +352,33 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Encodes a whole text that is to be embedded: as [`Tokenizer::encode`], with the tokens around it
+    /// that Hugging Face's tokenizer puts there when it is called on a string (`[CLS]` and `[SEP]`, or a
+    /// beginning or end token).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let ids = self.encode(text)?;
+        let encoding = tokenizers::Encoding::from_tokens(
+            ids.into_iter().map(|id| tokenizers::Token::new(id, String::new(), (0, 0))).collect(),
+            0,
+        );
+        let around = || Ok(self.inner.post_process(encoding, None, true)?.get_ids().to_vec());
+        let mut ids = guarded(around)
+            .and_then(|ids| ids.map_err(|error: tokenizers::Error| error.to_string()))
+            .map_err(|reason| TextError::Encode { text: excerpt(text), reason })?;
+        if let Some(bos) = self.bos {
+            match ids.first() == Some(&bos) {
+                false if self.add_bos => ids.insert(0, bos),
+                // The settings are stronger than the vocabulary's file.
+                true if !self.add_bos => _ = ids.remove(0),
+                _ => {}
+            }
+        }
+        Ok(ids)
+    }
+
     /// The text of `ids`. Control tokens and ids outside the vocabulary have no text. Bytes that
     /// form no character read as U+FFFD.
     ///

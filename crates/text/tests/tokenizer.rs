@@ -346,3 +346,34 @@ proptest! {
         }
     }
 }
+
+/// A tokenizer of an encoder, against what Transformers makes of whole texts.
+#[test]
+fn a_whole_text_stands_between_the_tokens_of_its_model() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/encoders/bert");
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let golden: Value =
+        serde_json::from_slice(&fs::read(dir.join("golden.json")).unwrap()).unwrap();
+    let cases = golden["tokens"].as_object().unwrap();
+    assert!(cases.len() >= 2);
+    for (text, ids) in cases {
+        assert_eq!(json!(tokenizer.encode_whole(text).unwrap()), *ids, "{text}");
+    }
+    // Text never becomes a control token.
+    let ids = tokenizer.encode_whole("my [SEP] leak").unwrap();
+    assert_eq!(ids.iter().filter(|id| tokenizer.is_control(**id)).count(), 2, "{ids:?}");
+    assert_eq!((ids[0], ids[ids.len() - 1]), (2, 3));
+    assert_eq!(tokenizer.encode_whole("").unwrap(), [2, 3]);
+
+    let nano = Tokenizer::from_dir(&nano()).unwrap();
+    assert_eq!(nano.encode_whole("héllo").unwrap(), nano.encode_prompt("héllo").unwrap());
+    // The settings decide about the beginning token, whatever the vocabulary's file does.
+    let plain = byte_level_json(&["<|bos|>"]);
+    let with = |add: bool| {
+        let config = json!({"bos_token": "<|bos|>", "add_bos_token": add});
+        let config = serde_json::to_vec(&config).unwrap();
+        let tokenizer = Tokenizer::from_bytes(plain.to_string().as_bytes(), Some(&config));
+        tokenizer.unwrap().encode_whole("ab").unwrap()
+    };
+    assert_eq!(with(true)[1..], with(false)[..]);
+}

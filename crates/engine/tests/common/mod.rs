@@ -7,11 +7,13 @@ use engine::{
     Constraint, EngineError, FinishReason, Grammar, GrammarRef, Limits, Runner, Sampler,
     SequenceRequest, TokenLogprobs, TokenSet,
 };
-use model::{BLOCK_SIZE, Batch, ModelError};
+use model::{BLOCK_SIZE, Batch, ModelError, Pooling};
 use std::sync::Arc;
 
 /// V of the fake model.
 pub(crate) const VOCAB: usize = 32;
+/// H of the fake model.
+pub(crate) const HIDDEN: usize = 3;
 /// Generated tokens are below this; the others have a logit of -1e4.
 pub(crate) const ORDINARY: u32 = 28;
 /// A prompt with this token panics in the forward.
@@ -46,6 +48,14 @@ impl FakeRunner {
 
 impl Runner for FakeRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, ModelError> {
+        self.run_hidden(batch, &[]).map(|(logits, _)| logits)
+    }
+    /// A hidden state is the beginning of its logits.
+    fn run_hidden(
+        &mut self,
+        batch: &Batch,
+        hidden: &[usize],
+    ) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
         self.longest = self.longest.max(batch.tokens.len());
         self.widest = self.widest.max(batch.segments.len());
         assert_eq!(batch.tokens.len(), batch.segments.iter().map(|s| s.len).sum::<usize>());
@@ -54,7 +64,7 @@ impl Runner for FakeRunner {
         for segment in &batch.segments {
             segment.pages.iter().for_each(|&page| readers[page as usize] += 1);
         }
-        let mut logits = Vec::new();
+        let (mut logits, mut states) = (Vec::new(), Vec::new());
         let mut start = 0;
         for segment in &batch.segments {
             assert!(segment.len > 0, "empty segment");
@@ -71,15 +81,19 @@ impl Runner for FakeRunner {
                 }
                 assert!(token != PANIC, "poisoned");
                 self.pages[slot(segment.past + i)] = token;
-                if batch.logit_rows.contains(&(start + i)) {
+                if let Ok(place) = batch.logit_rows.binary_search(&(start + i)) {
                     let prefix: Vec<u32> =
                         (0..=segment.past + i).map(|pos| self.pages[slot(pos)]).collect();
-                    logits.extend(fake_logits(segment.adapter, &prefix));
+                    let row = fake_logits(segment.adapter, &prefix);
+                    match hidden.contains(&place) {
+                        true => states.extend_from_slice(&row[..HIDDEN]),
+                        false => logits.extend(row),
+                    }
                 }
             }
             start += segment.len;
         }
-        Ok(logits)
+        Ok((logits, states))
     }
     fn num_blocks(&self) -> usize {
         self.pages.len() / BLOCK_SIZE
@@ -114,6 +128,26 @@ fn fake_logits(adapter: Option<usize>, prefix: &[u32]) -> Vec<f32> {
             (x >> 40) as f32 / (1u64 << 22) as f32 - 2.0 + turn
         })
         .collect()
+}
+
+/// The pooled states of a request's prompt.
+fn embedding(request: &SequenceRequest, pooling: Pooling) -> Result<Vec<f32>, EngineError> {
+    let len = request.prompt.len();
+    let positions = match pooling {
+        Pooling::Mean => 0..len,
+        Pooling::Cls => 0..1,
+        Pooling::Last => len - 1..len,
+    };
+    let count = positions.len() as f64;
+    let mut sum = [0.0; HIDDEN];
+    for position in positions {
+        let row = fake_logits(request.adapter, &request.prompt[..=position]);
+        if row.iter().any(|x| x.is_nan()) {
+            return Err(EngineError::NonFinite { position });
+        }
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(x));
+    }
+    Ok(sum.iter().map(|sum| (sum / count) as f32).collect())
 }
 
 /// Tokens whose parity alternates, beginning with even ones; it may end after [`LEAST`] and must after
@@ -183,6 +217,7 @@ pub(crate) struct Answer {
     pub(crate) tokens: Vec<u32>,
     pub(crate) logprobs: Vec<TokenLogprobs>,
     pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
+    pub(crate) embedding: Vec<f32>,
 }
 
 /// What the request gives alone, without engine, pages, guesses or batch.
@@ -194,6 +229,10 @@ pub(crate) fn alone(
     let params = &request.params;
     if let Some(bad) = request.prompt.iter().find(|&&t| t == FAIL || t == PANIC) {
         return Err(EngineError::Forward(format!("{bad}")));
+    }
+    if let Some(pooling) = request.pooling {
+        let embedding = embedding(request, pooling)?;
+        return Ok((Answer { embedding, ..Answer::default() }, FinishReason::Stop));
     }
     let mut sampler = Sampler::new(params, &request.prompt);
     let mut constraint = request.grammar.as_ref().map(|g| g.0.start());

@@ -118,7 +118,7 @@ pub(super) fn stream(
                     return Ok(Streamed { text, tokens, finish_reason, usage });
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
-                Event::Started { .. } | Event::Prompt { .. } => {}
+                Event::Started { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
     }

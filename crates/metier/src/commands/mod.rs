@@ -6,6 +6,7 @@ mod data;
 mod data_show;
 mod demo;
 mod doctor;
+mod embed;
 mod eval;
 mod export;
 mod generate;
@@ -39,6 +40,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
+        Command::Embed(args) => embed::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Usage(args) => usage::run(&args),

@@ -127,13 +127,13 @@ fn row(name: &str, dir: &Path, summary: &ModelSummary) -> Value {
     let dtypes: Vec<String> = dtypes.iter().map(|(name, _)| name.to_lowercase()).collect();
     json!({
         "name": name,
-        "family": summary.config.family.name(),
+        "family": summary.family,
         "parameters": summary.parameters,
         "parameters_shown": count(summary.parameters),
         "dtype": dtypes.join(", "),
         "bytes": summary.bytes,
         "size_shown": HumanBytes(summary.bytes).to_string(),
-        "context_length": summary.config.max_position_embeddings,
+        "context_length": summary.context_len,
         "license": license_of(dir),
         "path": dir,
     })

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiError, ApiRepo};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use model::DecoderConfig;
+use model::{DecoderConfig, EncoderConfig, ModelError, is_encoder};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -52,7 +52,7 @@ pub(super) fn run(args: &PullArgs) -> Result<ExitCode> {
         bar.set_position(done);
         // Gigabytes of weights come after it: refuse a model that cannot run before they do.
         if file.rfilename == "config.json" {
-            DecoderConfig::load(&snapshot)
+            check_config(&snapshot)
                 .context("this model cannot be used; its weights were not fetched")?;
         }
     }
@@ -73,9 +73,20 @@ pub(super) fn run(args: &PullArgs) -> Result<ExitCode> {
     }
     println!("{}", snapshot.display());
     if args.file.is_empty() {
-        eprintln!("next: metier generate --model {} --prompt \"Hello\"", args.model);
+        match is_encoder(&snapshot)? {
+            true => eprintln!("next: metier embed --model {} < texts.txt", args.model),
+            false => eprintln!("next: metier generate --model {} --prompt \"Hello\"", args.model),
+        }
     }
     Ok(exit::done())
+}
+
+/// Whether the model whose config.json is in `dir` can be used.
+fn check_config(dir: &Path) -> Result<(), ModelError> {
+    match is_encoder(dir)? {
+        true => EncoderConfig::load(dir).map(drop),
+        false => DecoderConfig::load(dir).map(drop),
+    }
 }
 
 /// What the Hub says about a model.
@@ -177,7 +188,8 @@ impl Info {
     }
 }
 
-/// Config, tokenizer, template, card, and safetensors weights at the root. Where the weights are
+/// Config, tokenizer, template, card, and safetensors weights at the root, and what is said of
+/// embeddings. Where the weights are
 /// published under Hugging Face's names, others (consolidated.safetensors) are the same again.
 fn is_wanted(name: &str, published: bool) -> bool {
     const TEXT: [&str; 12] = [
@@ -194,11 +206,19 @@ fn is_wanted(name: &str, published: bool) -> bool {
         "chat_template.json",
         "README.md",
     ];
+    const EMBEDDINGS: [&str; 4] = [
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+    ];
     let weights = name.ends_with(".safetensors") && (!published || name.starts_with("model"));
     let root = !name.contains('/');
     let licence = name.to_ascii_uppercase().starts_with("LICENSE");
     let index = name == "model.safetensors.index.json";
-    root && (TEXT.contains(&name) || weights || index || licence || name.ends_with(".tiktoken"))
+    let root = root
+        && (TEXT.contains(&name) || weights || index || licence || name.ends_with(".tiktoken"));
+    root || EMBEDDINGS.contains(&name)
 }
 
 /// Moves one bar over all files.

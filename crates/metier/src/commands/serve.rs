@@ -1,16 +1,21 @@
 //! `metier serve`: base and adapters behind an OpenAI-compatible API.
 
-use crate::cli::ServeArgs;
+use crate::cli::{EmbeddingArgs, ServeArgs};
 use crate::config::ConfigFile;
+use crate::embedder::{Embedder, names_encoder};
 use crate::exit;
 use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::{EngineHandle, EngineOptions};
-use serve::{Digest, LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
+use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use text::ChatTemplate;
+
+/// Memory for the keys and values of a decoder that is there for embeddings alone.
+const EMBEDDING_KV_BYTES: usize = 128 << 20;
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let settings = Settings::of(args);
@@ -32,7 +37,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         bail!("--pin {pin}: no --adapter has this name");
     }
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
-    let base = Arc::new(Base::load(name, args.weights)?);
     let options = EngineOptions {
         kv_cache_dtype: args.kv_cache.dtype(),
         max_num_seqs: args.max_num_seqs,
@@ -40,25 +44,57 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         num_speculative_tokens: args.num_speculative_tokens,
         ..EngineOptions::default()
     };
-    let (mut engine, _) = resolve::engine(&base, &[], args.kv_cache_mib << 20, options)?;
-    if let Some(name) = &args.draft_model {
-        let draft = resolve::draft_model(name, &base, engine.options())?;
-        engine = engine.with_drafter(draft);
-    }
-    let served = ServedModel {
-        name: base.short_name(),
-        adapter: None,
-        template: base.template.clone(),
-        stop_ids: base.template.stop_ids(&base.tokenizer),
-        digest: digest_of(&base),
+    // The wishes are for the model that is there for embeddings, if there is one.
+    let wishes = EmbeddingArgs { pooling: plan.pooling, matryoshka: plan.matryoshka };
+    let (of_base, of_other) = match args.embedding_model {
+        None => (wishes, EmbeddingArgs::default()),
+        Some(_) => (EmbeddingArgs::default(), wishes),
     };
-    let digest = served.digest.clone();
-    let mut names = vec![served.name.clone()];
+    let kv_bytes = args.kv_cache_mib << 20;
+    let mut digests = Vec::new();
+    let server = if names_encoder(name)? {
+        if let Some((name, _)) = adapters.first() {
+            bail!("--adapter {name}: the base is an encoder, which takes none");
+        }
+        if let Some(name) = &args.draft_model {
+            bail!("--draft-model {name}: the base is an encoder, for which nothing is guessed");
+        }
+        let embedder = Embedder::load(name, args.weights, of_base)?;
+        let served = for_embeddings(&embedder);
+        digests.push((served.name.clone(), served.digest.clone()));
+        let host = embedder.host(embedder.spawn(None, kv_bytes, options)?, false);
+        Server::new(plan.clone(), host, vec![served], store)?
+    } else {
+        let base = Arc::new(Base::load(name, args.weights)?);
+        let embedder = Embedder::of(&base, of_base)?;
+        let served = ServedModel {
+            name: base.short_name(),
+            adapter: None,
+            template: base.template.clone(),
+            stop_ids: base.template.stop_ids(&base.tokenizer),
+            digest: embedder.digest(),
+        };
+        digests.push((served.name.clone(), served.digest.clone()));
+        let (mut engine, _) = resolve::engine(&base, &[], kv_bytes, options)?;
+        if let Some(name) = &args.draft_model {
+            let draft = resolve::draft_model(name, &base, engine.options())?;
+            engine = engine.with_drafter(draft);
+        }
+        let host = embedder.host(EngineHandle::spawn(engine)?, true);
+        Server::new(plan.clone(), host, vec![served], store)?.with_loader(loader(base))
+    };
+    let server = match &args.embedding_model {
+        None => server,
+        Some(name) => {
+            let embedder = Embedder::load(name, args.weights, of_other)?;
+            let served = for_embeddings(&embedder);
+            digests.push((served.name.clone(), served.digest.clone()));
+            let host = embedder.host(embedder.spawn(None, EMBEDDING_KV_BYTES, options)?, false);
+            server.with_embedder(host, served)?
+        }
+    };
+    let mut names: Vec<String> = digests.iter().map(|(name, _)| name.clone()).collect();
     names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
-    let handle = EngineHandle::spawn(engine)?;
-    let server =
-        Server::new(plan.clone(), handle, Arc::clone(&base.tokenizer), vec![served], store)?
-            .with_loader(loader(base));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -74,7 +110,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         })?;
         let address = listener.local_addr()?;
         // Adapters have asked for it, or nobody yet. Not on the runtime, whose end would wait for it.
-        std::thread::spawn(move || _ = digest.get());
+        std::thread::spawn(move || digests.iter().for_each(|(_, digest)| _ = digest.get()));
         let scheme = if plan.tls.is_some() { "https" } else { "http" };
         println!("serving {} on {scheme}://{address}/v1", names.join(", "));
         if !plan.host.is_loopback() {
@@ -116,6 +152,7 @@ struct Settings {
     adapter_dirs: Vec<PathBuf>,
     max_loaded_adapters: Option<u32>,
     adapter_memory_mib: Option<u32>,
+    embedding: EmbeddingArgs,
 }
 
 impl Settings {
@@ -129,6 +166,7 @@ impl Settings {
             adapter_dirs: args.adapter_dir.clone(),
             max_loaded_adapters: args.max_loaded_adapters,
             adapter_memory_mib: args.adapter_memory_mib,
+            embedding: args.embedding,
         }
     }
 
@@ -155,6 +193,8 @@ impl Settings {
         if let Some(mib) = self.adapter_memory_mib {
             plan.max_adapter_bytes = (mib as usize) << 20;
         }
+        plan.pooling = self.embedding.pooling.or(plan.pooling);
+        plan.matryoshka |= self.embedding.matryoshka;
         Ok(plan)
     }
 }
@@ -184,16 +224,16 @@ async fn reload_at_hangup(reloader: Reloader, settings: Settings) {
     drop((reloader, settings));
 }
 
-/// The base's digest, which reads its files; a base of gigabytes answers before that is done.
-fn digest_of(base: &Base) -> Digest {
-    let decoder = Arc::clone(&base.decoder);
-    Digest::later(move || match decoder.digest() {
-        Ok(digest) => digest.to_owned(),
-        Err(error) => {
-            tracing::error!("usage of the base is written without a digest: {error}");
-            String::new()
-        }
-    })
+/// A base that is served for its embeddings alone.
+fn for_embeddings(embedder: &Embedder) -> ServedModel {
+    ServedModel {
+        name: embedder.name.clone(),
+        adapter: None,
+        // It answers no conversation.
+        template: ChatTemplate::plain(),
+        stop_ids: Vec::new(),
+        digest: embedder.digest(),
+    }
 }
 
 /// Reads adapters for `base`.

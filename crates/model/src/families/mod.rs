@@ -1,5 +1,6 @@
 //! The families of models, one file each, in one table. No other module names a family.
 
+mod bert;
 mod gemma2;
 mod gemma3;
 pub(crate) mod gguf;
@@ -12,10 +13,13 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod roberta;
 pub(crate) mod rope;
 mod smollm3;
+mod xlm_roberta;
 
 use crate::config::{DecoderConfig, RawConfig};
+use crate::encoder::EncoderConfig;
 use crate::error::ModelError;
 
 /// A supported family; its rules are in its [`FamilySpec`].
@@ -53,6 +57,24 @@ const FAMILIES: &[FamilySpec] = &[
     smollm3::SPEC,
 ];
 
+/// What the file of a family of encoders states.
+pub(crate) struct EncoderSpec {
+    /// `model_type` in config.json.
+    pub(crate) model_type: &'static str,
+    /// What stands before the names of tensors where the model was saved with a head on it.
+    pub(crate) prefix: &'static str,
+    /// Turns config.json into an [`EncoderConfig`], refusing what it does not understand.
+    pub(crate) resolve: fn(&RawConfig<'_>) -> Result<EncoderConfig, ModelError>,
+}
+
+/// THE table of encoders: a new family is a new file and one line here.
+pub(crate) const ENCODERS: &[EncoderSpec] = &[bert::SPEC, roberta::SPEC, xlm_roberta::SPEC];
+
+/// The family of encoders whose `model_type` is `name`.
+pub(crate) fn encoder(name: &str) -> Option<&'static EncoderSpec> {
+    ENCODERS.iter().find(|f| f.model_type == name)
+}
+
 /// Top-level fields that do not change what a forward computes: bookkeeping, initialisation,
 /// dropout (which is off), and what generation or other tasks take from a configuration.
 pub(crate) const HARMLESS: &[&str] = &[
@@ -77,8 +99,10 @@ pub(crate) const HARMLESS: &[&str] = &[
     "is_decoder",
     "is_encoder_decoder",
     "is_llama_config",
+    "is_matryoshka",
     "keys_to_ignore_at_inference",
     "label2id",
+    "matryoshka_dimensions",
     "max_length",
     "num_labels",
     "output_attentions",

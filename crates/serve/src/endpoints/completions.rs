@@ -92,7 +92,7 @@ const NEUTRAL: &[Neutral] =
 impl CompletionRequest {
     fn read(mut fields: Fields, max_choices: usize) -> Result<CompletionRequest, ApiError> {
         let model = fields.required("model", "the name of a model")?;
-        let prompts = prompts(&mut fields)?;
+        let prompts = prompts(&mut fields, "prompt")?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let mut sampling = Sampling::read(&mut fields, max_choices)?;
         let logprobs = logprobs(&mut fields, &mut sampling, echo)?;
@@ -144,7 +144,7 @@ fn best_of(fields: &mut Fields, n: usize) -> Result<(), ApiError> {
 }
 
 /// A prompt as it came.
-enum Prompt {
+pub(super) enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
 }
@@ -209,11 +209,11 @@ impl Prompt {
     }
 }
 
-/// A string, a list of strings, a list of token ids, or a list of such lists.
-fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+/// What `field` holds: a string, a list of strings, a list of token ids, or a list of such lists.
+pub(super) fn prompts(fields: &mut Fields, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of strings, a list of token ids, or a list of such lists";
-    let Some(value) = fields.take("prompt") else {
-        return Err(fields.missing("prompt", expected));
+    let Some(value) = fields.take(field) else {
+        return Err(fields.missing(field, expected));
     };
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let prompts = match &value {
@@ -234,7 +234,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
         },
         _ => None,
     };
-    prompts.ok_or_else(|| fields.wrong("prompt", &value, expected))
+    prompts.ok_or_else(|| fields.wrong(field, &value, expected))
 }
 
 /// The fields that every answer and chunk begins with.

@@ -1,4 +1,4 @@
-//! `GET /health`: whether the engine runs, and how busy it is.
+//! `GET /health`: whether the engines run, and how busy they are.
 
 use crate::state::State as Shared;
 use axum::Json;
@@ -18,16 +18,17 @@ struct Health {
     /// `ok` or `stopped`.
     status: &'static str,
     version: &'static str,
+    /// Of all engines together: the base's, and that of a base for embeddings beside it.
     #[serde(flatten)]
     engine: EngineStats,
 }
 
 async fn health(State(state): State<Arc<Shared>>) -> (StatusCode, Json<Health>) {
-    let alive = state.engine.is_alive();
+    let alive = state.engines_alive();
     let health = Health {
         status: if alive { "ok" } else { "stopped" },
         version: env!("CARGO_PKG_VERSION"),
-        engine: state.engine.stats(),
+        engine: state.engine_stats(),
     };
     (if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
 }

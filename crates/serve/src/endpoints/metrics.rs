@@ -16,7 +16,7 @@ pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 async fn metrics(State(state): State<Arc<Shared>>) -> Result<Response, ApiError> {
-    let text = state.metrics.text(&state.engine.stats(), state.store.lost());
+    let text = state.metrics.text(&state.engine_stats(), state.store.lost());
     let text = text.map_err(|e| ApiError::internal(format!("writing the metrics: {e}")))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }

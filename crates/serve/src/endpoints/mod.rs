@@ -3,6 +3,7 @@
 mod adapters;
 mod chat_completions;
 mod completions;
+mod embeddings;
 mod feedback;
 mod health;
 mod messages;
@@ -54,6 +55,7 @@ pub const ALL: &[Endpoint] = &[
     Endpoint { path: "/v1/models/{model}", method: "GET", scope: User, route: models::route_one },
     Endpoint { path: "/v1/chat/completions", method: "POST", scope: User, route: chat_completions::route },
     Endpoint { path: "/v1/completions", method: "POST", scope: User, route: completions::route },
+    Endpoint { path: "/v1/embeddings", method: "POST", scope: User, route: embeddings::route },
     Endpoint { path: "/v1/responses", method: "POST", scope: User, route: responses::route },
     Endpoint { path: "/v1/messages", method: "POST", scope: User, route: messages::route },
     Endpoint { path: "/v1/messages/count_tokens", method: "POST", scope: User, route: messages::route_count },

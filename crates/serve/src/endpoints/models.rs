@@ -50,7 +50,7 @@ impl Model {
             object: "model",
             created: card.created,
             owned_by: "metier",
-            max_model_len: state.engine.limits().max_len(),
+            max_model_len: card.host.engine.limits().max_len(),
             parent: Some(base).filter(|base| card.is_adapter && caller.may_name(base)),
             adapter_digest: card.digest,
             loaded: card.loaded,

@@ -22,7 +22,7 @@ struct Readiness {
 async fn ready(State(state): State<Arc<Shared>>) -> (StatusCode, Json<Readiness>) {
     let status = if state.is_draining() {
         "draining"
-    } else if !state.engine.is_alive() {
+    } else if !state.engines_alive() {
         "stopped"
     } else if !state.store.is_healthy() {
         "store_failed"

@@ -43,22 +43,24 @@ async fn tokenize(
     let model = state.model_or_base(&caller, request.model.as_deref()).await?;
     let tokens = match request.input {
         Input::Prompt { text, add_special_tokens } => {
-            let tokenizer = Arc::clone(&state.tokenizer);
+            let host = Arc::clone(model.host());
             off_reactor("encoding the prompt", move || match add_special_tokens {
-                true => tokenizer.encode_prompt(&text),
-                false => tokenizer.encode_with_specials(&text),
+                true if host.generates => host.tokenizer.encode_prompt(&text),
+                true => host.tokenizer.encode_whole(&text),
+                false => host.tokenizer.encode_with_specials(&text),
             })
             .await?
             .map_err(|e| ApiError::text(&e, "prompt"))?
         }
         Input::Messages { conversation, add_generation_prompt } => {
+            model.must_generate()?;
             conversation::render(&state, &model, conversation, add_generation_prompt).await?.ids
         }
     };
-    let spelling = |id: &u32| state.tokenizer.token(*id).unwrap_or_default();
+    let spelling = |id: &u32| model.host().tokenizer.token(*id).unwrap_or_default();
     Ok(Json(Tokenized {
         count: tokens.len(),
-        max_model_len: state.engine.limits().max_len(),
+        max_model_len: model.host().engine.limits().max_len(),
         token_strs: request.return_token_strs.then(|| tokens.iter().map(spelling).collect()),
         tokens,
     }))
@@ -125,8 +127,8 @@ async fn detokenize(
     Body(fields): Body,
 ) -> Result<Json<Detokenized>, ApiError> {
     let request = DetokenizeRequest::read(fields)?;
-    state.model_or_base(&caller, request.model.as_deref()).await?;
-    let vocab = state.engine.limits().vocab_size;
+    let model = state.model_or_base(&caller, request.model.as_deref()).await?;
+    let vocab = model.host().engine.limits().vocab_size;
     if let Some(place) = request.tokens.iter().position(|&id| id as usize >= vocab) {
         let message = format!(
             "tokens[{place}] is {}; expected below the vocabulary of {vocab}",
@@ -134,7 +136,7 @@ async fn detokenize(
         );
         return Err(ApiError::field(format!("tokens[{place}]"), message));
     }
-    let tokenizer = Arc::clone(&state.tokenizer);
+    let tokenizer = Arc::clone(&model.host().tokenizer);
     let decode = move || -> Result<String, TextError> { tokenizer.decode(&request.tokens) };
     let prompt = off_reactor("decoding the tokens", decode)
         .await?

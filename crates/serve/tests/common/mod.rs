@@ -4,11 +4,15 @@
 #![allow(dead_code)]
 
 use engine::{Engine, EngineHandle, EngineOptions, Runner};
-use model::{Batch, Decoder, DecoderConfig, LoraAdapter, LoraConfig, ModelError, PackedAdapter};
+use model::{
+    Batch, Decoder, DecoderConfig, Dimensions, EmbeddingForm, LoraAdapter, LoraConfig, ModelError,
+    PackedAdapter, Pooling,
+};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use serve::{
-    Database, LoadAdapter, LoadedAdapter, NewKey, Reloader, ServePlan, ServedModel, Server, Store,
+    Database, Host, LoadAdapter, LoadedAdapter, NewKey, Reloader, ServePlan, ServedModel, Server,
+    Store,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -158,6 +162,16 @@ fn served(
     }
 }
 
+/// What runs the models, with the pooling of the plan or the mean.
+fn host(plan: &ServePlan, engine: EngineHandle, generates: bool) -> Host {
+    let mut embedding = EmbeddingForm::new(plan.pooling.unwrap_or(Pooling::Mean));
+    if plan.matryoshka {
+        embedding.dimensions = Dimensions::Any;
+    }
+    let embedding_len = decoder().config().hidden_size;
+    Host { engine, tokenizer: tokenizer(), generates, embedding, embedding_len }
+}
+
 /// A model that says what it is told to: see [`TestServer::scripted`].
 struct Scripted {
     scripts: Vec<Vec<u32>>,
@@ -252,7 +266,27 @@ impl TestServer {
             let source = if i == 3 { OTHER_TEMPLATE } else { TEMPLATE };
             served(name, i.checked_sub(1), source, &tokenizer)
         });
-        Self::serve(plan, engine(options), models.collect(), load).await
+        Self::serve(plan, engine(options), models.collect(), load, |server| server).await
+    }
+
+    /// The usual server, and beside it `vectors`, the same decoder once more for embeddings alone.
+    pub(crate) async fn with_embedder(plan: ServePlan) -> TestServer {
+        let beside = host(&plan, engine(roomy()), false);
+        let mut models: Vec<ServedModel> =
+            ["base", "vectors"].map(|name| served(name, None, TEMPLATE, &tokenizer())).into();
+        let vectors = models.pop().expect("two");
+        let prepare = |server: Server| server.with_embedder(beside, vectors).expect("a new name");
+        Self::serve(plan, engine(roomy()), models, Arc::new(load), prepare).await
+    }
+
+    /// A server whose only model, `base`, makes embeddings only.
+    pub(crate) async fn embedder() -> TestServer {
+        let plan = ServePlan::default();
+        let (beside, models) = (
+            host(&plan, engine(roomy()), false),
+            vec![served("base", None, TEMPLATE, &tokenizer())],
+        );
+        Self::listen(plan, beside, models, Arc::new(load), |server| server).await
     }
 
     /// A server whose only model, `base`, says what the test wants: where the last text of the user
@@ -276,7 +310,7 @@ impl TestServer {
         let engine = Engine::with_runner(runner, options).expect("good options");
         let engine = EngineHandle::spawn(engine).expect("a thread");
         let models = vec![served("base", None, template, &tokenizer)];
-        Self::serve(ServePlan::default(), engine, models, Arc::new(load)).await
+        Self::serve(ServePlan::default(), engine, models, Arc::new(load), |server| server).await
     }
 
     async fn serve(
@@ -284,6 +318,18 @@ impl TestServer {
         engine: EngineHandle,
         models: Vec<ServedModel>,
         load: Arc<LoadAdapter>,
+        prepare: impl FnOnce(Server) -> Server,
+    ) -> TestServer {
+        let host = host(&plan, engine, true);
+        Self::listen(plan, host, models, load, prepare).await
+    }
+
+    async fn listen(
+        plan: ServePlan,
+        host: Host,
+        models: Vec<ServedModel>,
+        load: Arc<LoadAdapter>,
+        prepare: impl FnOnce(Server) -> Server,
     ) -> TestServer {
         let plan = ServePlan { port: 0, ..plan };
         let listener = plan.bind().await.expect("a free port");
@@ -291,8 +337,8 @@ impl TestServer {
         assert!(url.starts_with("http://127.0.0.1:"), "{url}");
         let state = tempfile::tempdir().expect("a folder");
         let store = Store::open(state.path()).expect("a new store");
-        let server = Server::new(plan, engine, tokenizer(), models, store).expect("valid");
-        let server = server.with_loader(load);
+        let server = Server::new(plan, host, models, store).expect("valid");
+        let server = prepare(server.with_loader(load));
         let reloader = server.reloader();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(listener, async move {
@@ -360,6 +406,13 @@ impl TestServer {
             if health[field] == value {
                 return health;
             }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Looks at `/health` until `field` is above 1.
+    pub(crate) async fn wait_until_many(&self, field: &str) {
+        while self.health().await[field].as_u64().is_none_or(|value| value <= 1) {
             tokio::task::yield_now().await;
         }
     }

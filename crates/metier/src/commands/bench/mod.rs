@@ -274,7 +274,10 @@ impl Work {
                         first.get_or_insert_with(Instant::now);
                     }
                     Event::Failed { error, .. } => return Err(error.into()),
-                    Event::Started { .. } | Event::Prompt { .. } | Event::Finished { .. } => {}
+                    Event::Started { .. }
+                    | Event::Prompt { .. }
+                    | Event::Embedding { .. }
+                    | Event::Finished { .. } => {}
                 }
             }
         }
