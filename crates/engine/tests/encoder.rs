@@ -27,7 +27,7 @@ fn texts_are_embedded_whole_and_alike_in_any_company() {
         answers.into_iter().map(|answer| answer.unwrap().embedding).collect()
     };
     let alone: Vec<_> =
-        texts.iter().flat_map(|text| embed(&mut engine(64), &[text.clone()])).collect();
+        texts.iter().flat_map(|text| embed(&mut engine(64), std::slice::from_ref(text))).collect();
     for max_batch_tokens in [40, 64, 512] {
         let mut engine = engine(max_batch_tokens);
         assert_eq!(embed(&mut engine, &texts), alone, "{max_batch_tokens} tokens a step");

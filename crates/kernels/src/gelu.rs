@@ -111,8 +111,7 @@ impl Kernel for Tanh<'_> {
 /// The level of `S` must be supported.
 #[inline(always)]
 unsafe fn erf_root2<S: Simd>(x: S::F) -> S::F {
-    const A: [f32; 5] =
-        [0.254_829_592, -0.284_496_736, 1.421_413_741, -1.453_152_027, 1.061_405_429];
+    const A: [f32; 5] = [0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152_1, 1.061_405_4];
     const P: f32 = 0.327_591_1;
     // SAFETY: no memory is touched.
     unsafe {

@@ -77,7 +77,7 @@ fn a_text_s_bits_do_not_depend_on_its_company() {
         let together = encoder.forward(&batch(&texts)).unwrap();
         let alone: Vec<f32> = texts
             .iter()
-            .flat_map(|text| encoder.forward(&batch(&[text.clone()])).unwrap())
+            .flat_map(|text| encoder.forward(&batch(std::slice::from_ref(text))).unwrap())
             .collect();
         assert_eq!(together, alone);
         let mut some = batch(&texts);
@@ -106,7 +106,7 @@ fn batches_that_break_a_rule_are_refused() {
     refused(&|b| b.tokens[1] = config.vocab_size as u32, "vocabulary");
     refused(&|b| b.logit_rows = vec![3], "row 3 of 3");
     let long = vec![1; config.max_tokens() + 1];
-    refused(&|b| *b = batch(&[long.clone()]), "expected 1 to");
+    refused(&|b| *b = batch(std::slice::from_ref(&long)), "expected 1 to");
     assert!(encoder.forward(&batch(&[vec![1; config.max_tokens()]])).is_ok());
 }
 
