@@ -359,6 +359,7 @@ mod tests {
                     tokens: vec![2; n],
                     logprobs: Vec::new(),
                     prompt_logprobs: Vec::new(),
+                    embedding: Vec::new(),
                     reason,
                     usage,
                 })
