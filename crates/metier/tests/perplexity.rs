@@ -56,9 +56,8 @@ fn a_text_and_ids_as_transformers_has_it() {
     let nano = repository("assets/nano");
     holds(&measured(&nano, &["--text", text, "--context", "64"]), &case);
     // Shorter keys and values change the numbers, a little.
-    let held = |dtype| {
-        measured(&nano, &["--text", text, "--context", "64", "--kv-cache-dtype", dtype])
-    };
+    let held =
+        |dtype| measured(&nano, &["--text", text, "--context", "64", "--kv-cache-dtype", dtype]);
     let exact = held("f32")["perplexity"].as_f64().unwrap();
     for dtype in ["bf16", "q8"] {
         let found = &held(dtype)["perplexity"];

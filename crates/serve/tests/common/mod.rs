@@ -279,6 +279,12 @@ impl TestServer {
         Self::serve(ServePlan::default(), engine, models, Arc::new(load)).await
     }
 
+    /// A server of the random base alone, with this template.
+    pub(crate) async fn templated(template: &str) -> TestServer {
+        let models = vec![served("base", None, template, &tokenizer())];
+        Self::serve(ServePlan::default(), engine(roomy()), models, Arc::new(load)).await
+    }
+
     async fn serve(
         plan: ServePlan,
         engine: EngineHandle,
