@@ -445,7 +445,7 @@ async fn one_process_bears_everything_at_once() {
         after as f64 / (1 << 20) as f64
     );
     // A client that found something wrong has ended by now.
-    while let Some(ended) = clients.try_join_next() {
+    if let Some(ended) = clients.try_join_next() {
         ended.expect("a client found something wrong");
         panic!("a client ended before the end");
     }
