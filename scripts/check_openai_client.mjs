@@ -68,6 +68,26 @@ await check("responses, streamed or not", async () => {
   same(text, response.output_text);
 });
 
+const schema = {
+  type: "object",
+  properties: { kind: { enum: ["leak", "noise"] }, urgent: { type: "boolean" } },
+  required: ["kind", "urgent"],
+  additionalProperties: false,
+};
+const kept = ({ kind, urgent }) => ["leak", "noise"].includes(kind) && typeof urgent === "boolean";
+
+await check("JSON by a schema", async () => {
+  const format = { type: "json_schema", json_schema: { name: "report", schema, strict: true } };
+  const asked = { ...request, max_tokens: 300, response_format: format };
+  const { choices } = await client.chat.completions.parse(asked);
+  ok(kept(choices[0].message.parsed), choices[0].message.content);
+  const streamed = await client.chat.completions.stream(asked).finalChatCompletion();
+  same(streamed.choices[0].message.parsed, choices[0].message.parsed);
+  const text = { format: { type: "json_schema", name: "report", schema, strict: true } };
+  const response = await client.responses.parse({ model, input: content, temperature: 0, text });
+  ok(kept(response.output_parsed), response.output_text);
+});
+
 await check("errors are its own classes", async () => {
   const create = (change) => () => client.chat.completions.create({ ...request, ...change });
   await refused(OpenAI.NotFoundError, "no-such-model", create({ model: "no-such-model" }));
@@ -88,6 +108,30 @@ if (tools) {
     messages.push(choice.message, { role: "tool", tool_call_id: call.id, content: "0" });
     const end = await client.chat.completions.create(calling);
     same(end.choices[0].finish_reason, "stop");
+  });
+
+  await check("calls that are forced, streamed or not", async () => {
+    const report = { name: "report", parameters: schema, strict: true };
+    const forced = { type: "function", function: { name: "report" } };
+    const calling = {
+      ...request,
+      max_tokens: 300,
+      tools: [{ type: "function", function: report }],
+      parallel_tool_calls: false,
+    };
+    for (const tool_choice of ["required", forced]) {
+      const { choices } = await client.chat.completions.parse({ ...calling, tool_choice });
+      const [call] = choices[0].message.tool_calls;
+      ok(call.function.name === "report" && kept(call.function.parsed_arguments), call);
+      const stream = client.chat.completions.stream({ ...calling, tool_choice });
+      const [again] = (await stream.finalChatCompletion()).choices[0].message.tool_calls;
+      same(again.function.arguments, call.function.arguments);
+    }
+    const tools = [{ type: "function", ...report }];
+    const asked = { model, input: content, temperature: 0, tools, parallel_tool_calls: false };
+    const tool_choice = { type: "function", name: "report" };
+    const response = await client.responses.parse({ ...asked, tool_choice });
+    ok(kept(response.output[0].parsed_arguments), JSON.stringify(response.output));
   });
 }
 

@@ -573,16 +573,19 @@ pub(crate) struct GenerateArgs {
   metier chat --model nano --adapter out/tickets
   echo 'My boiler leaks, SW1A 1AA' | metier chat --model nano --adapter out/tickets --temperature 0
 
-In the chat: /reset forgets the conversation, /quit (or Ctrl-D) leaves.")]
+  metier chat --model nano --adapter tickets=out/tickets --adapter triage=out/triage
+
+In the chat: /help lists the commands: /adapter goes on with another adapter, /compare asks the base
+and all of them the same, /save keeps the conversation, /quit (or Ctrl-D) leaves.")]
 pub(crate) struct ChatArgs {
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
-    /// Adapter folder
+    /// Adapter folder, or NAME=FOLDER (repeatable; the first one answers)
     #[arg(long, value_name = "A")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Vec<String>,
     /// System message
     #[arg(long)]
     pub(crate) system: Option<String>,

@@ -4,88 +4,17 @@
 
 mod common;
 
+use common::serving::{METIER, Serving, adapter, metier, nano};
 use common::shared;
-use model::{Decoder, LoadOptions, LoraAdapter, LoraConfig};
+use model::{Decoder, LoadOptions};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 use text::Tokenizer;
 use train::{Method, Objective, TrainPlan, TrainStatus};
-
-const METIER: &str = env!("CARGO_BIN_EXE_metier");
-
-/// A running server; killed when a test fails.
-struct Serving {
-    child: Child,
-    url: String,
-    state: Arc<TempDir>,
-    key: Option<String>,
-}
-
-impl Serving {
-    fn start(model: &Path) -> Serving {
-        Self::start_with(Arc::new(tempfile::tempdir().unwrap()), model, &[])
-    }
-
-    fn start_with(state: Arc<TempDir>, model: &Path, more: &[&str]) -> Serving {
-        let mut child = Command::new(METIER)
-            .args(["serve", "--port", "0", "--model", model.to_str().unwrap()])
-            .args(more)
-            .env("METIER_STATE", state.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
-        Serving { child, url: url.expect(&line).to_owned(), state, key: None }
-    }
-
-    /// Status and body of the answer; None when the connection broke.
-    async fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Value)> {
-        let mut request = reqwest::Client::new().post(format!("{}{path}", self.url)).json(body);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key);
-        }
-        let response = request.send().await.ok()?;
-        let status = response.status().as_u16();
-        Some((status, response.json().await.ok()?))
-    }
-
-    async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
-        let request = reqwest::Client::new().post(format!("{}{path}", self.url)).json(body);
-        request.send().await.unwrap()
-    }
-
-    async fn post(&self, path: &str, body: Value) -> Value {
-        let (status, answer) = self.try_post(path, &body).await.unwrap();
-        assert_eq!(status, 200, "{answer}");
-        answer
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    fn terminate(&mut self) -> std::process::ExitStatus {
-        self.signal("-TERM");
-        self.child.wait().unwrap()
-    }
-}
-
-/// Standard output of a command on that state.
-fn metier(state: &TempDir, args: &[&str]) -> String {
-    let output =
-        Command::new(METIER).args(args).env("METIER_STATE", state.path()).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn metier_json(state: &TempDir, args: &[&str]) -> Value {
     serde_json::from_str(&metier(state, args)).unwrap()
@@ -97,13 +26,6 @@ fn question(text: &str, max_tokens: usize) -> Value {
 }
 
 const CHAT: &str = "/chat/completions";
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Real weights with a SentencePiece tokenizer, which writes a space before every word: the
 /// continuation begins with the one that parts it from the prompt.
@@ -323,6 +245,31 @@ async fn a_draft_model_guesses() {
     assert!(said.contains("must have the same tokenizer"), "{said}");
 }
 
+/// METIER_TEST_LM_EVAL names a Python that has the package lm_eval and what it needs to ask a server; it is
+/// some 900 MB, so `.ci/run` does not install it.
+#[tokio::test]
+async fn the_evaluation_harness_is_served() {
+    let python = std::env::var("METIER_TEST_LM_EVAL").unwrap_or_default();
+    if python.is_empty() {
+        eprintln!(
+            "SKIPPED: lm-evaluation-harness; set METIER_TEST_LM_EVAL to a Python that has \
+             lm-eval[api] and transformers (scripts/check_lm_eval.py says how)"
+        );
+        return;
+    }
+    let mut server = Serving::start(Path::new("nano"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/check_lm_eval.py");
+    let mut command = Command::new(python);
+    // The address without the version.
+    command.arg(script).args(["--url", server.url.trim_end_matches("/v1")]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{shown}");
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(shown.contains("PASS local-chat-completions"), "{shown}");
+    assert!(server.terminate().success());
+}
+
 /// `bench serve` asks as any client does, and counts what comes.
 #[tokio::test]
 async fn a_running_server_is_measured() {
@@ -355,19 +302,6 @@ async fn a_running_server_is_measured() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("401"), "{output:?}");
     assert!(server.terminate().success());
-}
-
-fn nano() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/nano")
-}
-
-/// Writes an adapter of `nano` whose values are `values` of their places.
-fn adapter(base: &Decoder, folder: &Path, values: impl Fn(usize) -> f32) {
-    let config = LoraConfig { r: 2, lora_alpha: 4.0, ..LoraConfig::default() };
-    let mut adapter = LoraAdapter::init(&config, base, 1).unwrap();
-    adapter.params.iter_mut().enumerate().for_each(|(i, value)| *value = values(i));
-    std::fs::create_dir_all(folder).unwrap();
-    adapter.save(folder, "nano", base.digest().unwrap(), &[]).unwrap();
 }
 
 /// The binary reads, checks and probes adapters, at the start and later.

@@ -9,7 +9,13 @@ use text::{AnswerFormat, AnswerReader, Part};
 pub(crate) enum Said {
     Content(String),
     Reasoning(String),
+    /// A call, with the beginning of its arguments.
     Call(Call),
+    /// More of the arguments of the latest call, whose number this is.
+    Arguments {
+        index: usize,
+        text: String,
+    },
 }
 
 /// A tool call that has its id.
@@ -19,7 +25,7 @@ pub(crate) struct Call {
     pub(crate) index: usize,
     pub(crate) id: String,
     pub(crate) name: String,
-    /// A JSON object.
+    /// A JSON object, where the model has written one; as far as it is known.
     pub(crate) arguments: String,
 }
 
@@ -29,7 +35,10 @@ pub(crate) struct Answer {
     reader: AnswerReader,
     format: AnswerFormat,
     parallel: bool,
+    /// Calls told so far.
     calls: usize,
+    /// Whether the latest call is one more than the request wants.
+    muted: bool,
 }
 
 /// An answer in one piece.
@@ -43,7 +52,7 @@ pub(crate) struct Whole {
 impl Answer {
     pub(crate) fn new(format: AnswerFormat, tools: &Tools) -> Answer {
         let reader = AnswerReader::new(format);
-        Answer { reader, format, parallel: tools.parallel, calls: 0 }
+        Answer { reader, format, parallel: tools.parallel, calls: 0, muted: false }
     }
 
     /// What a piece of text says; with `last`, all that is left.
@@ -59,10 +68,15 @@ impl Answer {
         let call = match part {
             Part::Content(text) => return Some(Said::Content(text)),
             Part::Reasoning(text) => return Some(Said::Reasoning(text)),
+            Part::Arguments(text) => {
+                let index = self.calls.saturating_sub(1);
+                return (!self.muted).then_some(Said::Arguments { index, text });
+            }
             Part::Call(call) => call,
         };
         if self.calls > 0 && !self.parallel {
             // The request wants one at most.
+            self.muted = true;
             return None;
         }
         let index = self.calls;
@@ -86,6 +100,11 @@ impl Answer {
                 Said::Content(text) => whole.content += &text,
                 Said::Reasoning(text) => whole.reasoning += &text,
                 Said::Call(call) => whole.calls.push(call),
+                Said::Arguments { text, .. } => {
+                    if let Some(call) = whole.calls.last_mut() {
+                        call.arguments += &text;
+                    }
+                }
             }
         }
         (whole, self.finish_reason(reason))

@@ -73,7 +73,8 @@ pub(crate) async fn admit(
     let endpoint = matched.and_then(|path| endpoints::find(path, &method));
     let name = endpoint.map_or("other", |e| e.path);
 
-    let admitted = identify(&state, request.headers())
+    let admitted = check_head(&request, state.plan().max_header_bytes)
+        .and_then(|()| identify(&state, request.headers()))
         .and_then(|key| check_rights(&state, key, endpoint, &method));
     let (mut response, key) = match admitted {
         Err(refused) => (refused.into_response(), None),
@@ -112,6 +113,24 @@ pub(crate) async fn admit(
     let key = key.as_ref().map_or("", |k| k.prefix.as_str());
     tracing::info!(request_id = id, %method, path, status = status.as_u16(), ms, key, "answered");
     response
+}
+
+/// Holds the request line and headers to their bound. What reads them has the same one, but looks at it only
+/// where a piece of them has arrived without the end.
+fn check_head(request: &Request, limit: usize) -> Result<(), ApiError> {
+    // What stands around the parts: spaces, colon, version and line ends.
+    const LINE: usize = 12;
+    const FIELD: usize = 4;
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let fields =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    let found = request.method().as_str().len() + path + LINE + fields.sum::<usize>();
+    if found <= limit {
+        return Ok(());
+    }
+    let message = format!("request line and headers have {found} bytes; expected at most {limit}");
+    let status = axum::http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    Err(ApiError::client(status, "headers_too_large", message))
 }
 
 /// The key that a request brings, in force; None while no key exists at all.

@@ -5,11 +5,15 @@ use crate::adapters::Resident;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
-use crate::sampling::{is_empty, is_false, never};
+use crate::sampling::{is_empty, never};
 use crate::state::{State, off_reactor};
+use crate::structured::Structured;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use text::{AnswerFormat, Conversation, Message, Rendered, StreamDecoder, ToolFormat};
+use text::{
+    AnswerFormat, CallSpec, Conversation, GrammarSpec, Message, Rendered, StreamDecoder,
+    ToolFormat, Uncalled,
+};
 
 /// Most tools of one request, as in OpenAI's API.
 const MAX_TOOLS: usize = 128;
@@ -234,17 +238,31 @@ pub(crate) struct Tools {
     pub(crate) list: Vec<Value>,
     /// As they came, for answers that repeat them.
     pub(crate) asked: Vec<Value>,
-    /// `auto` or `none`.
-    pub(crate) choice: &'static str,
+    pub(crate) choice: Choice,
     /// Whether one answer may hold several calls.
     pub(crate) parallel: bool,
+    /// For each of `list` whether its calls must keep to its schema.
+    pub(crate) strict: Vec<bool>,
+}
+
+/// Which tools are to be called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Choice {
+    #[default]
+    None,
+    /// What the model likes.
+    Auto,
+    /// At least one, whichever.
+    Required,
+    /// The one of this name.
+    Named(String),
 }
 
 impl Tools {
     /// Reads the fields; `read` reads one tool in the shape of the endpoint.
     pub(crate) fn read(
         fields: &mut Fields,
-        read: impl Fn(Fields) -> Result<Value, ApiError>,
+        read: impl Fn(Fields) -> Result<Tool, ApiError>,
     ) -> Result<Tools, ApiError> {
         let expected = format!("a list of at most {MAX_TOOLS} functions");
         let asked = match fields.take("tools") {
@@ -253,53 +271,143 @@ impl Tools {
             Some(other) => return Err(fields.wrong("tools", &other, &expected)),
         };
         let mut list = Vec::with_capacity(asked.len());
+        let mut strict = Vec::with_capacity(asked.len());
         for (i, tool) in asked.iter().enumerate() {
-            list.push(read(Fields::nested(tool.clone(), &fields.param(&format!("tools[{i}]")))?)?);
+            let tool = Fields::nested(tool.clone(), &fields.param(&format!("tools[{i}]")))?;
+            let tool = read(tool)?;
+            list.push(tool.described);
+            strict.push(tool.strict);
         }
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
-        let choice = match fields.take("tool_choice") {
-            None if list.is_empty() => "none",
-            None => "auto",
-            Some(Value::String(choice)) if choice == "none" => "none",
-            Some(Value::String(choice)) if choice == "auto" && !list.is_empty() => "auto",
-            Some(Value::String(choice)) if choice == "auto" => {
-                let found = Value::String(choice);
-                return Err(fields.wrong(
-                    "tool_choice",
-                    &found,
-                    "\"none\" where there are no tools",
-                ));
-            }
-            Some(other) => {
-                let expected = "\"none\" or \"auto\": this server does not force a call";
-                return Err(fields.wrong("tool_choice", &other, expected));
-            }
-        };
-        if choice == "none" {
+        let choice = choice(fields, &list)?;
+        if choice == Choice::None {
             // A model that does not see a tool does not call it.
             list.clear();
         }
-        Ok(Tools { list, asked, choice, parallel })
+        Ok(Tools { list, asked, choice, parallel, strict })
+    }
+
+    /// The form that an answer in `format` must have, given the one that the request names: calls
+    /// alone where they are forced; where they are not, what was asked for, or a call of a strict tool.
+    pub(crate) fn form(
+        &self,
+        format: &AnswerFormat,
+        form: Option<Structured>,
+    ) -> Result<Option<Structured>, ApiError> {
+        let forced = matches!(self.choice, Choice::Required | Choice::Named(_));
+        let Some(calls) = format.tools.filter(|_| forced || self.strict.contains(&true)) else {
+            return Ok(form);
+        };
+        let or = match form {
+            Some(form) if forced => {
+                let message = format!(
+                    "tool_choice forces a call, and {} asks for another form; expected one of them",
+                    form.field
+                );
+                return Err(ApiError::field("tool_choice", message));
+            }
+            None if forced => None,
+            None => Some(Uncalled::Text),
+            Some(form) => Some(Uncalled::Form(Box::new(form.spec))),
+        };
+        let functions: Result<Vec<(String, Value)>, ApiError> = (self.list.iter().enumerate())
+            .filter(|(_, tool)| match &self.choice {
+                Choice::Named(name) => tool["function"]["name"] == name.as_str(),
+                _ => true,
+            })
+            .map(|(i, tool)| self.called_function(i, &tool["function"], forced))
+            .collect();
+        let spec = CallSpec { format: calls, functions: functions?, several: self.parallel, or };
+        Ok(Some(Structured { spec: GrammarSpec::Calls(spec), field: "tools" }))
+    }
+
+    /// Name and schema of tool `index`. Where nothing is forced and the tool is not strict, any object
+    /// will do.
+    fn called_function(
+        &self,
+        index: usize,
+        function: &Value,
+        forced: bool,
+    ) -> Result<(String, Value), ApiError> {
+        let name = function["name"].as_str().unwrap_or_default().to_owned();
+        if !forced && self.strict.get(index) != Some(&true) {
+            return Ok((name, json!({"type": "object"})));
+        }
+        let mut schema = function["parameters"].clone();
+        match schema.get("type") {
+            // Arguments are an object, whether their schema says so or not.
+            None => schema["type"] = "object".into(),
+            Some(kind) if kind == "object" => {}
+            Some(other) => {
+                let message = format!(
+                    "the parameters of {name} have type {other}; expected \"object\", for arguments \
+                     are one"
+                );
+                return Err(ApiError::field(format!("tools[{index}]"), message));
+            }
+        }
+        Ok((name, schema))
     }
 }
 
+/// The field `tool_choice` in OpenAI's shapes, for chat completions and for responses.
+fn choice(fields: &mut Fields, list: &[Value]) -> Result<Choice, ApiError> {
+    let expected = match list.is_empty() {
+        true => "\"none\" where there are no tools",
+        false => "\"none\", \"auto\", \"required\" or a function",
+    };
+    match fields.take("tool_choice") {
+        None if list.is_empty() => Ok(Choice::None),
+        None => Ok(Choice::Auto),
+        Some(Value::String(choice)) => match choice.as_str() {
+            "none" => Ok(Choice::None),
+            "auto" if !list.is_empty() => Ok(Choice::Auto),
+            "required" if !list.is_empty() => Ok(Choice::Required),
+            _ => Err(fields.wrong("tool_choice", &Value::String(choice), expected)),
+        },
+        Some(value @ Value::Object(_)) if !list.is_empty() => {
+            let mut choice = Fields::nested(value, &fields.param("tool_choice"))?;
+            if !choice.has("type") {
+                return Err(choice.missing("type", "\"function\""));
+            }
+            is_function(&mut choice)?;
+            let mut named = match choice.has("function") {
+                true => called(&mut choice)?,
+                false => choice,
+            };
+            let name = named.required("name", "the name of a function")?;
+            if !list.iter().any(|tool| tool["function"]["name"] == name.as_str()) {
+                let expected = "the name of one of the tools";
+                return Err(named.wrong("name", &Value::String(name), expected));
+            }
+            named.finish()?;
+            Ok(Choice::Named(name))
+        }
+        Some(other) => Err(fields.wrong("tool_choice", &other, expected)),
+    }
+}
+
+/// A tool that was read.
+pub(crate) struct Tool {
+    /// As templates get it.
+    pub(crate) described: Value,
+    /// Whether its calls must keep to its schema.
+    pub(crate) strict: bool,
+}
+
 /// A tool in the shape of chat completions.
-pub(crate) fn chat_tool(mut tool: Fields) -> Result<Value, ApiError> {
+pub(crate) fn chat_tool(mut tool: Fields) -> Result<Tool, ApiError> {
     is_function(&mut tool)?;
     let mut described = called(&mut tool)?;
     tool.finish()?;
-    let function = function(&mut described, "parameters", NOT_STRICT)?;
+    let function = function(&mut described, "parameters")?;
     described.finish()?;
     Ok(function)
 }
 
 /// What is said of a function, in the order in which open models saw it in training; the schema of
 /// its parameters stands in the field `schema`.
-pub(crate) fn function(
-    fields: &mut Fields,
-    schema: &str,
-    neutral: &[Neutral],
-) -> Result<Value, ApiError> {
+pub(crate) fn function(fields: &mut Fields, schema: &str) -> Result<Tool, ApiError> {
     let name = fields.required("name", "the function's name")?;
     let letter = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(letter) {
@@ -316,10 +424,6 @@ pub(crate) fn function(
         Some(value) if value.is_object() => function["parameters"] = value,
         Some(other) => return Err(fields.wrong(schema, &other, "a JSON schema")),
     }
-    fields.neutral(neutral)?;
-    Ok(json!({"type": "function", "function": function}))
+    let strict = fields.flag("strict")?.unwrap_or(false);
+    Ok(Tool { described: json!({"type": "function", "function": function}), strict })
 }
-
-/// Arguments are as the model writes them; nothing holds it to the schema.
-pub(crate) const NOT_STRICT: &[Neutral] =
-    &[Neutral { field: "strict", accepts: is_false, accepted: "false" }];

@@ -31,10 +31,13 @@ pub(crate) struct Metrics {
     running: Gauge,
     waiting: Gauge,
     blocks_free: Gauge,
+    blocks_cached: Gauge,
     blocks: Gauge,
     steps: Counter,
     tokens_run: Counter,
     preemptions: Counter,
+    guessed: Counter,
+    accepted: Counter,
     records_lost: Counter,
 }
 
@@ -95,10 +98,13 @@ impl Metrics {
             running: Gauge::default(),
             waiting: Gauge::default(),
             blocks_free: Gauge::default(),
+            blocks_cached: Gauge::default(),
             blocks: Gauge::default(),
             steps: Counter::default(),
             tokens_run: Counter::default(),
             preemptions: Counter::default(),
+            guessed: Counter::default(),
+            accepted: Counter::default(),
             records_lost: Counter::default(),
         };
         metrics.register();
@@ -127,10 +133,14 @@ impl Metrics {
         r.register("running", "Sequences with pages", self.running.clone());
         r.register("waiting", "Sequences in the queue", self.waiting.clone());
         r.register("kv_blocks_free", "Pages that nobody holds", self.blocks_free.clone());
+        let cached = "Pages that nobody holds and that know the beginning of a past sequence";
+        r.register("kv_blocks_cached", cached, self.blocks_cached.clone());
         r.register("kv_blocks", "Pages in all", self.blocks.clone());
         r.register("steps", "Steps of the engine", self.steps.clone());
         r.register("tokens_run", "Tokens run, recomputation included", self.tokens_run.clone());
         r.register("preemptions", "Sequences that lost their pages", self.preemptions.clone());
+        r.register("guessed_tokens", "Tokens guessed ahead", self.guessed.clone());
+        r.register("accepted_tokens", "Guessed tokens that were right", self.accepted.clone());
         r.register("records_lost", "Records that were not written", self.records_lost.clone());
     }
 
@@ -173,11 +183,14 @@ impl Metrics {
         gauge(&self.running, engine.running);
         gauge(&self.waiting, engine.waiting);
         gauge(&self.blocks_free, engine.free_blocks);
+        gauge(&self.blocks_cached, engine.cached_blocks);
         gauge(&self.blocks, engine.total_blocks);
         for (counter, value) in [
             (&self.steps, engine.steps),
             (&self.tokens_run, engine.tokens_run),
             (&self.preemptions, engine.preemptions),
+            (&self.guessed, engine.guessed_tokens),
+            (&self.accepted, engine.accepted_tokens),
             (&self.records_lost, lost),
         ] {
             counter.inner().store(value, Ordering::Relaxed);

@@ -6,7 +6,10 @@ use crate::state::{State, off_reactor};
 use engine::{Constraint, Grammar, GrammarRef, TokenSet};
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
-use text::{CompiledGrammar, GrammarCompiler, GrammarSpec, GrammarState, TextError, Tokenizer};
+use text::{
+    CompiledGrammar, GrammarCompiler, GrammarSpec, GrammarState, TextError, Thinking, Tokenizer,
+    Uncalled,
+};
 
 /// A form that was asked for, and by which field.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,13 +51,7 @@ fn response_format(value: Value) -> Result<Option<GrammarSpec>, ApiError> {
             let value = fields.take("json_schema");
             let value = value.ok_or_else(|| fields.missing("json_schema", expected))?;
             let mut described = Fields::nested(value, "response_format.json_schema")?;
-            // What the schema is called and what it is for is for people. Its answers keep to it
-            // whether strict or not.
-            described.string("name")?;
-            described.string("description")?;
-            described.flag("strict")?;
-            let schema = described.take("schema");
-            let schema = schema.ok_or_else(|| described.missing("schema", "a JSON schema"))?;
+            let schema = described_schema(&mut described)?;
             described.finish()?;
             Some(GrammarSpec::JsonSchema(schema))
         }
@@ -62,6 +59,34 @@ fn response_format(value: Value) -> Result<Option<GrammarSpec>, ApiError> {
     };
     fields.finish()?;
     Ok(spec)
+}
+
+/// The field `schema` with what is said of it.
+fn described_schema(fields: &mut Fields) -> Result<Value, ApiError> {
+    // What the schema is called and what it is for is for people. Its answers keep to it whether
+    // strict or not.
+    fields.string("name")?;
+    fields.string("description")?;
+    fields.flag("strict")?;
+    fields.take("schema").ok_or_else(|| fields.missing("schema", "a JSON schema"))
+}
+
+/// The fields `text.format` of responses and `output_config.format` of Anthropic's messages: as
+/// `response_format`, with the schema beside its name. `kinds` are the types that the endpoint has.
+pub(crate) fn format(
+    mut fields: Fields,
+    kinds: &str,
+    field: &'static str,
+) -> Result<Option<Structured>, ApiError> {
+    let kind = fields.required("type", kinds)?;
+    let spec = match kind.as_str() {
+        "text" if kinds.contains("text") => None,
+        "json_object" if kinds.contains("json_object") => Some(GrammarSpec::JsonObject),
+        "json_schema" => Some(GrammarSpec::JsonSchema(described_schema(&mut fields)?)),
+        _ => return Err(fields.wrong("type", &Value::String(kind), kinds)),
+    };
+    fields.finish()?;
+    Ok(spec.map(|spec| Structured { spec, field }))
 }
 
 fn structured_outputs(value: Value) -> Result<GrammarSpec, ApiError> {
@@ -171,12 +196,20 @@ pub(crate) struct Form {
     pub(crate) field: &'static str,
 }
 
-/// The grammar of `structured`, compiled off the reactor.
+/// The grammar of `structured`, compiled off the reactor. Where the answer begins with thoughts, they
+/// come before the form; where it may, only if plain text is allowed too: otherwise a model that likes to
+/// think would never need to come to the form.
 pub(crate) async fn compile(
     state: &Arc<State>,
     structured: Option<Structured>,
+    thinking: Thinking,
 ) -> Result<Option<Form>, ApiError> {
-    let Some(structured) = structured else { return Ok(None) };
+    let Some(mut structured) = structured else { return Ok(None) };
+    let free =
+        matches!(&structured.spec, GrammarSpec::Calls(calls) if calls.or == Some(Uncalled::Text));
+    if thinking == Thinking::Begun || (thinking == Thinking::Marked && free) {
+        structured.spec = GrammarSpec::Behind(thinking, Box::new(structured.spec));
+    }
     let (state, field) = (Arc::clone(state), structured.field);
     let compiled = off_reactor("the grammar", move || {
         state.grammars.get(&structured, &state.tokenizer, state.engine.limits().vocab_size)

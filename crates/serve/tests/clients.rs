@@ -6,10 +6,11 @@ use common::{MODELS, TOOLS, TestServer};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the model says to texts that begin with 0 and 1.
+/// What the model says to texts that begin with 0, 1 and 2.
 const SCRIPTS: &[&str] = &[
     "Well, it is 42 in all.",
     "<tool_call>{\"name\": \"look\", \"arguments\": {\"at\": 1}}</tool_call>",
+    "{\"at\": 1}",
 ];
 
 /// METIER_TEST_PYTHON names a Python that has the packages.
@@ -73,18 +74,23 @@ async fn check(package: &str, last: &str) {
 }
 
 #[tokio::test]
+async fn the_openai_client_is_served_tools_and_forms() {
+    check("openai", "PASS openai: calls that are forced").await;
+}
+
+#[tokio::test]
 async fn the_anthropic_client_is_served() {
-    check("anthropic", "PASS anthropic: tools, streamed or not").await;
+    check("anthropic", "PASS anthropic: calls that are forced").await;
 }
 
 #[tokio::test]
 async fn litellm_is_served() {
-    check("litellm", "PASS litellm: tools").await;
+    check("litellm", "PASS litellm: calls that are forced").await;
 }
 
 #[tokio::test]
 async fn langchain_is_served() {
-    check("langchain_openai", "PASS langchain: tools").await;
+    check("langchain_openai", "PASS langchain: structured output").await;
 }
 
 #[tokio::test]
@@ -115,5 +121,5 @@ async fn the_openai_client_for_javascript_is_served() {
     command.arg(script("check_openai_client.mjs"));
     command.args([&folder, &server.url, MODELS[0], "tools"]);
     let shown = run(command).await;
-    assert!(shown.contains("PASS tools, streamed or not"), "{shown}");
+    assert!(shown.contains("PASS calls that are forced"), "{shown}");
 }

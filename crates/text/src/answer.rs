@@ -1,6 +1,6 @@
 //! What a model says, taken apart while it comes: thoughts, text and tool calls.
 
-use crate::tools::{ToolCall, ToolFormat};
+use crate::tools::{Head, ToolCall, ToolFormat, head};
 
 /// Something that an answer turned out to contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,8 +9,10 @@ pub enum Part {
     Content(String),
     /// What the model thought before it answered.
     Reasoning(String),
-    /// A call of a tool, whole.
+    /// A call of a tool, with the beginning of its arguments.
     Call(ToolCall),
+    /// More of the arguments of the latest call, as the model writes them.
+    Arguments(String),
 }
 
 /// How to read the answers of a model to one prompt.
@@ -34,8 +36,8 @@ pub enum Thinking {
     Begun,
 }
 
-const THINK: &str = "<think>";
-const THINK_END: &str = "</think>";
+pub(crate) const THINK: &str = "<think>";
+pub(crate) const THINK_END: &str = "</think>";
 
 impl AnswerFormat {
     /// The format for answers to a prompt that was rendered as `prompt` by a template of this
@@ -59,8 +61,12 @@ impl AnswerFormat {
 }
 
 /// Takes an answer apart as its text comes. No part of a marker is ever given out as text, and what
-/// comes out does not depend on how the text was cut into pieces. What looks like a call and is none
-/// comes out as the text that it is.
+/// comes out, put together, does not depend on how the text was cut into pieces. What looks like a
+/// call and is none comes out as the text that it is.
+///
+/// A call whose name comes before its arguments, as models learn it, is told once these begin. It then
+/// stays one: where the answer is cut off in its arguments, or they are no JSON, they are told as far
+/// as they were written.
 ///
 /// Where the format asks for nothing, everything is content, at once and unchanged. With tools, the
 /// white space before a call, between calls and behind one is left out; with thoughts, the white space
@@ -90,6 +96,49 @@ enum Reading {
     Call(usize),
     /// A call without a marker.
     BareCall,
+    /// The arguments of a call that is told already.
+    Arguments(Told, Braces),
+    /// What stands behind them in the object that is the call; None before anything does.
+    Rest(Told, Option<Braces>),
+    /// Behind a call that was told.
+    Told(Told),
+}
+
+/// Of a call that is told while it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    /// The number of its marker; None for a call without one.
+    begin: Option<usize>,
+    /// Whether it is an object around its arguments.
+    object: bool,
+    /// Whether others may follow in the same list.
+    listed: bool,
+}
+
+/// A place in JSON: how many braces are open, and whether it is inside a string or behind a backslash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Braces {
+    open: usize,
+    string: bool,
+    escaped: bool,
+}
+
+impl Braces {
+    /// Moves on behind `byte`; whether it closed the last brace.
+    fn closes(&mut self, byte: u8) -> bool {
+        match (self.string, byte) {
+            (true, _) if self.escaped => self.escaped = false,
+            (true, b'\\') => self.escaped = true,
+            (_, b'"') => self.string = !self.string,
+            (false, b'{') => self.open += 1,
+            (false, b'}') => {
+                self.open = self.open.saturating_sub(1);
+                return self.open == 0;
+            }
+            _ => {}
+        }
+        false
+    }
 }
 
 impl AnswerReader {
@@ -132,6 +181,9 @@ impl AnswerReader {
             Reading::Content => self.content(last, parts),
             Reading::Call(begin) => self.call(begin, last, parts),
             Reading::BareCall => self.bare_call(last, parts),
+            Reading::Arguments(told, braces) => self.arguments(told, braces, parts),
+            Reading::Rest(told, braces) => self.rest(told, braces),
+            Reading::Told(told) => self.behind(told, last),
         }
     }
 
@@ -210,10 +262,14 @@ impl AnswerReader {
         false
     }
 
-    fn call(&mut self, begin: usize, last: bool, parts: &mut Vec<Part>) -> bool {
+    fn call(&mut self, number: usize, last: bool, parts: &mut Vec<Part>) -> bool {
         let Some(tools) = self.format.tools else { return false };
-        let begin = &tools.begins[begin];
+        let begin = &tools.begins[number];
         let from = begin.keep_from;
+        if let Some(head) = head(&self.held[from..]) {
+            self.begin(Some(number), head, from, parts);
+            return true;
+        }
         let end = tools.end.and_then(|end| {
             self.held[begin.marker.len()..].find(end).map(|at| begin.marker.len() + at)
         });
@@ -236,7 +292,92 @@ impl AnswerReader {
         !self.held.is_empty()
     }
 
+    /// Tells a call whose head stands at `from`.
+    fn begin(&mut self, begin: Option<usize>, head: Head, from: usize, parts: &mut Vec<Part>) {
+        let Head { name, id, arguments_at, object, listed } = head;
+        self.held.drain(..from + arguments_at);
+        self.blank.clear();
+        self.after_call = true;
+        parts.push(Part::Call(ToolCall { name, arguments: String::new(), id }));
+        self.state = Reading::Arguments(Told { begin, object, listed }, Braces::default());
+    }
+
+    fn arguments(&mut self, told: Told, mut braces: Braces, parts: &mut Vec<Part>) -> bool {
+        let end = self.held.bytes().position(|byte| braces.closes(byte));
+        let text: String = self.held.drain(..end.map_or(self.held.len(), |end| end + 1)).collect();
+        if !text.is_empty() {
+            parts.push(Part::Arguments(text));
+        }
+        self.state = match end {
+            None => Reading::Arguments(told, braces),
+            Some(_) if told.object => Reading::Rest(told, None),
+            Some(_) => Reading::Told(told),
+        };
+        end.is_some()
+    }
+
+    /// Leaves out what a call's object holds behind its arguments: an id, say.
+    fn rest(&mut self, told: Told, braces: Option<Braces>) -> bool {
+        if braces.is_none() {
+            let blank = self.held.len() - self.held.trim_start().len();
+            self.held.drain(..blank);
+            match self.held.as_bytes().first() {
+                None => return false,
+                Some(b'}' | b',') => {}
+                Some(_) => {
+                    self.state = Reading::Told(told);
+                    return true;
+                }
+            }
+        }
+        let mut braces = braces.unwrap_or(Braces { open: 1, ..Braces::default() });
+        let end = self.held.bytes().position(|byte| braces.closes(byte));
+        self.held.drain(..end.map_or(self.held.len(), |end| end + 1));
+        self.state = match end {
+            Some(_) => Reading::Told(told),
+            None => Reading::Rest(told, Some(braces)),
+        };
+        end.is_some()
+    }
+
+    /// Goes on to the next call, or behind what ends the calls.
+    fn behind(&mut self, told: Told, last: bool) -> bool {
+        let Some(tools) = self.format.tools else { return false };
+        let text = self.held.trim_start();
+        if text.is_empty() {
+            return false;
+        }
+        if let (true, Some(rest)) = (told.listed, text.strip_prefix(',')) {
+            // As if the list began here.
+            let marker = told.begin.map(|number| &tools.begins[number]);
+            let marker = marker.map_or("", |begin| &begin.marker[..begin.keep_from]);
+            self.held = format!("{marker}[{rest}");
+            self.state = told.begin.map_or(Reading::BareCall, Reading::Call);
+        } else if let (true, Some(rest)) = (told.listed, text.strip_prefix(']')) {
+            self.held = rest.to_owned();
+            self.state = Reading::Told(Told { listed: false, ..told });
+        } else if let (None, Some(rest)) = (told.begin, text.strip_prefix(';')) {
+            self.held = rest.to_owned();
+            self.state = Reading::BareCall;
+        } else if let Some(end) = tools.end.filter(|end| !last && end.starts_with(text)) {
+            if end != text {
+                return false;
+            }
+            self.held.clear();
+            self.state = Reading::Content;
+        } else {
+            let rest = tools.end.and_then(|end| text.strip_prefix(end)).map(str::to_owned);
+            self.held = rest.unwrap_or_else(|| std::mem::take(&mut self.held));
+            self.state = Reading::Content;
+        }
+        true
+    }
+
     fn bare_call(&mut self, last: bool, parts: &mut Vec<Part>) -> bool {
+        if let Some(head) = head(&self.held) {
+            self.begin(None, head, 0, parts);
+            return true;
+        }
         if !last {
             return false;
         }
@@ -322,6 +463,7 @@ mod tests {
         for part in parts {
             match (joined.last_mut(), part) {
                 (Some(Part::Content(text)), Part::Content(more)) => text.push_str(&more),
+                (Some(Part::Call(call)), Part::Arguments(more)) => call.arguments.push_str(&more),
                 (Some(Part::Reasoning(text)), Part::Reasoning(more)) => text.push_str(&more),
                 (_, part) => joined.push(part),
             }
@@ -344,6 +486,7 @@ mod tests {
             Part::Content(text) => format!("C{text:?}"),
             Part::Reasoning(text) => format!("R{text:?}"),
             Part::Call(call) => format!("{}({})", call.name, call.arguments),
+            Part::Arguments(_) => panic!("arguments of no call"),
         };
         whole.iter().map(show).collect::<Vec<_>>().join(" ")
     }
@@ -373,6 +516,23 @@ mod tests {
             (hermes, "<tool_call>{\"name\": \"f\"}</tool_call>\n Done. ", r#"f({}) C"Done. ""#),
             // The end token may take the place of the end marker.
             (hermes, "<tool_call>{\"name\": \"f\"}", "f({})"),
+            // So may a text, or nothing at all; a call that has begun stays one.
+            (
+                hermes,
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"</tool_call>\\\"}\"}} b",
+                r#"f({"a": "</tool_call>\"}"}) C"b""#,
+            ),
+            (hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1", r#"f({"a": 1)"#),
+            (
+                hermes,
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": b}, \"id\": {\"}\": 1}}</tool_call>c",
+                r#"f({"a": b}) C"c""#,
+            ),
+            (
+                hermes,
+                "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"f\"}</tool_call>",
+                r#"f({"a": 1})"#,
+            ),
             (
                 hermes,
                 "x <tool_call>nonsense</tool_call> y",
@@ -398,6 +558,21 @@ mod tests {
             (mistral, "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {}}]", "f({})"),
             (mistral, "Yes. [TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]g[ARGS]{}", r#"C"Yes." f({}) g({})"#),
             (mistral, "[TOOL_CALL] [1]", r#"C"[TOOL_CALL] [1]""#),
+            (
+                mistral,
+                "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}, \"id\": \"x\"} , {\"name\": \"g\"}, {\"name\": \"h\", \"arguments\": {}}]",
+                r#"f({"a": 1}) g({}) h({})"#,
+            ),
+            (
+                llama,
+                "{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\", \"parameters\": {\"b\": 2}}",
+                r#"f({}) g({"b": 2})"#,
+            ),
+            (
+                phi,
+                "<|tool_call|>[{\"name\": \"f\", \"arguments\": {}},\n{\"name\": \"g\", \"arguments\": {}}]<|/tool_call|>",
+                "f({}) g({})",
+            ),
             (phi, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {}}]<|/tool_call|>", "f({})"),
             (phi, "functools[{\"name\": \"f\", \"arguments\": {}}]", "f({})"),
             (phi, "import functools\nfunctools.cache", r#"C"import functools\nfunctools.cache""#),
@@ -461,10 +636,10 @@ mod tests {
             words in prop::collection::vec(prop::sample::select(vec![
                 "<think>", "</think>", "<tool_call>", "</tool_call>", "{\"name\": \"f\"}", "<tool",
                 "[TOOL_CALLS]", "<|tool_call|>", "functools", "[", "<|python_tag|>", "{", "\"name\"",
-                " ", "\n", "é", "a",
+                " ", "\n", "é", "a", "{\"name\": \"f\", \"arguments\": {\"a\": \"", "\"", "}", "]", ",", ";",
             ]), 0..12),
             cuts in prop::collection::vec(0usize..80, 0..6),
-            tools in 0usize..5,
+            tools in 0..=TOOL_FORMATS.len(),
             thinking in prop::sample::select(vec![Thinking::None, Thinking::Marked, Thinking::Begun]),
         ) {
             let format = AnswerFormat { tools: TOOL_FORMATS.get(tools).copied(), thinking };

@@ -27,7 +27,9 @@ pub use conversation::{Conversation, Message, ROLES};
 pub use error::TextError;
 pub use gguf_tokens::{GgufTokens, NotInGguf};
 pub use go_template::{GoTemplate, NotInGo};
-pub use grammar::{CompiledGrammar, GrammarCompiler, GrammarSpec, GrammarState};
+pub use grammar::{
+    CallSpec, CompiledGrammar, GrammarCompiler, GrammarSpec, GrammarState, Uncalled,
+};
 pub use stop::{StopOutcome, StopStrings};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Rendered};

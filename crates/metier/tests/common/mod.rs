@@ -1,5 +1,11 @@
 //! What several tests of the binary need.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
+#[cfg(unix)]
+pub(crate) mod serving;
+
 use std::path::{Path, PathBuf};
 
 /// A file or folder of the real material beside the repository (or in METIER_SHARED); None, and

@@ -34,9 +34,10 @@ async fn chat_completions(
     let request = ChatRequest::read(fields, state.plan().max_choices)?;
     let model = state.model(&caller, &request.model).await?;
     let (sampling, tools) = (request.sampling, request.tools);
-    let form = structured::compile(&state, sampling.structured.clone()).await?;
     let conversation = request.conversation.with_tools(tools.list.clone());
     let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let form = tools.form(&prompt.format, sampling.structured.clone())?;
+    let form = structured::compile(&state, form, prompt.format.thinking).await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // OpenAI's default: no bound but the context.
@@ -173,22 +174,25 @@ struct ToolCall {
     /// In chunks only.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
-    id: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
+    /// These are missing where a chunk tells only of more arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     function: Function,
 }
 
 #[derive(Serialize)]
 struct Function {
-    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     arguments: String,
 }
 
 impl ToolCall {
     fn new(call: Call) -> ToolCall {
-        let function = Function { name: call.name, arguments: call.arguments };
-        ToolCall { index: None, id: call.id, kind: "function", function }
+        let function = Function { name: Some(call.name), arguments: call.arguments };
+        ToolCall { index: None, id: Some(call.id), kind: Some("function"), function }
     }
 }
 
@@ -247,6 +251,11 @@ impl Delta {
             Said::Call(call) => {
                 let index = Some(call.index);
                 let call = ToolCall { index, ..ToolCall::new(call) };
+                Delta { tool_calls: Some([call]), ..Delta::default() }
+            }
+            Said::Arguments { index, text } => {
+                let function = Function { name: None, arguments: text };
+                let call = ToolCall { index: Some(index), id: None, kind: None, function };
                 Delta { tool_calls: Some([call]), ..Delta::default() }
             }
         }
@@ -355,6 +364,7 @@ mod tests {
             (r#""max_tokens": 0"#, "max_tokens"),
             (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
             (r#""tool_choice": "required""#, "tool_choice"),
+            (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "tool_choice"),
             (r#""tool_choice": "auto""#, "tool_choice"),
             (r#""functions": [{}]"#, "functions"),
             (r#""response_format": {"type": "yaml"}"#, "response_format.type"),

@@ -18,7 +18,7 @@ use engine::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use text::{StreamDecoder, TextError, Tokenizer};
+use text::{StreamDecoder, TextError, Thinking, Tokenizer};
 
 pub(crate) fn route() -> MethodRouter<Arc<Shared>> {
     post(completions)
@@ -44,7 +44,7 @@ async fn completions(
         prompts.map(|p| p.encode(&tokenizer, request.echo)).collect::<Result<Vec<_>, _>>()
     });
     let prompts = encoded.await?.map_err(|e| ApiError::text(&e, "prompt"))?;
-    let form = structured::compile(&state, sampling.structured.clone()).await?;
+    let form = structured::compile(&state, sampling.structured.clone(), Thinking::None).await?;
     // One beginning for each choice: choice i * n + j belongs to prompt i.
     let echoes: Vec<Echo> = prompts
         .iter()

@@ -10,10 +10,11 @@ use crate::conversation::{self, Tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{End, Generation, Piece, Usage};
-use crate::sampling::{Sampling, is_empty, is_false, never, positive, saturating};
+use crate::sampling::{Sampling, is_empty, never, positive, saturating};
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::State as Shared;
+use crate::structured::{self, Structured};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -40,15 +41,17 @@ async fn create(
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
     let request = MessagesRequest::read(fields)?;
-    let Talk { model: name, conversation, tools } = request.talk;
+    let Talk { model: name, conversation, tools, form } = request.talk;
     let model = state.model(&caller, &name).await?;
     let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
+    let form = tools.form(&prompt.format, form)?;
+    let form = structured::compile(&state, form, prompt.format.thinking).await?;
     let answer = Answer::new(prompt.format, &tools);
     let prompts = vec![(prompt.ids, prompt.decoder)];
     let sampling = request.sampling;
     // `max_tokens` is always there.
     let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, None, 1, "messages")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, 1, "messages")?;
     let head = Head { id: caller.answer_id("msg_"), model: name };
     let usage = generation.usage();
     if sampling.stream {
@@ -90,6 +93,8 @@ struct Talk {
     /// With the tools that may be called.
     conversation: Conversation,
     tools: Tools,
+    /// What form the answer must have.
+    form: Option<Structured>,
 }
 
 #[derive(Debug)]
@@ -108,8 +113,6 @@ const NEUTRAL: &[Neutral] = &[
     Neutral { field: "thinking", accepts: never, accepted: "nothing" },
     Neutral { field: "context_management", accepts: never, accepted: "nothing" },
     Neutral { field: "mcp_servers", accepts: is_empty, accepted: "an empty list" },
-    Neutral { field: "output_config", accepts: is_empty, accepted: "an empty object" },
-    Neutral { field: "output_format", accepts: never, accepted: "nothing" },
 ];
 
 /// As [`NEUTRAL`], where an answer is made.
@@ -185,7 +188,34 @@ impl Talk {
         }
         let tools = tools(fields)?;
         let conversation = conversation.with_tools(tools.list.clone());
-        Ok(Talk { model, conversation, tools })
+        let form = output_form(fields)?;
+        Ok(Talk { model, conversation, tools, form })
+    }
+}
+
+/// `output_config.format`, or `output_format`, its name while it was tried out.
+fn output_form(fields: &mut Fields) -> Result<Option<Structured>, ApiError> {
+    const FORMAT: &str = "output_config.format";
+    const EARLIER: &str = "output_format";
+    let mut form = None;
+    if let Some(value) = fields.take("output_config") {
+        let mut config = Fields::nested(value, "output_config")?;
+        if let Some(value) = config.take("format") {
+            form = structured::format(Fields::nested(value, FORMAT)?, "\"json_schema\"", FORMAT)?;
+        }
+        config.neutral(&[Neutral { field: "effort", accepts: never, accepted: "nothing" }])?;
+        config.finish()?;
+    }
+    match fields.take(EARLIER) {
+        None => Ok(form),
+        Some(_) if form.is_some() => {
+            let message = "output_format and output_config.format both ask for a form; expected one \
+                           of them";
+            Err(ApiError::field(EARLIER, message))
+        }
+        Some(value) => {
+            structured::format(Fields::nested(value, EARLIER)?, "\"json_schema\"", EARLIER)
+        }
     }
 }
 
@@ -329,7 +359,12 @@ fn tool_use(block: &mut Fields) -> Result<Value, ApiError> {
 /// Fields of a tool that have no effect here.
 const NEUTRAL_TOOL: &[Neutral] = &[
     Neutral { field: "cache_control", accepts: Value::is_object, accepted: "an object" },
-    Neutral { field: "strict", accepts: is_false, accepted: "false" },
+    // Input is streamed as it is written, for every tool.
+    Neutral {
+        field: "eager_input_streaming",
+        accepts: Value::is_boolean,
+        accepted: "true or false",
+    },
 ];
 
 /// `tools` and `tool_choice` in Anthropic's shape.
@@ -339,9 +374,14 @@ fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
         let mut choice = Fields::nested(choice, "tool_choice")?;
         let kind = choice.string("type")?;
         parallel = !choice.flag("disable_parallel_tool_use")?.unwrap_or(false);
-        let expected = "\"auto\" or \"none\": this server does not force a call";
+        let expected = "\"auto\", \"any\", \"tool\" or \"none\"";
         match kind.as_deref() {
             Some(kind @ ("auto" | "none")) => fields.put("tool_choice", kind.into()),
+            Some("any") => fields.put("tool_choice", "required".into()),
+            Some("tool") => {
+                let name = choice.required("name", "the name of a tool")?;
+                fields.put("tool_choice", json!({"type": "function", "name": name}));
+            }
             Some(other) => {
                 return Err(choice.wrong("type", &Value::String(other.into()), expected));
             }
@@ -357,7 +397,8 @@ fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
                 return Err(tool.wrong("type", &Value::String(other.into()), expected));
             }
         }
-        let function = conversation::function(&mut tool, "input_schema", NEUTRAL_TOOL)?;
+        let function = conversation::function(&mut tool, "input_schema")?;
+        tool.neutral(NEUTRAL_TOOL)?;
         tool.finish()?;
         Ok(function)
     })?;
@@ -414,8 +455,13 @@ fn blocks(whole: Whole) -> Vec<Value> {
         blocks.push(json!({"type": "text", "text": whole.content}));
     }
     for call in whole.calls {
-        let input = conversation::arguments_of(&call.arguments).unwrap_or_else(|| json!({}));
-        blocks.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
+        blocks.push(match conversation::arguments_of(&call.arguments) {
+            Some(input) => {
+                json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input})
+            }
+            // Cut off, or no JSON: there is no input to tell, but what was written.
+            None => json!({"type": "text", "text": format!("{} {}", call.name, call.arguments)}),
+        });
     }
     blocks
 }
@@ -463,11 +509,16 @@ impl MessageChunks {
                 self.close(events);
                 let start = || json!({"type": "tool_use", "id": id, "name": name, "input": {}});
                 self.open("tool_use", start, events);
-                let delta = json!({"type": "input_json_delta", "partial_json": arguments});
-                events.push(self.delta(delta));
-                self.close(events);
+                if !arguments.is_empty() {
+                    self.arguments(arguments, events);
+                }
             }
+            Said::Arguments { text, .. } => self.arguments(text, events),
         }
+    }
+
+    fn arguments(&self, text: String, events: &mut Vec<Event>) {
+        events.push(self.delta(json!({"type": "input_json_delta", "partial_json": text})));
     }
 
     fn delta(&self, delta: Value) -> Event {
@@ -629,13 +680,26 @@ mod tests {
             ),
             (r#""tools": [{"name": "a b", "input_schema": {}}]"#, "tools[0].name"),
             (r#""tools": [{"name": "f", "input_schema": []}]"#, "tools[0].input_schema"),
-            (r#""tools": [{"name": "f", "input_schema": {}, "strict": true}]"#, "tools[0].strict"),
-            (r#""tools": [{"name": "f"}], "tool_choice": {"type": "any"}"#, "tool_choice.type"),
+            (r#""tools": [{"name": "f", "input_schema": {}, "strict": 1}]"#, "tools[0].strict"),
+            (r#""tools": [{"name": "f"}], "tool_choice": {"type": "some"}"#, "tool_choice.type"),
+            (r#""tools": [{"name": "f"}], "tool_choice": {"type": "tool"}"#, "tool_choice.name"),
             (
-                r#""tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "f"}"#,
-                "tool_choice.type",
+                r#""tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "g"}"#,
+                "tool_choice.name",
+            ),
+            (r#""output_config": {"effort": "high"}"#, "output_config.effort"),
+            (r#""output_config": {"format": {"type": "text"}}"#, "output_config.format.type"),
+            (
+                r#""output_config": {"format": {"type": "json_schema"}}"#,
+                "output_config.format.schema",
+            ),
+            (r#""output_format": {"type": "json_object"}"#, "output_format.type"),
+            (
+                r#""output_format": {"type": "json_schema", "schema": {}}, "output_config": {"format": {"type": "json_schema", "schema": {}}}"#,
+                "output_format",
             ),
             (r#""tool_choice": {"type": "auto"}"#, "tool_choice"),
+            (r#""tool_choice": {"type": "any"}"#, "tool_choice"),
             (r#""messages": []"#, "messages"),
             (r#""messages": [{"role": "system", "content": "x"}]"#, "messages[0].role"),
             (r#""messages": [{"role": "user", "content": []}]"#, "messages[0].content"),

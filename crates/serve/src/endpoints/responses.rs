@@ -6,7 +6,7 @@
 
 use crate::answers::{Answer, Call, Said};
 use crate::caller::Caller;
-use crate::conversation::{self, NOT_STRICT, Tools};
+use crate::conversation::{self, Choice, Tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 use crate::generation::{Generation, Piece, Usage};
@@ -14,6 +14,7 @@ use crate::sampling::{Sampling, is_empty, is_false, never, positive, saturating}
 use crate::server::Body;
 use crate::sse::{self, Chunks};
 use crate::state::{State as Shared, unix_seconds};
+use crate::structured::{self, Structured};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -39,6 +40,8 @@ async fn create(
     let conversation = request.conversation.with_tools(request.tools.list.clone());
     let prompt = conversation::prompt(&state, &caller, &model, conversation, "tools").await?;
     let sampling = request.sampling;
+    let form = request.tools.form(&prompt.format, request.form)?;
+    let form = structured::compile(&state, form, prompt.format.thinking).await?;
     let mut events = ResponseEvents {
         head: request.head,
         answer: Answer::new(prompt.format, &request.tools),
@@ -51,7 +54,7 @@ async fn create(
     let prompts = vec![(prompt.ids, prompt.decoder)];
     // No bound but the context, as in OpenAI's API.
     let generation =
-        Generation::start(&state, &caller, &model, prompts, &sampling, None, usize::MAX, "input")?;
+        Generation::start(&state, &caller, &model, prompts, &sampling, form, usize::MAX, "input")?;
     let usage = generation.usage();
     if sampling.stream {
         return Ok(sse::respond(events, generation.pieces(), usage));
@@ -77,6 +80,8 @@ struct ResponsesRequest {
     conversation: Conversation,
     tools: Tools,
     sampling: Sampling,
+    /// What form the answer must have.
+    form: Option<Structured>,
     /// What the response repeats of the request; its `id` is still to be put in.
     head: Map<String, Value>,
 }
@@ -91,11 +96,6 @@ const NEUTRAL: &[Neutral] = &[
     Neutral { field: "max_tool_calls", accepts: never, accepted: "nothing" },
     Neutral { field: "prompt", accepts: never, accepted: "nothing" },
     Neutral { field: "reasoning", accepts: is_empty, accepted: "an empty object" },
-    Neutral {
-        field: "text",
-        accepts: is_plain_text,
-        accepted: "{\"format\": {\"type\": \"text\"}}",
-    },
     Neutral { field: "top_logprobs", accepts: |v| *v == 0, accepted: "0" },
     Neutral { field: "truncation", accepts: |v| v == "disabled", accepted: "\"disabled\"" },
     Neutral { field: "context_management", accepts: is_empty, accepted: "an empty list" },
@@ -110,8 +110,24 @@ const NEUTRAL: &[Neutral] = &[
     Neutral { field: "prompt_cache_retention", accepts: Value::is_string, accepted: "a string" },
 ];
 
-fn is_plain_text(value: &Value) -> bool {
-    is_empty(value) || *value == json!({"format": {"type": "text"}})
+/// The field `text`: the form that the answer must have, and the field as responses repeat it.
+fn text(fields: &mut Fields) -> Result<(Option<Structured>, Value), ApiError> {
+    const FORMAT: &str = "text.format";
+    let plain = json!({"format": {"type": "text"}});
+    let Some(value) = fields.take("text") else { return Ok((None, plain)) };
+    let mut text = Fields::nested(value, "text")?;
+    let neutral =
+        Neutral { field: "verbosity", accepts: |v| v == "medium", accepted: "\"medium\"" };
+    text.neutral(&[neutral])?;
+    let Some(format) = text.take("format") else { return text.finish().map(|()| (None, plain)) };
+    text.finish()?;
+    let mut asked = format.clone();
+    if asked["type"] == "json_schema" && asked.get("strict").is_none_or(Value::is_null) {
+        asked["strict"] = true.into();
+    }
+    let kinds = "\"text\", \"json_object\" or \"json_schema\"";
+    let form = structured::format(Fields::nested(format, FORMAT)?, kinds, FORMAT)?;
+    Ok((form, json!({"format": asked})))
 }
 
 impl ResponsesRequest {
@@ -131,7 +147,7 @@ impl ResponsesRequest {
                 }
                 None => return Err(tool.missing("type", "\"function\"")),
             }
-            let function = conversation::function(&mut tool, "parameters", NOT_STRICT)?;
+            let function = conversation::function(&mut tool, "parameters")?;
             tool.finish()?;
             Ok(function)
         })?;
@@ -151,18 +167,26 @@ impl ResponsesRequest {
             Some(metadata) if metadata.is_object() => metadata,
             Some(other) => return Err(fields.wrong("metadata", &other, "an object")),
         };
+        let (form, text) = text(&mut fields)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         let max_tokens = max_output_tokens.map(saturating);
         let sampling = Sampling::one(params, max_tokens, Vec::new(), stream);
         let asked = tools.asked.iter().map(wire_tool).collect::<Vec<Value>>();
+        let choice = match &tools.choice {
+            Choice::None if asked.is_empty() => json!("auto"),
+            Choice::None => json!("none"),
+            Choice::Auto => json!("auto"),
+            Choice::Required => json!("required"),
+            Choice::Named(name) => json!({"type": "function", "name": name}),
+        };
         let head = json!({
             "id": null, "object": "response", "created_at": unix_seconds(),
             "model": model, "instructions": instructions, "temperature": temperature,
             "top_p": top_p, "max_output_tokens": max_output_tokens, "metadata": metadata,
-            "tools": asked, "tool_choice": if tools.choice == "none" && asked.is_empty() { "auto" } else { tools.choice },
+            "tools": asked, "tool_choice": choice,
             "parallel_tool_calls": tools.parallel, "store": false, "previous_response_id": null,
-            "background": false, "truncation": "disabled", "text": {"format": {"type": "text"}},
+            "background": false, "truncation": "disabled", "text": text,
             "reasoning": {"effort": null, "summary": null}, "service_tier": "default",
         });
         let head = match head {
@@ -174,6 +198,7 @@ impl ResponsesRequest {
             conversation: Conversation::new(messages),
             tools,
             sampling,
+            form,
             head,
         })
     }
@@ -339,10 +364,17 @@ struct ResponseEvents {
 }
 
 /// An item that grows.
-struct Item {
-    kind: Kind,
-    id: String,
-    text: String,
+enum Item {
+    Text {
+        kind: Kind,
+        id: String,
+        text: String,
+    },
+    Call {
+        /// The item's own.
+        id: String,
+        call: Call,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -369,6 +401,11 @@ impl Kind {
                                       "status": status, "content": content}),
         }
     }
+}
+
+fn call_item(id: &str, call: &Call, arguments: &str, status: &str) -> Value {
+    json!({"id": id, "type": "function_call", "call_id": call.id, "name": call.name,
+           "arguments": arguments, "status": status})
 }
 
 impl ResponseEvents {
@@ -423,10 +460,11 @@ impl ResponseEvents {
             Said::Content(text) => (Kind::Message, text),
             Said::Reasoning(text) => (Kind::Reasoning, text),
             Said::Call(call) => return self.call(call, events),
+            Said::Arguments { text, .. } => return self.arguments(&text, events),
         };
         let place = self.open(kind, events);
-        if let Some(item) = &mut self.open {
-            item.text.push_str(&text);
+        if let Some(Item::Text { text: all, .. }) = &mut self.open {
+            all.push_str(&text);
         }
         let (name, data) = match kind {
             Kind::Message => ("response.output_text.delta", json!({"delta": text, "logprobs": []})),
@@ -438,7 +476,7 @@ impl ResponseEvents {
 
     /// Opens an item of this kind unless one is open; the fields that say where it is.
     fn open(&mut self, kind: Kind, events: &mut Vec<Event>) -> Value {
-        if self.open.as_ref().is_none_or(|item| item.kind != kind) {
+        if !matches!(&self.open, Some(Item::Text { kind: open, .. }) if *open == kind) {
             self.close("completed", events);
             let id = id(if kind == Kind::Message { "msg" } else { "rs" });
             let item = kind.item(&id, Vec::new(), "in_progress");
@@ -448,14 +486,21 @@ impl ResponseEvents {
             let place = json!({"item_id": id, "output_index": index, "content_index": 0});
             let part = with(json!({"part": kind.part("")}), place);
             events.push(self.event("response.content_part.added", part));
-            self.open = Some(Item { kind, id, text: String::new() });
+            self.open = Some(Item::Text { kind, id, text: String::new() });
         }
-        let id = self.open.as_ref().map(|item| item.id.as_str());
+        let id = match &self.open {
+            Some(Item::Text { id, .. } | Item::Call { id, .. }) => Some(id.as_str()),
+            None => None,
+        };
         json!({"item_id": id, "output_index": self.output.len(), "content_index": 0})
     }
 
     fn close(&mut self, status: &str, events: &mut Vec<Event>) {
-        let Some(Item { kind, id, text }) = self.open.take() else { return };
+        let (kind, id, text) = match self.open.take() {
+            None => return,
+            Some(Item::Text { kind, id, text }) => (kind, id, text),
+            Some(Item::Call { id, call }) => return self.close_call(&id, &call, status, events),
+        };
         let index = self.output.len();
         let place = json!({"item_id": id, "output_index": index, "content_index": 0});
         let (name, data) = match kind {
@@ -471,22 +516,33 @@ impl ResponseEvents {
         self.output.push(item);
     }
 
+    /// Opens an item for a call.
     fn call(&mut self, call: Call, events: &mut Vec<Event>) {
         self.close("completed", events);
-        let index = self.output.len();
         let id = id("fc");
-        let item = |arguments: &str, status: &str| {
-            json!({"id": id, "type": "function_call", "call_id": call.id, "name": call.name,
-                   "arguments": arguments, "status": status})
-        };
-        let added = json!({"output_index": index, "item": item("", "in_progress")});
+        let item = call_item(&id, &call, "", "in_progress");
+        let added = json!({"output_index": self.output.len(), "item": item});
         events.push(self.event("response.output_item.added", added));
-        let place = json!({"item_id": id, "output_index": index});
-        let delta = with(json!({"delta": call.arguments}), place.clone());
-        events.push(self.event("response.function_call_arguments.delta", delta));
-        let done = with(json!({"arguments": call.arguments, "name": call.name}), place);
+        let arguments = call.arguments.clone();
+        self.open = Some(Item::Call { id, call: Call { arguments: String::new(), ..call } });
+        if !arguments.is_empty() {
+            self.arguments(&arguments, events);
+        }
+    }
+
+    fn arguments(&mut self, text: &str, events: &mut Vec<Event>) {
+        let Some(Item::Call { id, call }) = &mut self.open else { return };
+        call.arguments.push_str(text);
+        let data = json!({"item_id": id, "output_index": self.output.len(), "delta": text});
+        events.push(self.event("response.function_call_arguments.delta", data));
+    }
+
+    fn close_call(&mut self, id: &str, call: &Call, status: &str, events: &mut Vec<Event>) {
+        let index = self.output.len();
+        let done = json!({"item_id": id, "output_index": index, "arguments": call.arguments,
+                          "name": call.name});
         events.push(self.event("response.function_call_arguments.done", done));
-        let item = item(&call.arguments, "completed");
+        let item = call_item(id, call, &call.arguments, status);
         let done = json!({"output_index": index, "item": item});
         events.push(self.event("response.output_item.done", done));
         self.output.push(item);
@@ -601,17 +657,25 @@ mod tests {
             (r#""background": true"#, "background"),
             (r#""include": ["reasoning.encrypted_content"]"#, "include"),
             (r#""reasoning": {"effort": "high"}"#, "reasoning"),
-            (r#""text": {"format": {"type": "json_object"}}"#, "text"),
+            (r#""text": {"format": {"type": "xml"}}"#, "text.format.type"),
+            (r#""text": {"format": {"type": "json_schema", "name": "n"}}"#, "text.format.schema"),
+            (r#""text": {"format": {"type": "text", "x": 1}}"#, "text.format.x"),
+            (r#""text": {"verbosity": "low"}"#, "text.verbosity"),
             (r#""truncation": "auto""#, "truncation"),
             (r#""temperature": 3"#, "temperature"),
             (r#""max_output_tokens": 0"#, "max_output_tokens"),
             (r#""stream_options": {}"#, "stream_options"),
             (r#""messages": []"#, "messages"),
             (r#""tools": [{"type": "web_search"}]"#, "tools[0].type"),
-            (r#""tools": [{"type": "function", "name": "f", "strict": true}]"#, "tools[0].strict"),
+            (r#""tools": [{"type": "function", "name": "f", "strict": 1}]"#, "tools[0].strict"),
+            (r#""tool_choice": "required""#, "tool_choice"),
             (
-                r#""tools": [{"type": "function", "name": "f"}], "tool_choice": "required""#,
-                "tool_choice",
+                r#""tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "g"}"#,
+                "tool_choice.name",
+            ),
+            (
+                r#""tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "mcp"}"#,
+                "tool_choice.type",
             ),
             (r#""input": null"#, "input"),
             (r#""input": []"#, "input"),

@@ -313,6 +313,13 @@ impl TestServer {
         Self::serve(ServePlan::default(), engine, models, Arc::new(load), |server| server).await
     }
 
+    /// A server of the random base alone, with this template.
+    pub(crate) async fn templated(template: &str) -> TestServer {
+        let models = vec![served("base", None, template, &tokenizer())];
+        let plan = ServePlan::default();
+        Self::serve(plan, engine(roomy()), models, Arc::new(load), |server| server).await
+    }
+
     async fn serve(
         plan: ServePlan,
         engine: EngineHandle,

@@ -1,7 +1,7 @@
 //! Hermes 2 and 3, Qwen 2.5 and 3 and others: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`,
 //! one object in each.
 
-use super::{Begin, ToolFormat, object};
+use super::{Begin, Layout, ToolFormat, object};
 
 pub(super) const FORMAT: ToolFormat = ToolFormat {
     name: "hermes",
@@ -13,4 +13,10 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     bare: false,
     parse: object,
     id_len: None,
+    layout: Layout {
+        open: "<tool_call>\n",
+        call: [r#"{"name": ""#, r#"", "arguments": "#, "}"],
+        between: Some("\n</tool_call>\n<tool_call>\n"),
+        close: "\n</tool_call>",
+    },
 };

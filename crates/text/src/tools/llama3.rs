@@ -1,7 +1,7 @@
 //! Llama 3.1 to 3.3: the answer is the call, `{"name": ..., "parameters": {...}}`, sometimes behind
 //! `<|python_tag|>`, and several are parted by semicolons.
 
-use super::{Begin, ToolCall, ToolFormat, Written};
+use super::{Begin, Layout, ToolCall, ToolFormat, Written};
 
 pub(super) const FORMAT: ToolFormat = ToolFormat {
     name: "llama3",
@@ -14,6 +14,13 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     bare: true,
     parse: objects,
     id_len: None,
+    // Meta's templates refuse a turn with more than one call.
+    layout: Layout {
+        open: "",
+        call: [r#"{"name": ""#, r#"", "parameters": "#, "}"],
+        between: None,
+        close: "",
+    },
 };
 
 fn objects(text: &str) -> Option<Vec<ToolCall>> {

@@ -2,9 +2,10 @@
 //! tokenizer version 11 on `[TOOL_CALLS]name[ARGS]{...}`, once for each call, with or without a
 //! `[CALL_ID]`.
 
-use super::{Begin, ToolCall, ToolFormat, list};
+use super::{Begin, Layout, ToolCall, ToolFormat, list};
 use serde_json::value::RawValue;
 
+/// A JSON list behind one marker.
 pub(super) const FORMAT: ToolFormat = ToolFormat {
     name: "mistral",
     recognises: |source| source.contains("[TOOL_CALLS]"),
@@ -14,6 +15,20 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     bare: false,
     parse: |text| if text.trim_start().starts_with('[') { list(text) } else { named(text) },
     id_len: Some(9),
+    layout: Layout {
+        open: "[TOOL_CALLS] [",
+        call: [r#"{"name": ""#, r#"", "arguments": "#, "}"],
+        between: Some(", "),
+        close: "]",
+    },
+};
+
+/// A marker before each call. Both ways are read wherever one of them is expected.
+pub(super) const NAMED: ToolFormat = ToolFormat {
+    name: "mistral-v11",
+    recognises: |source| source.contains(MARKER) && source.contains(ARGS),
+    layout: Layout { open: MARKER, call: ["", ARGS, ""], between: Some(MARKER), close: "" },
+    ..FORMAT
 };
 
 const MARKER: &str = "[TOOL_CALLS]";

@@ -8,13 +8,21 @@ mod llama3;
 mod mistral;
 mod phi;
 
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::sync::LazyLock;
 
 /// THE table: a new format is a new file and one line here. The first that recognises a template
 /// counts.
-pub const TOOL_FORMATS: &[&ToolFormat] =
-    &[&hermes::FORMAT, &mistral::FORMAT, &phi::FORMAT, &llama3::FORMAT];
+pub const TOOL_FORMATS: &[&ToolFormat] = &[
+    &hermes::FORMAT,
+    &mistral::NAMED,
+    &mistral::FORMAT,
+    &phi::FUNCTOOLS,
+    &phi::FORMAT,
+    &llama3::FORMAT,
+];
 
 /// A way of writing tool calls.
 pub struct ToolFormat {
@@ -35,6 +43,19 @@ pub struct ToolFormat {
     pub(crate) parse: fn(&str) -> Option<Vec<ToolCall>>,
     /// Letters and digits of an id that the template takes back; None for any id.
     pub(crate) id_len: Option<usize>,
+    /// How a call is written where one is forced.
+    pub(crate) layout: Layout,
+}
+
+/// How an answer of nothing but calls is written: `open`, a call, `between` and further calls,
+/// `close`. White space in these may be left out.
+pub(crate) struct Layout {
+    pub(crate) open: &'static str,
+    /// What stands before a call's name, between its name and its arguments, and behind these.
+    pub(crate) call: [&'static str; 3],
+    /// None where one answer holds one call.
+    pub(crate) between: Option<&'static str>,
+    pub(crate) close: &'static str,
 }
 
 /// See [`ToolFormat::begins`].
@@ -105,6 +126,48 @@ impl std::fmt::Debug for ToolFormat {
     }
 }
 
+/// A call up to its arguments, which are to follow as a JSON object.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) name: String,
+    pub(crate) id: Option<String>,
+    /// Where the arguments begin, in bytes.
+    pub(crate) arguments_at: usize,
+    /// Whether the call is an object that ends behind its arguments.
+    pub(crate) object: bool,
+    /// Whether it stands in a list.
+    pub(crate) listed: bool,
+}
+
+/// The head of the call that `text` begins with. None while it is not whole, and where the call is
+/// written in another order, so that it can be read only as a whole.
+pub(crate) fn head(text: &str) -> Option<Head> {
+    static OBJECT: LazyLock<Regex> = LazyLock::new(|| {
+        let name = r#""name"\s*:\s*"([A-Za-z0-9_.-]+)"\s*,\s*"#;
+        let kind = r#"(?:"type"\s*:\s*"function"\s*,\s*)?"#;
+        let id = r#"(?:"id"\s*:\s*"([A-Za-z0-9_-]+)"\s*,\s*)?"#;
+        let arguments = r#""(?:arguments|parameters)"\s*:\s*\{"#;
+        compiled(&format!(r"^\s*(\[?)\s*\{{\s*{kind}{name}{id}{arguments}"))
+    });
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| {
+        compiled(r"^\s*()([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\]\s*([A-Za-z0-9]+)\s*)?\[ARGS\]\s*\{")
+    });
+    let named = || NAMED.captures(text).map(|captures| (captures, false));
+    let (captures, object) = OBJECT.captures(text).map(|c| (c, true)).or_else(named)?;
+    let group = |i: usize| captures.get(i).map(|found| found.as_str().to_owned());
+    Some(Head {
+        name: group(2)?,
+        id: group(3),
+        arguments_at: captures.get(0)?.end() - 1,
+        object,
+        listed: group(1).is_some_and(|bracket| !bracket.is_empty()),
+    })
+}
+
+fn compiled(regex: &str) -> Regex {
+    Regex::new(regex).expect("the expressions in this file compile")
+}
+
 /// The fields of a call as most formats write it; some call the arguments parameters.
 #[derive(Deserialize)]
 struct Written<'a> {
@@ -160,6 +223,39 @@ mod tests {
                     markers[..j].iter().all(|o| !o.starts_with(marker) && !marker.starts_with(o))
                 );
             }
+        }
+    }
+
+    #[test]
+    fn heads_are_read_as_soon_as_they_are_whole() {
+        fn found(text: &str) -> Option<(String, &str)> {
+            let head = head(text)?;
+            let shown = format!("{} {:?} {} {}", head.name, head.id, head.object, head.listed);
+            Some((shown, &text[head.arguments_at..]))
+        }
+        for (text, shown, rest) in [
+            (r#"{"name": "f", "arguments": {"a"#, "f None true false", "{\"a"),
+            (r#"{"type":"function","name":"f","parameters":{"#, "f None true false", "{"),
+            (
+                r#" [{"name": "f", "id": "a1", "arguments": {}}]"#,
+                r#"f Some("a1") true true"#,
+                "{}}]",
+            ),
+            ("f[ARGS]{}", "f None false false", "{}"),
+            ("f-1[CALL_ID]abc[ARGS] {", r#"f-1 Some("abc") false false"#, "{"),
+        ] {
+            assert_eq!(found(text), Some((shown.to_owned(), rest)), "{text}");
+        }
+        for text in [
+            "",
+            r#"{"name": "f", "arguments": "#,
+            r#"{"name": "f", "arguments": "{}"}"#,
+            r#"{"arguments": {}, "name": "f"}"#,
+            r#"{"name": "a b", "arguments": {}}"#,
+            "f[ARGS]",
+            "[ARGS]{}",
+        ] {
+            assert_eq!(found(text), None, "{text}");
         }
     }
 
