@@ -80,6 +80,13 @@ fn submit(
     })?)
 }
 
+/// A line of the output: numbers as short as they are in an answer of the server.
+#[derive(serde::Serialize)]
+struct Row {
+    index: usize,
+    embedding: Vec<f32>,
+}
+
 /// Waits for the first line that is under way and writes its embedding.
 fn finish(
     waiting: &mut VecDeque<(usize, EventReceiver)>,
@@ -92,7 +99,7 @@ fn finish(
         match receiver.recv() {
             Some(Event::Embedding { embedding, .. }) => {
                 let embedding = embedder.form.finish(embedding, dimensions);
-                let row = serde_json::json!({ "index": index, "embedding": embedding });
+                let row = serde_json::to_string(&Row { index, embedding })?;
                 return Ok(writeln!(out, "{row}")?);
             }
             Some(Event::Failed { error, .. }) => {
