@@ -271,7 +271,7 @@ async fn errors_have_openai_s_shape() {
         server.refused(CHAT, &with(good.clone(), json!({"n": 1_000_000_000}))).await;
     assert_eq!((status, &error["param"]), (400, &json!("n")));
 
-    for path in ["/", "/v1", "/v1/embeddings", "/v1/chat/completions/"] {
+    for path in ["/", "/v1", "/v1/images/generations", "/v1/chat/completions/"] {
         let (status, error) = error_of(server.get(path).await).await;
         assert_eq!((status, &error["code"]), (404, &json!("not_found")), "{path}");
     }
