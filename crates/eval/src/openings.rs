@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 const KEPT: usize = 200;
 /// A larger file is none of ours.
 const MOST_BYTES: u64 = 4 << 20;
-/// What the file's name ends with.
-pub const OPENINGS_SUFFIX: &str = ".openings.json";
+/// What the file's name ends with. No ending of a data file, or a folder's test set would grow by it.
+pub const OPENINGS_SUFFIX: &str = ".openings";
 
 /// One run on a test set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ struct Record {
     test_sets: IndexMap<String, Openings>,
 }
 
-/// The file beside a test set in which its openings are counted: `test.jsonl.openings.json`.
+/// The file beside a test set in which its openings are counted: `test.jsonl.openings`.
 pub fn openings_path(test_set: &Path) -> PathBuf {
     let mut name = test_set.file_name().unwrap_or_default().to_owned();
     name.push(OPENINGS_SUFFIX);
@@ -136,7 +136,7 @@ mod tests {
     fn every_run_counts_and_another_test_set_starts_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = openings_path(&dir.path().join("test.jsonl"));
-        assert!(path.ends_with("test.jsonl.openings.json"));
+        assert!(path.ends_with("test.jsonl.openings"));
         assert!(sealed_digests(&path).unwrap().is_empty());
         assert_eq!(count_opening(&path, "aa", opening("eval")).unwrap().count, 1);
         assert_eq!(count_opening(&path, "aa", opening("prove")).unwrap().count, 2);
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn runs_at_the_same_time_are_all_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.openings.json");
+        let path = dir.path().join("t.openings");
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -170,9 +170,9 @@ mod tests {
         }
         assert_eq!((openings.count, openings.last.len()), (500, 200));
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.openings.json");
+        let path = dir.path().join("t.openings");
         fs::write(&path, "{\"test_sets\": 3}").unwrap();
         let error = count_opening(&path, "aa", opening("x")).unwrap_err().to_string();
-        assert!(error.contains("t.openings.json") && error.contains("hint"), "{error}");
+        assert!(error.contains("t.openings") && error.contains("hint"), "{error}");
     }
 }

@@ -440,7 +440,7 @@ mod tests {
         let paired = paired(0.75, 0.72, 0.78);
         let metric = metrics_by_name(&["json_field_accuracy"]).unwrap()[0];
         let cost =
-            Cost { per_1000_requests: 1234.5, currency: "EUR".into(), assumptions: Vec::new() };
+            Cost { per_1000_requests: 1234.4, currency: "EUR".into(), assumptions: Vec::new() };
         let words = |margin, blockers: &[String], paired: &PairedDifference| {
             let (a, b, score_a, score_b) = ("base", "adapté", 0.12, 0.87);
             let (cost_a, cost_b) = (None, Some(&cost));
