@@ -13,6 +13,7 @@ mod generate;
 mod harvest;
 mod keys;
 mod models;
+mod opened;
 mod perplexity;
 mod pull;
 mod runs;
@@ -20,6 +21,7 @@ mod serve;
 mod tokenize;
 mod train;
 mod usage;
+mod watch;
 
 use crate::cli::Command;
 use anyhow::Result;
@@ -44,6 +46,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),
