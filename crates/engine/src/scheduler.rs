@@ -122,12 +122,9 @@ impl Scheduler {
     /// Has `drafter` guess for the running sequences whose next step has room for it.
     pub(crate) fn draft(&mut self, drafter: &mut dyn Drafter) {
         let count = self.running.len();
-        let wanted: Vec<usize> =
-            self.running.iter().map(|s| self.bounds.guesses_wanted(s, count)).collect();
-        let asked = |(index, _): &(usize, &Sequence)| wanted[*index] > 0;
-        let asks: Vec<Ask> = (self.running.iter().enumerate().filter(asked))
-            .map(|(index, s)| Ask { id: s.id, tokens: &s.tokens, most: wanted[index] })
-            .collect();
+        let ask =
+            |s| Ask { most: self.bounds.guesses_wanted(s, count), id: s.id, tokens: &s.tokens };
+        let asks: Vec<Ask> = self.running.iter().map(ask).filter(|ask| ask.most > 0).collect();
         if asks.is_empty() {
             return;
         }

@@ -591,7 +591,7 @@ fn tiles_of(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
 /// # Safety
 /// Both pointers cover `len` values; the processor supports `S`.
 #[inline(always)]
-unsafe fn widen<S: Simd>(to: *mut f32, from: *const bf16, len: usize) {
+pub(crate) unsafe fn widen<S: Simd>(to: *mut f32, from: *const bf16, len: usize) {
     for i in (0..len).step_by(S::LANES) {
         // SAFETY: i + LANES <= len, as LANES divides sixteen.
         unsafe { S::store(to.add(i), S::load_bf16(from.add(i))) };
