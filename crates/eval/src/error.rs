@@ -112,7 +112,7 @@ pub enum EvalError {
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// `read` or `write`.
+        /// `read`, `write`, `lock` or `list`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -126,5 +126,15 @@ pub enum EvalError {
         format: &'static str,
         /// Why.
         reason: String,
+    },
+    /// A file that should count the openings of a test set does not.
+    #[error(
+        "{path}: {found}; expected the record of a test set's openings. hint: move the file away to start counting anew, and remember that it was opened before"
+    )]
+    Openings {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
     },
 }

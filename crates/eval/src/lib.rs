@@ -12,8 +12,11 @@ mod files;
 mod item;
 mod metrics;
 mod numbers;
+mod openings;
 mod report;
 mod run;
+mod shift;
+mod slices;
 pub mod stats;
 mod verdict;
 
@@ -22,6 +25,9 @@ pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
 pub use error::EvalError;
 pub use item::EvalItem;
 pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use openings::{
+    OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
+};
 pub use report::{
     CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
     FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
@@ -29,4 +35,9 @@ pub use report::{
     example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
-pub use verdict::{Decision, Verdict, decide, sentences};
+pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
+pub use slices::{
+    ConfusedPair, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes, slice_reports,
+    slice_sizes, without_leaks,
+};
+pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};

@@ -7,7 +7,8 @@ use crate::files::write_atomic;
 use crate::item::EvalItem;
 use crate::metrics::{METRICS, Metric, Scale};
 use crate::stats::{
-    Interval, PairedDifference, PairedOptions, mean, mean_interval, paired_difference,
+    Interval, PairedDifference, PairedOptions, clusters_of, mean, mean_interval_in,
+    paired_difference_in,
 };
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -37,6 +38,9 @@ pub struct CandidateResult {
     pub answers: Vec<Answer>,
     /// Score in [0, 1] of each example for each metric: `scores[metric][example]`.
     pub scores: Vec<Vec<f64>>,
+    /// Number of each example's cluster, from [`EvalItem::group`]; empty when no two examples share a
+    /// group. Statistics of the scores take clusters, not examples, for the independent unit.
+    pub clusters: Vec<usize>,
     /// Wall time of answering, seconds.
     pub seconds: f64,
 }
@@ -68,6 +72,7 @@ pub fn evaluate(
 ) -> Result<EvalResult, EvalError> {
     check_items(&items, &metrics)?;
     check_names(candidates)?;
+    let clusters = clusters_of(items.iter().map(|item| item.group.as_deref()));
     let mut results = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let started = Instant::now();
@@ -82,7 +87,8 @@ pub fn evaluate(
         }
         let scores = metrics.iter().map(|metric| score_all(metric, &items, &answers)).collect();
         let kind = candidate.kind().to_owned();
-        results.push(CandidateResult { name, kind, answers, scores, seconds });
+        let clusters = clusters.clone();
+        results.push(CandidateResult { name, kind, answers, scores, clusters, seconds });
     }
     Ok(EvalResult { items, metrics, candidates: results })
 }
@@ -97,7 +103,7 @@ pub fn compare(
     metric: usize,
     options: &PairedOptions,
 ) -> Result<PairedDifference, EvalError> {
-    Ok(paired_difference(a.scores_of(metric), b.scores_of(metric), options)?)
+    Ok(paired_difference_in(a.scores_of(metric), b.scores_of(metric), &b.clusters, options)?)
 }
 
 impl EvalResult {
@@ -193,11 +199,11 @@ impl CandidateResult {
     ) -> Result<(f64, Interval), EvalError> {
         let scores = self.scores_of(metric);
         let binary = metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
-        Ok((mean(scores), mean_interval(scores, binary)?))
+        Ok((mean(scores), mean_interval_in(scores, binary, &self.clusters)?))
     }
 
     /// Scores for the metric at place `metric`; none when it was not measured.
-    fn scores_of(&self, metric: usize) -> &[f64] {
+    pub(crate) fn scores_of(&self, metric: usize) -> &[f64] {
         self.scores.get(metric).map_or(&[], Vec::as_slice)
     }
 
