@@ -13,6 +13,10 @@ pub struct EvalItem {
     pub conversation: Conversation,
     /// The right answer.
     pub reference: String,
+    /// What may be answered, where the example offers a choice; else empty.
+    pub choices: Vec<String>,
+    /// Place of the right one among `choices`; None: the first that is the reference.
+    pub gold: Option<usize>,
 }
 
 impl EvalItem {
@@ -36,7 +40,13 @@ impl EvalItem {
                 "an answer that only calls tools".to_owned()
             }
             Some(last) if last.role == "assistant" && !conversation.messages.is_empty() => {
-                return Ok(EvalItem { id, conversation, reference: last.content });
+                return Ok(EvalItem {
+                    id,
+                    conversation,
+                    reference: last.content,
+                    choices: Vec::new(),
+                    gold: None,
+                });
             }
             Some(last) if last.role == "assistant" => "an answer to nothing".to_owned(),
             Some(last) => format!("a message of the role {:?}", last.role),

@@ -17,11 +17,14 @@ mod run;
 pub mod stats;
 mod verdict;
 
-pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
+pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use metrics::{
+    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
+    metrics_by_name,
+};
 pub use report::{
     CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
     FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
