@@ -5,10 +5,11 @@ use crate::item::EvalItem;
 use engine::{
     Completion, Engine, EngineError, Event, FinishReason, Runner, SamplingParams, SequenceRequest,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use text::{ChatTemplate, Tokenizer};
 
 /// Something that answers test examples.
@@ -32,7 +33,7 @@ pub trait Candidate {
 }
 
 /// What came back for one example.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
     /// The answer; empty when it failed.
     pub text: String,
@@ -44,6 +45,22 @@ pub struct Answer {
     pub prompt_tokens: Option<usize>,
     /// Tokens generated. None: not known.
     pub answer_tokens: Option<usize>,
+    /// Seconds from the beginning of the work on it to its end. None: not known.
+    pub seconds: Option<f64>,
+    /// How likely each of the example's choices is, or its reference where it has none. Empty where
+    /// that was not asked.
+    pub likelihoods: Vec<Likelihood>,
+}
+
+/// How likely a text is as the continuation of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Sum of its tokens' log probabilities, nats.
+    pub sum: f64,
+    /// Whether each of its tokens is the likeliest one at its place.
+    pub greedy: bool,
+    /// Its tokens.
+    pub tokens: usize,
 }
 
 impl Answer {
@@ -133,6 +150,7 @@ impl<G: Generator> LocalCandidate<G> {
                 stopped: Some(completion.reason == FinishReason::Stop),
                 prompt_tokens: Some(completion.usage.prompt_tokens),
                 answer_tokens: Some(completion.usage.completion_tokens),
+                ..Answer::default()
             },
             Err(error) => Answer::failed(format!("the answer cannot be decoded: {error}")),
         }
@@ -169,15 +187,23 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
         // A panic elsewhere while the engine was locked does not spoil it: every request brings
         // all of its own state.
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let completions = engine.generate(requests, &mut |_, event| {
+        let mut times = vec![(None, None); requests.len()];
+        let completions = engine.generate(requests, &mut |request, event| {
+            if let Event::Started { .. } = event {
+                times[request].0 = Some(Instant::now());
+            }
             if event.is_last() {
+                times[request].1 = Some(Instant::now());
                 done += 1;
                 progress(done);
             }
         });
         drop(engine);
-        for (completion, index) in completions.into_iter().zip(index_of) {
+        for ((completion, index), times) in completions.into_iter().zip(index_of).zip(times) {
             answers[index] = self.finish(completion);
+            if let (Some(start), Some(end)) = times {
+                answers[index].seconds = Some(end.duration_since(start).as_secs_f64());
+            }
         }
         progress(examples.len());
         Ok(answers)
@@ -186,7 +212,7 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
 
 /// Answers given earlier, by anything: one JSON object per line with `id` and `answer`, as
 /// [`crate::EvalResult::write_answers`] writes them. Optional: `prompt` and `reference` (checked
-/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`; other fields are
+/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`; other fields are
 /// ignored.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
@@ -206,6 +232,9 @@ struct RecordedLine {
     stopped: Option<bool>,
     prompt_tokens: Option<usize>,
     answer_tokens: Option<usize>,
+    seconds: Option<f64>,
+    #[serde(default)]
+    likelihoods: Vec<Likelihood>,
 }
 
 impl RecordedCandidate {
@@ -259,6 +288,8 @@ impl RecordedCandidate {
             stopped: recorded.stopped,
             prompt_tokens: recorded.prompt_tokens,
             answer_tokens: recorded.answer_tokens,
+            seconds: recorded.seconds,
+            likelihoods: recorded.likelihoods.clone(),
         })
     }
 }

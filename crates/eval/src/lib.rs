@@ -20,11 +20,14 @@ mod slices;
 pub mod stats;
 mod verdict;
 
-pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
+pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use metrics::{
+    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
+    metrics_by_name,
+};
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };

@@ -523,8 +523,8 @@ pub(crate) struct EvalArgs {
     pub(crate) data: PathBuf,
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
-    /// Metrics, comma-separated
-    #[arg(long, value_delimiter = ',', default_value = "exact_match")]
+    /// Metrics, comma-separated; a parameter, as in regex:PATTERN, goes on to the end (repeatable)
+    #[arg(long, value_name = "NAMES", default_value = "exact_match")]
     pub(crate) metrics: Vec<String>,
     /// Longest answer in tokens
     #[arg(long, default_value_t = 256)]
