@@ -5,6 +5,7 @@
 //! report is a pure function of its input; only [`Candidate`]s compute answers and only
 //! [`Report::write`] and [`EvalResult::write_answers`] touch files.
 
+mod baseline;
 mod candidate;
 mod cost;
 mod error;
@@ -12,11 +13,14 @@ mod files;
 mod item;
 mod metrics;
 mod numbers;
+mod recorded;
 mod report;
 mod run;
 pub mod stats;
+mod tasks;
 mod verdict;
 
+pub use baseline::{BaselineCandidate, baseline_names};
 pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
 pub use error::EvalError;
@@ -32,4 +36,5 @@ pub use report::{
     example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
+pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
 pub use verdict::{Decision, Verdict, decide, sentences};
