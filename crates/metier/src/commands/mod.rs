@@ -17,6 +17,7 @@ mod perplexity;
 mod pull;
 mod runs;
 mod serve;
+mod tasks;
 mod tokenize;
 mod train;
 mod usage;
