@@ -2,13 +2,15 @@
 
 use crate::error::EvalError;
 use crate::item::EvalItem;
+use crate::recorded::{self, Recorded};
 use engine::{
     Completion, Engine, EngineError, Event, FinishReason, Runner, SamplingParams, SequenceRequest,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use text::{ChatTemplate, Tokenizer};
 
 /// Something that answers test examples.
@@ -32,7 +34,7 @@ pub trait Candidate {
 }
 
 /// What came back for one example.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
     /// The answer; empty when it failed.
     pub text: String,
@@ -44,6 +46,22 @@ pub struct Answer {
     pub prompt_tokens: Option<usize>,
     /// Tokens generated. None: not known.
     pub answer_tokens: Option<usize>,
+    /// Seconds from the beginning of the work on it to its end. None: not known.
+    pub seconds: Option<f64>,
+    /// How likely each of the example's choices is, or its reference where it has none. Empty where
+    /// that was not asked.
+    pub likelihoods: Vec<Likelihood>,
+}
+
+/// How likely a text is as the continuation of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Sum of its tokens' log probabilities, nats.
+    pub sum: f64,
+    /// Whether each of its tokens is the likeliest one at its place.
+    pub greedy: bool,
+    /// Its tokens.
+    pub tokens: usize,
 }
 
 impl Answer {
@@ -133,6 +151,7 @@ impl<G: Generator> LocalCandidate<G> {
                 stopped: Some(completion.reason == FinishReason::Stop),
                 prompt_tokens: Some(completion.usage.prompt_tokens),
                 answer_tokens: Some(completion.usage.completion_tokens),
+                ..Answer::default()
             },
             Err(error) => Answer::failed(format!("the answer cannot be decoded: {error}")),
         }
@@ -169,43 +188,43 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
         // A panic elsewhere while the engine was locked does not spoil it: every request brings
         // all of its own state.
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let completions = engine.generate(requests, &mut |_, event| {
+        let mut times = vec![(None, None); requests.len()];
+        let completions = engine.generate(requests, &mut |request, event| {
+            if let Event::Started { .. } = event {
+                times[request].0 = Some(Instant::now());
+            }
             if event.is_last() {
+                times[request].1 = Some(Instant::now());
                 done += 1;
                 progress(done);
             }
         });
         drop(engine);
-        for (completion, index) in completions.into_iter().zip(index_of) {
+        for ((completion, index), times) in completions.into_iter().zip(index_of).zip(times) {
             answers[index] = self.finish(completion);
+            if let (Some(start), Some(end)) = times {
+                answers[index].seconds = Some(end.duration_since(start).as_secs_f64());
+            }
         }
         progress(examples.len());
         Ok(answers)
     }
 }
 
-/// Answers given earlier, by anything: one JSON object per line with `id` and `answer`, as
-/// [`crate::EvalResult::write_answers`] writes them. Optional: `prompt` and `reference` (checked
-/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`; other fields are
-/// ignored.
+/// Answers given earlier, by anything. One JSON object per line with `id` and `answer`, as
+/// [`crate::EvalResult::write_answers`] writes them; optional: `prompt` and `reference` (checked
+/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`;
+/// other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai (logs in JSON) or
+/// promptfoo (`--output`) wrote; where their rows have no ids of the test set, they belong to its
+/// examples in order, which the references must confirm.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
 pub struct RecordedCandidate {
     name: String,
     path: PathBuf,
-    answers: HashMap<String, (usize, RecordedLine)>,
-}
-
-#[derive(Deserialize)]
-struct RecordedLine {
-    id: String,
-    answer: Option<String>,
-    prompt: Option<String>,
-    reference: Option<String>,
-    error: Option<String>,
-    stopped: Option<bool>,
-    prompt_tokens: Option<usize>,
-    answer_tokens: Option<usize>,
+    answers: HashMap<String, (usize, Recorded)>,
+    /// Those that have only a place in the test set.
+    placed: HashMap<usize, (usize, Recorded)>,
 }
 
 impl RecordedCandidate {
@@ -220,25 +239,43 @@ impl RecordedCandidate {
             path: path.to_owned(),
             source,
         })?;
-        let mut answers = HashMap::new();
-        for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let line_number = index + 1;
-            let recorded =
-                parse_line(line).map_err(|reason| recorded_error(path, line_number, reason))?;
-            let id = recorded.id.clone();
-            if let Some((first, _)) = answers.insert(id, (line_number, recorded)) {
+        let all = recorded::read(&bytes)
+            .map_err(|wrong| recorded_error(path, wrong.line, wrong.reason))?;
+        let mut candidate = RecordedCandidate {
+            name: name.into(),
+            path: path.to_owned(),
+            answers: HashMap::new(),
+            placed: HashMap::new(),
+        };
+        for (line, one) in all {
+            let twice = match (&one.id, one.place) {
+                (Some(id), _) => candidate.answers.insert(id.clone(), (line, one)),
+                (None, Some(place)) => candidate.placed.insert(place, (line, one)),
+                (None, None) => None,
+            };
+            if let Some((first, _)) = twice {
                 let reason = format!("its id is that of line {first}; expected one answer per id");
-                return Err(recorded_error(path, line_number, reason));
+                return Err(recorded_error(path, line, reason));
             }
         }
-        Ok(RecordedCandidate { name: name.into(), path: path.to_owned(), answers })
+        Ok(candidate)
     }
 
-    fn recorded(&self, item: &EvalItem) -> Result<Answer, EvalError> {
-        let Some((line, recorded)) = self.answers.get(&item.id) else {
+    /// The answer recorded for an example: by its id, or by its place where the file knows no ids.
+    fn find(&self, index: usize, item: &EvalItem) -> Result<Option<&(usize, Recorded)>, EvalError> {
+        if let Some(found) = self.answers.get(&item.id) {
+            return Ok(Some(found));
+        }
+        let Some(found) = self.placed.get(&index) else { return Ok(None) };
+        if found.1.reference.is_none() {
+            let reason = "it has neither the id of a test example nor a reference that would show which one it belongs to. hint: give the rows ids";
+            return Err(recorded_error(&self.path, found.0, reason.to_owned()));
+        }
+        Ok(Some(found))
+    }
+
+    fn recorded(&self, index: usize, item: &EvalItem) -> Result<Answer, EvalError> {
+        let Some((line, recorded)) = self.find(index, item)? else {
             return Ok(Answer::failed("no answer is recorded for this example"));
         };
         for (field, recorded, expected) in [
@@ -259,6 +296,8 @@ impl RecordedCandidate {
             stopped: recorded.stopped,
             prompt_tokens: recorded.prompt_tokens,
             answer_tokens: recorded.answer_tokens,
+            seconds: recorded.seconds,
+            likelihoods: recorded.likelihoods.clone(),
         })
     }
 }
@@ -277,27 +316,20 @@ impl Candidate for RecordedCandidate {
         examples: &[EvalItem],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
-        if !examples.iter().any(|item| self.answers.contains_key(&item.id)) {
+        let known = |item: &EvalItem| self.answers.contains_key(&item.id);
+        if self.placed.is_empty() && !examples.iter().any(known) {
             return Err(EvalError::NothingRecorded {
                 path: self.path.clone(),
                 recorded: self.answers.len(),
                 items: examples.len(),
             });
         }
-        let answers = examples.iter().map(|item| self.recorded(item)).collect::<Result<_, _>>()?;
+        let numbered = examples.iter().enumerate();
+        let answers =
+            numbered.map(|(index, item)| self.recorded(index, item)).collect::<Result<_, _>>()?;
         progress(examples.len());
         Ok(answers)
     }
-}
-
-fn parse_line(line: &[u8]) -> Result<RecordedLine, String> {
-    let expected = r#"expected {"id": "...", "answer": "..."}"#;
-    let recorded: RecordedLine =
-        serde_json::from_slice(line).map_err(|error| format!("{error}; {expected}"))?;
-    if recorded.answer.is_none() && recorded.error.is_none() {
-        return Err(format!("it has neither answer nor error; {expected}"));
-    }
-    Ok(recorded)
 }
 
 fn recorded_error(path: &Path, line: usize, reason: String) -> EvalError {

@@ -137,4 +137,36 @@ pub enum EvalError {
         /// What was found.
         found: String,
     },
+    /// A metric does not take the parameter it was given.
+    #[error(
+        "the metric {name} cannot be used: {reason}. hint: the parameter is all that stands behind the colon"
+    )]
+    MetricParameter {
+        /// The metric with its parameter.
+        name: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An answer cannot be scored by a metric.
+    #[error(
+        "{candidate} cannot be scored by the metric {metric}, first at example {id:?}: {reason}"
+    )]
+    NotScored {
+        /// Name of the candidate.
+        candidate: String,
+        /// Name of the metric.
+        metric: &'static str,
+        /// Id of the example.
+        id: String,
+        /// What is not known of the answer, or what went wrong.
+        reason: String,
+    },
+    /// A baseline nobody knows.
+    #[error("unknown baseline {found:?}; known are {known}")]
+    UnknownBaseline {
+        /// The name given.
+        found: String,
+        /// Names of all baselines.
+        known: String,
+    },
 }

@@ -19,6 +19,10 @@ pub struct EvalItem {
     pub group: Option<String>,
     /// Fields by which scores are told apart, with the example's value of each.
     pub slices: IndexMap<String, String>,
+    /// What may be answered, where the example offers a choice; else empty.
+    pub choices: Vec<String>,
+    /// Place of the right one among `choices`; None: the first that is the reference.
+    pub gold: Option<usize>,
 }
 
 impl EvalItem {
@@ -43,8 +47,15 @@ impl EvalItem {
                 "an answer that only calls tools".to_owned()
             }
             Some(last) if last.role == "assistant" && !conversation.messages.is_empty() => {
-                let (reference, group, slices) = (last.content, None, IndexMap::new());
-                return Ok(EvalItem { id, conversation, reference, group, slices });
+                return Ok(EvalItem {
+                    id,
+                    conversation,
+                    reference: last.content,
+                    group: None,
+                    slices: IndexMap::new(),
+                    choices: Vec::new(),
+                    gold: None,
+                });
             }
             Some(last) if last.role == "assistant" => "an answer to nothing".to_owned(),
             Some(last) => format!("a message of the role {:?}", last.role),

@@ -5,6 +5,7 @@
 //! report is a pure function of its input; only [`Candidate`]s compute answers and only
 //! [`Report::write`] and [`EvalResult::write_answers`] touch files.
 
+mod baseline;
 mod candidate;
 mod cost;
 mod error;
@@ -13,18 +14,24 @@ mod item;
 mod metrics;
 mod numbers;
 mod openings;
+mod recorded;
 mod report;
 mod run;
 mod shift;
 mod slices;
 pub mod stats;
+mod tasks;
 mod verdict;
 
-pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
+pub use baseline::{BaselineCandidate, baseline_names};
+pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use metrics::{
+    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
+    metrics_by_name,
+};
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };
@@ -40,4 +47,5 @@ pub use slices::{
     ConfusedPair, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes, slice_reports,
     slice_sizes, without_leaks,
 };
+pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
 pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};

@@ -304,6 +304,7 @@ fn evaluated() -> EvalResult {
         stopped: Some(stopped),
         prompt_tokens: Some(61),
         answer_tokens: Some(33),
+        ..Answer::default()
     };
     let base = (0..40).map(|i| match i % 8 {
         0 => Answer::failed("the prompt has 9,000 tokens, which leaves no room"),

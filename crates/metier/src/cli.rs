@@ -188,6 +188,7 @@ pub(crate) struct PullArgs {
 #[command(after_help = "Examples:
   metier models
   metier models show nano
+  metier models prepare ./Llama-3.2-1B --dtype q8_0
   metier models rm HuggingFaceTB/SmolLM2-135M-Instruct")]
 pub(crate) struct ModelsArgs {
     /// What to do [default: list]
@@ -208,6 +209,25 @@ pub(crate) enum ModelsCommand {
         /// The model
         #[arg(value_name = "M")]
         model: String,
+    },
+    /// Lay a model's weights out on disk as they are used, so that later starts map them
+    #[command(after_help = "Examples:
+  metier models prepare ./Llama-3.2-1B
+  metier models prepare ./Llama-3.2-1B --dtype q8_0
+  metier models prepare ./Llama-3.2-1B --dtype q8_0 --undo
+
+Every command that loads this model in this type then starts without converting it, and processes
+that serve it share its memory. It takes as much disk as the weights take memory; --undo deletes it.
+A model whose files have changed is converted as before: prepare it again.")]
+    Prepare {
+        /// The model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
+        #[arg(value_name = "M")]
+        model: String,
+        #[command(flatten)]
+        weights: WeightArgs,
+        /// Delete what was laid out
+        #[arg(long)]
+        undo: bool,
     },
     /// Delete a pulled model from the cache, all revisions
     Rm {
@@ -488,7 +508,11 @@ pub(crate) struct RunsCompareArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   metier eval --model nano --adapter out/tickets --data test.jsonl --metrics json_field_accuracy
-  metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl")]
+  metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl
+  metier eval --model nano --tasks testdata/lm_eval --json
+
+Task files are run as lm-evaluation-harness runs them, with its numbers; the data must be in local files
+(dataset_path: json).")]
 pub(crate) struct EvalArgs {
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
@@ -501,12 +525,18 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
     /// Test set
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "tasks")]
+    pub(crate) data: Option<PathBuf>,
+    /// Task files of lm-evaluation-harness, or folders of them, instead of a test set (repeatable)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "metrics", "max_tokens"])]
+    pub(crate) tasks: Vec<PathBuf>,
+    /// Examples in front of each question of a task [default: as its file says]
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub(crate) num_fewshot: Option<usize>,
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
-    /// Metrics, comma-separated
-    #[arg(long, value_delimiter = ',', default_value = "exact_match")]
+    /// Metrics, comma-separated; a parameter, as in regex:PATTERN, goes on to the end (repeatable)
+    #[arg(long, value_name = "NAMES", default_value = "exact_match")]
     pub(crate) metrics: Vec<String>,
     /// Longest answer in tokens
     #[arg(long, default_value_t = 256)]

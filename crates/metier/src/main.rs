@@ -10,6 +10,7 @@ mod embedder;
 mod exit;
 mod general_text;
 mod hub;
+mod laid_out;
 mod licences;
 mod machine;
 mod progress;
@@ -21,6 +22,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    kernels::limit_arenas();
     let cli = cli::Cli::parse();
     init_logging(cli.verbose);
     survive_full_files();

@@ -2,6 +2,7 @@
 
 use super::data::read_options;
 use super::opened;
+use super::tasks;
 use crate::cli::EvalArgs;
 use crate::exit;
 use crate::progress;
@@ -22,6 +23,7 @@ const KV_BYTES: usize = 1 << 30;
 const MAX_NUM_SEQS: usize = 64;
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
+    let Some(data) = &args.data else { return tasks::run(args) };
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
     let base = Base::load(&args.model, args.weights)?;
     let adapter = match &args.adapter {
@@ -29,7 +31,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         None => None,
     };
     let options = ReadOptions { split: FolderSplit::Test, ..read_options(&args.columns) };
-    let mut examples = ::data::read(&args.data, &options)?;
+    let mut examples = ::data::read(data, &options)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let dtype = args.kv_cache.dtype();
@@ -37,7 +39,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let [candidate] = &result.candidates[..] else { bail!("one candidate gave no result") };
     let adapter_name = args.adapter.as_ref().map(|a| format!(" with {}", a.display()));
     let by = format!("eval of {}{}", args.model, adapter_name.unwrap_or_default());
-    let openings = opened::count(&args.data, &by);
+    let openings = opened::count(data, &by);
     if let Some(path) = &args.answers {
         result.write_answers(candidate, path)?;
     }

@@ -18,6 +18,7 @@ mod perplexity;
 mod pull;
 mod runs;
 mod serve;
+mod tasks;
 mod tokenize;
 mod train;
 mod usage;
