@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Keys(KeysArgs),
     /// What was served: requests, tokens, times and cost by key, adapter or day
     Usage(UsageArgs),
+    /// Has anything changed since the model was proven? Exit 3 when a stated bound is proven crossed
+    Watch(WatchArgs),
     /// Write a model or an adapter for other tools
     Export(ExportArgs),
     /// How well a model foretells a text
@@ -884,6 +886,73 @@ pub(crate) enum UsageGroup {
 fn day(text: &str) -> Result<time::Date, String> {
     time::Date::parse(text, time::macros::format_description!("[year]-[month]-[day]"))
         .map_err(|_| "expected a day such as 2026-12-31".into())
+}
+
+fn share_bound(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err("expected a share between 0 and 1, such as 0.05".into()),
+    }
+}
+
+/// Arguments of `watch`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier watch --max-errors 0.02 --max-disliked 0.1
+  metier watch --name tickets --train train.jsonl --json
+  metier watch --anchors anchors.jsonl --recorded proven.jsonl --model nano --adapter out/tickets
+
+Shares may be looked at every night: their tests stay valid, a false alarm ever has a chance of 5 %.")]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Only what was asked of this name in `model` [default: all]
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) adapter_name: Option<String>,
+    /// First day, UTC [default: the first of all]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) from: Option<time::Date>,
+    /// Share of requests that may fail
+    #[arg(long, value_name = "SHARE", value_parser = share_bound)]
+    pub(crate) max_errors: Option<f64>,
+    /// Share of ratings that may be below 0
+    #[arg(long, value_name = "SHARE", value_parser = share_bound)]
+    pub(crate) max_disliked: Option<f64>,
+    /// Share of kept answers that may be no JSON
+    #[arg(long, value_name = "SHARE", value_parser = share_bound)]
+    pub(crate) max_broken: Option<f64>,
+    /// Training set that kept questions are compared with, without labels: wording, language, length
+    #[arg(long, value_name = "FILE")]
+    pub(crate) train: Option<PathBuf>,
+    /// Chance of a false alarm of that comparison, each time it is made
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = share_bound)]
+    pub(crate) shift_level: f64,
+    /// Test set that is answered again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) anchors: Option<PathBuf>,
+    /// The answers of that time, from `metier eval --answers`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recorded: Option<PathBuf>,
+    /// Base model that answers the anchors
+    #[arg(long, value_name = "M")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+    /// Adapter folder
+    #[arg(long, value_name = "A")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Metric of the anchors
+    #[arg(long, default_value = "exact_match")]
+    pub(crate) metric: String,
+    /// Loss on the anchors that does not matter, as a share
+    #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
+    pub(crate) margin: f64,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of `export`.

@@ -10,6 +10,11 @@ pub(crate) fn done() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Not proven; of `watch`: a bound is proven to be crossed.
+pub(crate) fn not_proven() -> ExitCode {
+    ExitCode::from(3)
+}
+
 /// Prints `error: ...` with its causes on standard error, one line each unless the cause is
 /// already part of the message.
 pub(crate) fn print_error(error: &anyhow::Error) {

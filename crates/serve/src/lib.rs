@@ -35,6 +35,6 @@ pub use harvest::{Harvest, HarvestOptions, harvest};
 pub use server::{Reloader, ServePlan, Server};
 pub use state::{Host, ServeError, ServedModel};
 pub use store::{
-    Answer, Database, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret, Store,
-    StoreError, UsageBy, UsageRow,
+    Answer, Database, Happened, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret,
+    Store, StoreError, UsageBy, UsageRow,
 };

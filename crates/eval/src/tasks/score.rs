@@ -264,7 +264,8 @@ impl Ask {
             },
         };
         let conversation = Conversation::new(vec![Message::new("user", context)]);
-        Ok(EvalItem { id: row.to_string(), conversation, reference, choices, gold })
+        let (id, group, slices) = (row.to_string(), None, IndexMap::new());
+        Ok(EvalItem { id, conversation, reference, choices, gold, group, slices })
     }
 
     fn target(&self) -> Value {

@@ -1,6 +1,7 @@
 //! `metier eval`: one model on one test set.
 
 use super::data::read_options;
+use super::opened;
 use super::tasks;
 use crate::cli::EvalArgs;
 use crate::exit;
@@ -36,6 +37,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let dtype = args.kv_cache.dtype();
     let result = evaluate(&base, adapter.as_ref(), items, metrics, args.max_tokens, dtype)?;
     let [candidate] = &result.candidates[..] else { bail!("one candidate gave no result") };
+    let adapter_name = args.adapter.as_ref().map(|a| format!(" with {}", a.display()));
+    let by = format!("eval of {}{}", args.model, adapter_name.unwrap_or_default());
+    let openings = opened::count(data, &by);
     if let Some(path) = &args.answers {
         result.write_answers(candidate, path)?;
     }
@@ -53,6 +57,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
                 "stopped_share": report.stopped_share,
                 "tokens_per_second": report.tokens_per_second,
                 "seconds": report.seconds,
+                "openings": openings.map(|o| o.count),
             })
         );
         return Ok(exit::done());

@@ -13,6 +13,7 @@ mod generate;
 mod harvest;
 mod keys;
 mod models;
+mod opened;
 mod perplexity;
 mod pull;
 mod runs;
@@ -21,6 +22,7 @@ mod tasks;
 mod tokenize;
 mod train;
 mod usage;
+mod watch;
 
 use crate::cli::Command;
 use anyhow::Result;
@@ -45,6 +47,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -23,7 +23,7 @@ pub(crate) use feedback::Feedback;
 pub(crate) use keys::Identity;
 pub use keys::{Key, NewKey, RETENTION_DAYS, Secret};
 pub(crate) use usage::UsageRecord;
-pub use usage::{Prices, UsageBy, UsageRow};
+pub use usage::{Happened, Prices, UsageBy, UsageRow};
 
 use crate::state::unix_seconds;
 use rusqlite::{Connection, OpenFlags};

@@ -97,7 +97,44 @@ pub struct UsageRow {
     pub mean_total_seconds: f64,
 }
 
+/// What happened, in its order, for a test that may be looked at every night.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Happened {
+    /// Of each request whose client stayed: whether it failed.
+    pub failed: Vec<bool>,
+    /// Of each rating: whether it is below 0.
+    pub disliked: Vec<bool>,
+}
+
 impl Database {
+    /// Requests and ratings from `from` (Unix seconds) on; of one name in `model`, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`].
+    pub fn happened(&self, model: Option<&str>, from: u64) -> Result<Happened, StoreError> {
+        let (from, mut happened) = (from.cast_signed(), Happened::default());
+        let mut requests = self.connection.prepare(
+            "SELECT outcome <> 'ok' FROM usage
+             WHERE time >= ?1 AND (?2 IS NULL OR model = ?2) AND outcome <> 'cancelled' ORDER BY id",
+        )?;
+        for failed in requests.query_map((from, model), |row| row.get(0))? {
+            happened.failed.push(failed?);
+        }
+        // A rating that was changed counts as it was given first, so that the order stays that of what
+        // happened.
+        let mut ratings = self.connection.prepare(
+            "SELECT rating < 0 FROM feedback JOIN usage USING (request_id)
+             WHERE feedback.time >= ?1 AND (?2 IS NULL OR model = ?2) AND rating IS NOT NULL
+                 AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.request_id = feedback.request_id
+                     AND f.rating IS NOT NULL AND f.id < feedback.id)
+             ORDER BY feedback.id",
+        )?;
+        for disliked in ratings.query_map((from, model), |row| row.get(0))? {
+            happened.disliked.push(disliked?);
+        }
+        Ok(happened)
+    }
+
     pub(crate) fn insert_usage(&self, record: &UsageRecord) -> Result<(), StoreError> {
         let seconds = |d: Duration| d.as_secs_f64();
         let mut insert = self.connection.prepare_cached(
@@ -216,6 +253,43 @@ pub(super) mod tests {
             outcome: "ok".into(),
             time,
         }
+    }
+
+    #[test]
+    fn what_happened_stands_in_its_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path()).unwrap();
+        for (id, outcome, model, time) in [
+            ("a", "ok", "red", 10),
+            ("b", "queue_full", "red", 11),
+            ("c", "cancelled", "red", 12),
+            ("d", "ok", "blue", 13),
+        ] {
+            let record = UsageRecord {
+                outcome: outcome.into(),
+                model: model.into(),
+                ..record(id, None, time)
+            };
+            database.insert_usage(&record).unwrap();
+        }
+        for (id, rating, time) in
+            [("d", Some(-1.0), 20), ("a", None, 21), ("a", Some(1.0), 22), ("a", Some(-1.0), 23)]
+        {
+            let feedback = crate::store::feedback::Feedback {
+                request_id: id.into(),
+                rating,
+                correction: None,
+                comment: None,
+                time,
+                delete_after: 99,
+            };
+            database.insert_feedback(&feedback).unwrap();
+        }
+        let all = database.happened(None, 0).unwrap();
+        assert_eq!((all.failed, all.disliked), (vec![false, true, false], vec![true, false]));
+        let red = database.happened(Some("red"), 11).unwrap();
+        assert_eq!((red.failed, red.disliked), (vec![true], vec![false]));
+        assert_eq!(database.happened(Some("green"), 0).unwrap(), Happened::default());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod expected;
 mod jobs;
 mod rows;
+mod sealed;
 mod start;
 
 use crate::card::{self, Card};

@@ -1,6 +1,7 @@
 //! The rows of a training: read, held out, weighed and rendered.
 
 use super::jobs::JobData;
+use super::sealed;
 use super::start::Start;
 use crate::cli::{ColumnArgs, TrainArgs};
 use crate::commands::data::read_options;
@@ -10,7 +11,7 @@ use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_
 use ::train::{GeneralText, Guard, Row, TrainData, TrainPlan};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Share of the training rows that is held out when the user names no validation set.
 const VALID_FRACTION: f64 = 0.05;
@@ -111,6 +112,7 @@ pub(super) fn load(
             files.push(part);
         }
     }
+    sealed::refuse_sealed_files(&files, file.data.test.as_deref())?;
     let held_options = ReadOptions { split: FolderSplit::Valid, ..options.clone() };
     if let Some(path) = valid {
         files.extend(files_of(path, held_options.split)?);
@@ -144,7 +146,7 @@ pub(super) fn load(
     }
     if let Some(test) = &file.data.test {
         let options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
-        warn_of_leaks(&train, &::data::read(test, &options)?, test)?;
+        train = sealed::without_test_rows(train, &::data::read(test, &options)?, test)?;
     }
     let held_out = match valid {
         Some(path) => ::data::read(path, &held_options)?,
@@ -195,24 +197,6 @@ fn weighed(
         );
     }
     Ok(drawn.iter().map(|drawn| by_source[drawn.source][drawn.row].clone()).collect())
-}
-
-/// A leaked test row makes the later score too good; the user must know before training.
-fn warn_of_leaks(train: &[Example], test: &[Example], path: &Path) -> Result<()> {
-    let report = ::data::leak_check(train, test, &::data::LeakOptions::default())?;
-    if !report.is_clean() {
-        eprintln!(
-            "warning: {} of {} test rows in {} are in the training data too ({} exactly, {} after normalising, \
-             {} nearly): scores on them prove nothing",
-            report.total(),
-            report.test_rows,
-            path.display(),
-            report.exact,
-            report.normalised,
-            report.near
-        );
-    }
-    Ok(())
 }
 
 /// An example in the place of each preference, named by its index: the prompt with its first answer.
