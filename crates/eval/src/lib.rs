@@ -18,7 +18,12 @@ pub mod stats;
 mod verdict;
 
 pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
-pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
+pub use cost::{
+    ApiPrice, ArmEconomics, ArmPlan, Cost, CostError, CostPlan, Crossing, Economics, EconomicsPlan,
+    Estimate, Exchange, MachineHour, MachinePlan, MachinePrice, OneOff, PairEconomics, PairPlan,
+    PriceError, PriceTable, Rates, RequestTokens, Running, Saving, Throughput, Tier, TokenPrice,
+    Traffic, economics, own_machine_per_hour,
+};
 pub use error::EvalError;
 pub use item::EvalItem;
 pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};

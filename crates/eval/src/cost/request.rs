@@ -172,12 +172,12 @@ impl Traffic {
     }
 }
 
-fn not_negative(field: &'static str, found: f64) -> Result<(), CostError> {
+pub(super) fn not_negative(field: &'static str, found: f64) -> Result<(), CostError> {
     let fine = found >= 0.0 && found.is_finite();
     if fine { Ok(()) } else { Err(CostError { field, found, expected: "a number of at least 0" }) }
 }
 
-fn positive(field: &'static str, found: f64) -> Result<(), CostError> {
+pub(super) fn positive(field: &'static str, found: f64) -> Result<(), CostError> {
     let fine = found > 0.0 && found.is_finite();
     if fine { Ok(()) } else { Err(CostError { field, found, expected: "a number above 0" }) }
 }
