@@ -16,7 +16,7 @@ pub trait Candidate {
     /// Name in reports, unique among the candidates compared.
     fn name(&self) -> &str;
 
-    /// What sort of candidate it is: `local` or `recorded`.
+    /// What sort of candidate it is: `local`, `recorded` or `rented`.
     fn kind(&self) -> &'static str;
 
     /// One answer for each example, in their order. `progress` gets the number of examples
@@ -32,7 +32,7 @@ pub trait Candidate {
 }
 
 /// What came back for one example.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
     /// The answer; empty when it failed.
     pub text: String,
@@ -44,6 +44,14 @@ pub struct Answer {
     pub prompt_tokens: Option<usize>,
     /// Tokens generated. None: not known.
     pub answer_tokens: Option<usize>,
+    /// Seconds from the beginning of the work on it to its end. None: not known.
+    pub seconds: Option<f64>,
+    /// Prompt tokens that a rented model read from its cache. None: not known.
+    pub cached_tokens: Option<usize>,
+    /// Prompt tokens that a rented model wrote to its cache. None: not known.
+    pub cache_write_tokens: Option<usize>,
+    /// The model that answered, as a rented one names itself. None: not known.
+    pub model: Option<String>,
 }
 
 impl Answer {
@@ -133,6 +141,7 @@ impl<G: Generator> LocalCandidate<G> {
                 stopped: Some(completion.reason == FinishReason::Stop),
                 prompt_tokens: Some(completion.usage.prompt_tokens),
                 answer_tokens: Some(completion.usage.completion_tokens),
+                ..Answer::default()
             },
             Err(error) => Answer::failed(format!("the answer cannot be decoded: {error}")),
         }
@@ -206,6 +215,10 @@ struct RecordedLine {
     stopped: Option<bool>,
     prompt_tokens: Option<usize>,
     answer_tokens: Option<usize>,
+    seconds: Option<f64>,
+    cached_tokens: Option<usize>,
+    cache_write_tokens: Option<usize>,
+    model: Option<String>,
 }
 
 impl RecordedCandidate {
@@ -259,6 +272,10 @@ impl RecordedCandidate {
             stopped: recorded.stopped,
             prompt_tokens: recorded.prompt_tokens,
             answer_tokens: recorded.answer_tokens,
+            seconds: recorded.seconds,
+            cached_tokens: recorded.cached_tokens,
+            cache_write_tokens: recorded.cache_write_tokens,
+            model: recorded.model.clone(),
         })
     }
 }

@@ -10,12 +10,17 @@ mod cost;
 mod error;
 mod files;
 mod item;
+mod judge;
 mod metrics;
 mod numbers;
+mod prompting;
+mod proof;
+mod rented;
 mod report;
 mod run;
 pub mod stats;
 mod verdict;
+mod words;
 
 pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
 pub use cost::{
@@ -26,12 +31,17 @@ pub use cost::{
 };
 pub use error::EvalError;
 pub use item::EvalItem;
+pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
 pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use prompting::{Prompted, Prompting};
+pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, prove, verify};
+pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
 pub use report::{
-    CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
-    FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
-    RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
-    example_reports, field_reports,
+    CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
+    FieldCell, FieldReport, FileDigest, Finding, Latency, Licence, LossPoint, Machine, Measurement,
+    MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary,
+    candidate_reports, comparison_report, example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use verdict::{Decision, Verdict, decide, sentences};
+pub use words::Language;

@@ -1,7 +1,7 @@
 //! The evaluation itself: every candidate answers every example, every answer is scored.
 
 use crate::candidate::{Answer, Candidate};
-use crate::cost::Traffic;
+use crate::cost::{RequestTokens, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
@@ -164,6 +164,10 @@ impl EvalResult {
                 stopped: answer.stopped,
                 prompt_tokens: answer.prompt_tokens,
                 answer_tokens: answer.answer_tokens,
+                seconds: answer.seconds,
+                cached_tokens: answer.cached_tokens,
+                cache_write_tokens: answer.cache_write_tokens,
+                model: answer.model.as_deref(),
             };
             // Strings, numbers and a map with string keys: nothing here can fail to serialise.
             lines.push_str(&serde_json::to_string(&line).unwrap_or_default());
@@ -197,8 +201,20 @@ impl CandidateResult {
     }
 
     /// Scores for the metric at place `metric`; none when it was not measured.
-    fn scores_of(&self, metric: usize) -> &[f64] {
+    pub(crate) fn scores_of(&self, metric: usize) -> &[f64] {
         self.scores.get(metric).map_or(&[], Vec::as_slice)
+    }
+
+    /// The tokens of the request at a place, 0 where they are not known.
+    pub(crate) fn tokens(&self, place: usize) -> RequestTokens {
+        let answer = &self.answers[place];
+        let count = |tokens: Option<usize>| tokens.unwrap_or(0) as f64;
+        RequestTokens {
+            input: count(answer.prompt_tokens),
+            cached: count(answer.cached_tokens),
+            cache_write: count(answer.cache_write_tokens),
+            output: count(answer.answer_tokens),
+        }
     }
 
     /// Answers that failed.
@@ -252,6 +268,14 @@ struct AnswerLine<'a> {
     prompt_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     answer_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
 }
 
 fn score_all(metric: &Metric, items: &[EvalItem], answers: &[Answer]) -> Vec<f64> {
@@ -334,6 +358,7 @@ mod tests {
             stopped: Some(true),
             prompt_tokens: Some(10),
             answer_tokens: Some(2),
+            ..Answer::default()
         }
     }
 

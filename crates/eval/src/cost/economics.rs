@@ -28,7 +28,7 @@ pub(crate) const HOURS_PER_MONTH: f64 = 730.0;
 const ENDLESS: f64 = 1e12;
 
 /// The tokens of one request, as whoever answered counted them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RequestTokens {
     /// Prompt tokens in all.
     pub input: f64,
@@ -41,7 +41,7 @@ pub struct RequestTokens {
 }
 
 /// One way to have the requests answered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ArmPlan {
     /// Name of the candidate.
     pub name: String,
@@ -56,7 +56,7 @@ pub struct ArmPlan {
 }
 
 /// What answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Running {
     /// A model paid by the token: rented, or an open one whose host serves our adapter.
@@ -73,7 +73,7 @@ pub enum Running {
 }
 
 /// Machines paid by the hour, busy or not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct MachinePlan {
     /// Name of the machine.
     pub machine: String,
@@ -96,7 +96,7 @@ pub struct MachinePlan {
 }
 
 /// What a machine gets through, and which machine that was measured on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Throughput {
     /// Prompt tokens a second, all requests together.
     pub prefill: f64,
@@ -109,7 +109,7 @@ pub struct Throughput {
 }
 
 /// Something paid once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct OneOff {
     /// What: `labelling 2,000 rows`.
     pub what: String,
@@ -118,7 +118,7 @@ pub struct OneOff {
 }
 
 /// What a unit of another currency is worth.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Exchange {
     /// ISO 4217 code of the other currency.
     pub from: String,
@@ -129,7 +129,7 @@ pub struct Exchange {
 }
 
 /// Two arms to be set side by side: is `b` cheaper than `a`?
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PairPlan {
     /// Name of the arm compared with.
     pub a: String,
@@ -138,7 +138,7 @@ pub struct PairPlan {
 }
 
 /// What is reckoned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct EconomicsPlan {
     /// ISO 4217 code of every amount that comes out.
     pub currency: String,
@@ -157,7 +157,7 @@ pub struct EconomicsPlan {
 
 /// A number with its interval. `None` stands for "without bound": a volume that is never reached, a
 /// price of an error that no amount is too high for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Estimate {
     /// From all requests of the test set.
     pub value: Option<f64>,
@@ -166,7 +166,7 @@ pub struct Estimate {
 }
 
 /// From what volume on the second arm is not dearer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Crossing {
     /// At any volume.
@@ -180,7 +180,7 @@ pub enum Crossing {
 }
 
 /// One arm in money.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ArmEconomics {
     /// Its name.
     pub name: String,
@@ -204,7 +204,7 @@ pub struct ArmEconomics {
 }
 
 /// Two arms side by side.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PairEconomics {
     /// Name of the arm compared with.
     pub a: String,
@@ -235,7 +235,7 @@ pub struct PairEconomics {
 
 /// Prompt tokens that one arm needs less than another: an adapter needs no examples and no long
 /// instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Saving {
     /// Tokens a request, mean; negative: more.
     pub prompt_tokens: f64,
@@ -297,7 +297,7 @@ pub fn economics(
 }
 
 /// Everything in money.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Economics {
     /// ISO 4217 code of every amount.
     pub currency: String,

@@ -55,7 +55,7 @@ pub enum PriceError {
 }
 
 /// Prices of a million tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rates {
     /// Prompt tokens.
@@ -71,7 +71,7 @@ pub struct Rates {
 }
 
 /// Prices that hold for the whole request when its prompt is longer than a bound.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tier {
     /// Prompt tokens that must be exceeded.
@@ -81,7 +81,7 @@ pub struct Tier {
 }
 
 /// What a rented model costs, from a day on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenPrice {
     /// Who sells it.
@@ -114,7 +114,7 @@ pub struct TokenPrice {
 }
 
 /// What a machine costs by the hour, from a day on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineHour {
     /// Who rents it out.
@@ -137,7 +137,7 @@ pub struct MachineHour {
     pub read: String,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Line {
     Tokens(TokenPrice),

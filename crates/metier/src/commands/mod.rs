@@ -14,12 +14,14 @@ mod harvest;
 mod keys;
 mod models;
 mod perplexity;
+mod prove;
 mod pull;
 mod runs;
 mod serve;
 mod tokenize;
 mod train;
 mod usage;
+mod verify;
 
 use crate::cli::Command;
 use anyhow::Result;
@@ -37,6 +39,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Train(args) => train::run(&args),
         Command::Runs(args) => runs::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Prove(args) => prove::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
