@@ -300,6 +300,19 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "No volume is stated; {b} is cheaper up to {volume}.",
         "Aucun volume n’est indiqué ; {b} est moins cher jusqu’à {volume}.",
     ),
+    (
+        "A judge's opinion is shown with what speaks against it; it decides nothing.",
+        "L’avis d’un juge est montré avec ce qui parle contre lui ; il ne décide de rien.",
+    ),
+    (
+        "{judge} prefers {b} to {a} in {rate} of the examples, ties half (95 % between {lo} and {hi}); the order changed its mind in {flips}.",
+        "{judge} préfère {b} à {a} dans {rate} des exemples, égalités pour moitié (95 % entre {lo} et {hi}) ; l’ordre l’a fait changer d’avis dans {flips}.",
+    ),
+    ("With answers of the same length: {rate}.", "À longueur égale : {rate}."),
+    (
+        "Agreement with people on {n} examples: {share}, kappa {kappa}.",
+        "Accord avec des personnes sur {n} exemples : {share}, kappa {kappa}.",
+    ),
     // The three sentences.
     (
         "On the same {n} test examples, {b} gets {score_b} by {metric} and {a} gets {score_a}.",

@@ -2,9 +2,9 @@
 
 use eval::{
     Answer, ArmPlan, Candidate, EconomicsPlan, EvalError, EvalItem, EvalResult, Exchange,
-    FileDigest, Finding, Language, Machine, MachinePlan, OneOff, PairPlan, PriceTable, ProofFacts,
-    ProofFiles, ProofPlan, Report, Rule, Running, Throughput, Verdict, evaluate, metrics_by_name,
-    prove, verify,
+    FileDigest, Finding, Judgement, Language, Machine, MachinePlan, OneOff, PairPlan, PriceTable,
+    ProofFacts, ProofFiles, ProofPlan, Report, Rule, Running, Throughput, Verdict, evaluate,
+    metrics_by_name, prove, verify,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -121,6 +121,7 @@ fn plan(volume: Option<f64>) -> ProofPlan {
         }),
         asked: [("gpt".to_owned(), "with instructions".to_owned())].into(),
         findings: Vec::new(),
+        judgements: Vec::new(),
     }
 }
 
@@ -249,6 +250,48 @@ fn every_form_is_written_and_says_the_same() {
     if let Some(dir) = std::env::var_os("METIER_SAVE_REPORT") {
         std::fs::write(Path::new(&dir).join("proof.html"), html).unwrap();
     }
+}
+
+/// The schema in docs is the one that the program's types have; METIER_WRITE_SCHEMA writes it.
+#[test]
+fn the_published_schema_is_this_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/report.schema.json");
+    let ours = serde_json::to_string_pretty(&Report::json_schema()).unwrap() + "\n";
+    if std::env::var_os("METIER_WRITE_SCHEMA").is_some() {
+        std::fs::write(&path, &ours).unwrap();
+    }
+    let published = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        published == ours,
+        "{} is not up to date: METIER_WRITE_SCHEMA=1 writes it",
+        path.display()
+    );
+}
+
+#[test]
+fn a_judges_opinion_is_shown_and_decides_nothing() {
+    let mut plan = plan(Some(500_000.0));
+    plan.judgements.push(Judgement {
+        a: "gpt".into(),
+        b: "tickets".into(),
+        judge: "claude-haiku-4-5".into(),
+        win_rate: 0.2,
+        ci95: [0.15, 0.26].into(),
+        length_controlled: Some(0.25),
+        position_flips: 0.11,
+        longer_wins: None,
+        failed: 0,
+        agreement: None,
+        warnings: vec!["The judge is not validated.".into()],
+        results: Vec::new(),
+    });
+    let report = report(&plan);
+    let rule = rule(&report, "judge");
+    assert_eq!((report.verdict, rule.finding), (Verdict::WorthIt, Finding::Warning));
+    assert!(
+        rule.evidence.contains("prefers tickets to gpt in 20.0 %")
+            && rule.evidence.contains("not validated")
+    );
 }
 
 fn written(dir: &Path) {

@@ -27,6 +27,19 @@ const PROVE_KEYS: &[&str] = &[
     "limit",
     "out",
     "candidate",
+    "pairwise",
+];
+const PAIRWISE_KEYS: &[&str] = &[
+    "rented",
+    "url",
+    "protocol",
+    "key_env",
+    "parameters",
+    "omit",
+    "concurrency",
+    "timeout_s",
+    "criteria",
+    "labels",
 ];
 const CANDIDATE_KEYS: &[&str] = &[
     "name",
@@ -213,7 +226,19 @@ pub(crate) struct ProveSetup {
     pub(crate) out: PathBuf,
     /// Who answers, in the file's order.
     pub(crate) candidates: Vec<CandidatePlan>,
+    /// Who says which of two answers is better.
+    pub(crate) pairwise: Option<Pairwise>,
     costs: CostSetup,
+}
+
+/// `[prove.pairwise]`, resolved.
+pub(crate) struct Pairwise {
+    /// The judge.
+    pub(crate) endpoint: Box<Endpoint>,
+    /// What makes an answer good.
+    pub(crate) criteria: String,
+    /// People's preferences, by example.
+    pub(crate) labels: Option<PathBuf>,
 }
 
 /// `[cost]`, resolved.
@@ -242,6 +267,9 @@ impl ProveSetup {
         check_keys(&table, PROVE_KEYS, &place)?;
         let candidates =
             tables(table.remove("candidate"), CANDIDATE_KEYS, &format!("{place} candidate"))?;
+        let pairwise = table.remove("pairwise");
+        let pairwise =
+            pairwise.map(|value| pairwise_of(config, value, retry_failed, &place)).transpose()?;
         let prove: ProveSection = table.try_into().with_context(|| place.clone())?;
         let max_tokens = prove.max_tokens.unwrap_or(256);
         let candidates = candidates
@@ -305,6 +333,7 @@ impl ProveSetup {
             judged,
             against,
             candidates,
+            pairwise,
         })
     }
 
@@ -454,6 +483,41 @@ fn candidate(
             fixed_per_month: s.fixed_per_month,
             one_off,
         },
+    })
+}
+
+/// Longest answer of a judge, which is one short JSON object.
+const JUDGE_TOKENS: usize = 64;
+
+fn pairwise_of(
+    config: &ConfigFile,
+    value: Value,
+    retry_failed: bool,
+    place: &str,
+) -> Result<Pairwise> {
+    let place = format!("{place} pairwise");
+    let Value::Table(mut table) = value else {
+        bail!("{place}: expected a section, [prove.pairwise]")
+    };
+    check_keys(&table, PAIRWISE_KEYS, &place)?;
+    let mut text = |key: &str| match table.remove(key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => bail!("{place}: {key} is {other}; expected a text"),
+    };
+    let (criteria, labels) = (text("criteria")?, text("labels")?);
+    let Some(criteria) = criteria else {
+        bail!("{place}: criteria is missing; expected what makes an answer good")
+    };
+    let section: CandidateSection = table.try_into().with_context(|| place.clone())?;
+    let Some(model) = section.rented.clone() else {
+        bail!("{place}: rented is missing; expected the judge's model")
+    };
+    let endpoint = Box::new(endpoint(&section, &model, JUDGE_TOKENS, retry_failed, &place)?);
+    Ok(Pairwise {
+        endpoint,
+        criteria,
+        labels: labels.map(|path| config.anchored(Path::new(&path))),
     })
 }
 
@@ -794,6 +858,12 @@ this_machine = true
             (with("metrics = ['exact_match', 'token_f1']", ""), "metric is missing"),
             (with("test = 'test.jsonl'", ""), "sealed test set"),
             ("[prove]\nmetric = 'exact_match'\ndata = 'x'".to_owned(), "found 0 candidates"),
+            (with("[cost]\n", "[prove.pairwise]\nrented = 'm'\n[cost]\n"), "criteria is missing"),
+            (with("[cost]\n", "[prove.pairwise]\ncriteria = 'c'\n[cost]\n"), "rented is missing"),
+            (
+                with("[cost]\n", "[prove.pairwise]\ncritera = 'c'\n[cost]\n"),
+                "did you mean \"criteria\"",
+            ),
         ] {
             let error = match setup(&text) {
                 Ok(_) => panic!("accepted, expected {said}"),

@@ -114,9 +114,13 @@ fn against_an_earlier_report_only_a_proven_regression_fails() {
         assert_eq!(report(dir.path())["candidates"][2]["name"], "ours (earlier)");
         assert_eq!(code(&metier(dir.path(), &["verify", "proof/report.json"])), 0);
     }
-    std::fs::write(dir.path().join("before/report.md"), "changed").unwrap();
+    let answers = dir.path().join("before/answers/2_ours.jsonl");
+    std::fs::write(&answers, std::fs::read_to_string(&answers).unwrap().replacen("no", "on", 1))
+        .unwrap();
     let output = metier(dir.path(), &["prove", "--against", "before/report.json"]);
-    assert!(code(&output) == 1 && said(&output).contains("report.md"), "{}", said(&output));
+    assert!(code(&output) == 1 && said(&output).contains("2_ours.jsonl"), "{}", said(&output));
+    std::fs::write(dir.path().join("before/report.json"), "{}").unwrap();
+    assert_eq!(code(&metier(dir.path(), &["prove", "--against", "before/report.json"])), 1);
 }
 
 #[test]

@@ -342,7 +342,8 @@ impl<'a> Arm<'a> {
         for one_off in &arm.one_off {
             not_negative("one_off", one_off.amount)?;
         }
-        let one_off: f64 = arm.one_off.iter().map(|o| o.amount).sum();
+        // The sum of nothing is -0.
+        let one_off = arm.one_off.iter().map(|o| o.amount).sum::<f64>() + 0.0;
         let (takes, currency) = match &arm.running {
             Running::PerToken { price, service, cached_share } => {
                 let cost = |tokens: &RequestTokens| {

@@ -14,6 +14,7 @@ pub use verify::{Verified, verify};
 
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
 use crate::error::EvalError;
+use crate::judge::Judgement;
 use crate::report::{
     CandidateReport, Changed, DataSummary, FileDigest, Finding, Licence, Machine, Measurement,
     Report, Rule, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
@@ -57,6 +58,9 @@ pub struct ProofPlan {
     /// Rules whose evidence comes from outside: leaks, licences, terms of use.
     #[serde(default)]
     pub findings: Vec<Rule>,
+    /// What a judge said; it decides nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judgements: Vec<Judgement>,
 }
 
 /// Facts from outside, which no answer tells.
@@ -137,6 +141,7 @@ pub fn prove(
     let mut rules = vec![rules::quality(plan, &paired)];
     rules.extend(rules::failures(plan, against, judged));
     rules.extend(rules::money(plan, of(&plan.judged), money.as_ref()));
+    rules.extend(plan.judgements.iter().map(|j| rules::judgement(plan.language, j)));
     rules.extend(plan.findings.iter().cloned());
     let broken: Vec<&Rule> = rules.iter().filter(|r| r.finding == Finding::Broken).collect();
     let open =

@@ -2,6 +2,7 @@
 
 use super::ProofPlan;
 use crate::cost::{Crossing, Economics, PairEconomics};
+use crate::judge::Judgement;
 use crate::numbers::{grouped, money as amount, percent, points, signed};
 use crate::report::{CandidateReport, Finding, Rule, volume_words};
 use crate::run::CandidateResult;
@@ -128,6 +129,48 @@ fn bound(plan: &ProofPlan, most: f64, judged: Option<&CandidateReport>) -> Rule 
         &[("name", name), ("amount", &found), ("most", &amount(most, &cost.currency))],
     );
     rule("max_cost", asks, Finding::Open, evidence)
+}
+
+/// A judge's opinion. It is shown with what is known of the judge, and decides nothing.
+pub(super) fn judgement(language: Language, judgement: &Judgement) -> Rule {
+    let asks =
+        language.t("A judge's opinion is shown with what speaks against it; it decides nothing.");
+    let mut evidence = language.say(
+        "{judge} prefers {b} to {a} in {rate} of the examples, ties half (95 % between {lo} and {hi}); the order changed its mind in {flips}.",
+        &[
+            ("judge", &judgement.judge),
+            ("a", &judgement.a),
+            ("b", &judgement.b),
+            ("rate", &percent(judgement.win_rate)),
+            ("lo", &percent(judgement.ci95.lo)),
+            ("hi", &percent(judgement.ci95.hi)),
+            ("flips", &percent(judgement.position_flips)),
+        ],
+    );
+    if let Some(rate) = judgement.length_controlled {
+        evidence.push(' ');
+        let rate = percent(rate);
+        evidence.push_str(
+            &language.say("With answers of the same length: {rate}.", &[("rate", &rate)]),
+        );
+    }
+    if let Some(agreement) = &judgement.agreement {
+        evidence.push(' ');
+        evidence.push_str(&language.say(
+            "Agreement with people on {n} examples: {share}, kappa {kappa}.",
+            &[
+                ("n", &agreement.n),
+                ("share", &percent(agreement.agreement)),
+                ("kappa", &format!("{:.2}", agreement.kappa)),
+            ],
+        ));
+    }
+    for warning in &judgement.warnings {
+        evidence.push(' ');
+        evidence.push_str(warning);
+    }
+    let finding = if judgement.warnings.is_empty() { Finding::Kept } else { Finding::Warning };
+    rule("judge", asks.to_owned(), finding, evidence)
 }
 
 fn cheaper(language: Language, money: &Economics, pair: &PairEconomics) -> (Finding, String) {

@@ -11,14 +11,15 @@ use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
-    Candidate, CandidateResult, DataSummary, EvalItem, EvalResult, FileDigest, Finding, Licence,
-    LocalCandidate, Prompted, ProofFacts, ProofFiles, ProofPlan, RecordedCandidate,
-    RentedCandidate, Report, Rule, Verdict, stats,
+    Candidate, CandidateResult, DataSummary, EvalItem, EvalResult, FileDigest, Finding, Judge,
+    Judgement, Licence, LocalCandidate, Prompted, ProofFacts, ProofFiles, ProofPlan,
+    RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
 };
 use anyhow::{Context, Result, bail};
 use engine::{EngineOptions, SamplingParams};
 use indexmap::IndexMap;
 use indicatif::ProgressBar;
+use model::WeightDtype;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -61,7 +62,8 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
         result.candidates.push(earlier(path, &setup.judged, items, metrics)?);
     }
     let facts = run.facts;
-    let report = report(&config, &setup, &result, (&train, &test), facts, args.lang)?;
+    let judgements = judge(&setup, &result)?;
+    let report = report(&config, &setup, &result, (&train, &test), (facts, judgements), args.lang)?;
     finish(args, &setup, &result, report)
 }
 
@@ -165,9 +167,14 @@ impl Run<'_> {
                     .as_ref()
                     .map(|dir| Adapter::load(&plan.name, dir, &base))
                     .transpose()?;
+                let held = dtype.and_then(|d| {
+                    WeightDtype::NAMES
+                        .into_iter()
+                        .find(|name| WeightDtype::from_name(name) == Some(d))
+                });
                 words = format!(
                     "{model}{}, {words}",
-                    dtype.map_or(String::new(), |d| format!(" as {}", d.name()))
+                    held.map_or(String::new(), |d| format!(" as {d}"))
                 );
                 self.note(plan, &base, adapter.as_ref())?;
                 Box::new(Prompted::new(self.local(plan, &base, adapter.as_ref())?, prompting))
@@ -227,31 +234,64 @@ impl Run<'_> {
     }
 }
 
+/// What the judge says of the judged candidate beside the one that it is compared with.
+fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Judgement>> {
+    let Some(pairwise) = &setup.pairwise else { return Ok(Vec::new()) };
+    let labels = match &pairwise.labels {
+        Some(path) => ::eval::read_labels(path)?,
+        None => Default::default(),
+    };
+    let judge = Judge {
+        endpoint: (*pairwise.endpoint).clone(),
+        criteria: pairwise.criteria.clone(),
+        records: judge_records(setup),
+    };
+    let (a, b) = (result.candidate(&setup.against)?, result.candidate(&setup.judged)?);
+    let bar = progress::bar("judge", 2 * result.items.len() as u64);
+    let judgement =
+        judge.pairwise(&result.items, a, b, &labels, &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(vec![judgement])
+}
+
+fn judge_records(setup: &ProveSetup) -> PathBuf {
+    setup.out.join("records").join("judge.jsonl")
+}
+
 fn file_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
     name.chars().take(60).map(plain).collect::<String>() + ".jsonl"
 }
 
-/// The judged candidate's answers of an earlier report, which must hold.
+/// The judged candidate's answers of an earlier report. The report's seal and the digest of those
+/// answers must hold; what it was made from (an adapter, say) may have changed since.
 fn earlier(
     path: &Path,
     judged: &str,
     items: Vec<EvalItem>,
     metrics: Vec<&'static ::eval::Metric>,
 ) -> Result<CandidateResult> {
-    let report = ::eval::verify(path)
-        .with_context(|| format!("{}: the earlier report does not hold", path.display()))?
-        .report
-        .context("the earlier report is gone")?;
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let report: Report = serde_json::from_str(&text)
+        .with_context(|| format!("{}: not a report of `metier prove`", path.display()))?;
+    if report.seal.is_empty() || report.sealed()? != text {
+        bail!("{}: the earlier report was changed: its seal does not fit", path.display());
+    }
     let before = report.plan.as_ref().map_or("", |plan| plan.judged.as_str());
     let place = report.candidates.iter().position(|c| c.name == before);
     let place = place.with_context(|| format!("{}: it judges nobody", path.display()))?;
     let start = format!("answers/{}_", place + 1);
-    let file = report.files.keys().find(|name| name.starts_with(&start));
+    let inside =
+        |name: &str| Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+    let file = report.files.keys().find(|name| name.starts_with(&start) && inside(name));
     let file =
         file.with_context(|| format!("{}: it names no answers of {before}", path.display()))?;
-    let dir = path.parent().unwrap_or(Path::new(""));
-    let recorded = RecordedCandidate::read(format!("{judged} (earlier)"), &dir.join(file))?;
+    let answers = path.parent().unwrap_or(Path::new("")).join(file);
+    let bytes = std::fs::read(&answers).with_context(|| answers.display().to_string())?;
+    if model::sha256_hex(&bytes) != report.files[file].sha256 {
+        bail!("{}: its SHA-256 is not the one that the earlier report names", answers.display());
+    }
+    let recorded = RecordedCandidate::read(format!("{judged} (earlier)"), &answers)?;
     let result = ::eval::evaluate(&mut [Box::new(recorded)], items, metrics, &mut |_| ())?;
     result.candidates.into_iter().next().context("one candidate gave no result")
 }
@@ -261,7 +301,7 @@ fn report(
     setup: &ProveSetup,
     result: &EvalResult,
     (train, test): (&[Example], &[Example]),
-    facts: Facts,
+    (facts, judgements): (Facts, Vec<Judgement>),
     language: ::eval::Language,
 ) -> Result<Report> {
     let machine = machine::detect();
@@ -275,8 +315,7 @@ fn report(
     if let Some(licence) = &config.data.license {
         licences.push(Licence { what: "training data".into(), licence: licence.clone() });
     }
-    let findings =
-        [leaks].into_iter().flatten().chain([licence_rule(&licences, train.is_empty())]).collect();
+    let findings = [leaks].into_iter().flatten().chain([licence_rule(&licences)]).collect();
     let plan = ProofPlan {
         language,
         metrics: setup.metrics.clone(),
@@ -289,9 +328,13 @@ fn report(
         economics,
         asked: facts.asked,
         findings,
+        judgements,
     };
     let mut files = ProofFiles::of(result).digests();
-    let sources = [("test set".to_owned(), setup.data.clone())].into_iter().chain(facts.files);
+    let judge = setup.pairwise.as_ref();
+    let judge = judge.map(|_| ("records of the judge".to_owned(), judge_records(setup)));
+    let sources = [("test set".to_owned(), setup.data.clone())].into_iter();
+    let sources = sources.chain(facts.files).chain(judge);
     for (name, path) in sources.filter(|(_, path)| path.is_file()) {
         files.insert(name, file_digest(&path, &setup.out)?);
     }
@@ -344,7 +387,7 @@ fn leak_rule(train: &[Example], test: &[Example]) -> Result<(Option<Rule>, DataS
 }
 
 /// Licences that are not known are a warning: nobody can say whether this may be used.
-fn licence_rule(licences: &[Licence], no_data: bool) -> Rule {
+fn licence_rule(licences: &[Licence]) -> Rule {
     let asks = "The licences of base and data are known, and what they ask for.".to_owned();
     let unknown = licences.iter().filter(|l| crate::licences::find(&l.licence).is_none());
     let unknown: Vec<String> = unknown.map(|l| format!("{}: {}", l.what, l.licence)).collect();
@@ -353,7 +396,6 @@ fn licence_rule(licences: &[Licence], no_data: bool) -> Rule {
         obligations.map(|l| format!("{}: {}", l.name, l.obligations.join(" "))).collect();
     let (finding, evidence) = match (unknown.is_empty(), licences.len()) {
         (true, 0) => (Finding::Warning, "No licence is stated.".to_owned()),
-        (true, _) if no_data => (Finding::Kept, told.join(" ")),
         (true, _) => (Finding::Kept, told.join(" ")),
         (false, _) => {
             (Finding::Warning, format!("Not known: {}. {}", unknown.join("; "), told.join(" ")))
