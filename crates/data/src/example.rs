@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use text::{Conversation, Message};
 
@@ -23,8 +24,41 @@ pub struct Example {
     pub conversation: Conversation,
     /// Examples of one group (a customer, a document) are never split between train and test.
     pub group: Option<String>,
+    /// The row's other short fields (language, customer, date ...), by which scores can be told apart:
+    /// at most [`MAX_SLICES`] of them, names up to 64 and values up to 128 bytes. They are neither
+    /// learnt nor asked, and no part of what makes two examples the same.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub slices: IndexMap<String, String>,
     /// Where it was read.
     pub origin: Origin,
+}
+
+/// Most fields of a row that are kept to slice by; further ones are dropped.
+pub const MAX_SLICES: usize = 16;
+const MAX_SLICE_NAME: usize = 64;
+const MAX_SLICE_VALUE: usize = 128;
+
+/// Names that say something to a reader of rows, and so never become the name of a slice: a written
+/// example would be read back as something else.
+const TAKEN: [&str; 7] = ["messages", "tools", "functions", "id", "group", "chosen", "completion"];
+
+/// The fields of a row, of those that its form left over, that can be sliced by: text, numbers and
+/// truth values that are short. Long text, lists, nothing and whatever is in `used` are left out.
+pub(crate) fn slices_of(fields: &Map<String, Value>, used: &[&str]) -> IndexMap<String, String> {
+    let short = |(name, value): (&String, &Value)| {
+        let value = match value {
+            Value::String(text) => text.trim().to_owned(),
+            Value::Number(number) => number.to_string(),
+            Value::Bool(truth) => truth.to_string(),
+            _ => return None,
+        };
+        let kept = (1..=MAX_SLICE_NAME).contains(&name.len())
+            && (1..=MAX_SLICE_VALUE).contains(&value.len())
+            && !TAKEN.contains(&name.as_str())
+            && !used.contains(&name.as_str());
+        kept.then(|| (name.clone(), value))
+    };
+    fields.iter().filter_map(short).take(MAX_SLICES).collect()
 }
 
 /// A place in a file.
@@ -66,8 +100,8 @@ impl Example {
     }
 
     /// The example as one line of chat JSONL:
-    /// `{"messages":[...],"tools":[...],"id":"...","group":"..."}`, without `tools` or `group` when
-    /// it has none, and without a line end.
+    /// `{"messages":[...],"tools":[...],"id":"...","group":"..."}` and a field for each of
+    /// [`Example::slices`], without `tools` or `group` when it has none, and without a line end.
     pub fn to_json_line(&self) -> String {
         #[derive(Serialize)]
         struct Row<'a> {
@@ -77,12 +111,15 @@ impl Example {
             id: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             group: Option<&'a str>,
+            #[serde(flatten)]
+            slices: &'a IndexMap<String, String>,
         }
         let row = Row {
             messages: &self.conversation.messages,
             tools: &self.conversation.tools,
             id: &self.id,
             group: self.group.as_deref(),
+            slices: &self.slices,
         };
         serde_json::to_string(&row).expect("strings always serialise")
     }
@@ -164,7 +201,8 @@ pub(crate) mod tests {
             Message::new("assistant", answer),
         ]);
         let origin = Origin { file: PathBuf::from("rows.jsonl"), line };
-        Example { id: format!("row-{line}"), conversation, group: None, origin }
+        let id = format!("row-{line}");
+        Example { id, conversation, group: None, slices: IndexMap::new(), origin }
     }
 
     #[test]
@@ -173,6 +211,27 @@ pub(crate) mod tests {
         assert_eq!(a, content_id(&example(2, "ab", "c").conversation));
         assert_ne!(a, content_id(&example(1, "a", "bc").conversation));
         assert_eq!(a.len(), 16);
+    }
+
+    #[test]
+    fn short_fields_that_say_nothing_else_are_slices() {
+        let long = "x".repeat(MAX_SLICE_VALUE + 1);
+        let row = serde_json::json!({
+            "lang": " fr ", "year": 2024, "vip": true, "text": "used", "id": "7", "note": long,
+            "tags": ["a"], "none": null, "empty": " ", "chosen": "x",
+        });
+        let slices = slices_of(row.as_object().unwrap(), &["text"]);
+        let found: Vec<_> = slices.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(found, [("lang", "fr"), ("year", "2024"), ("vip", "true")]);
+        let many: Map<String, Value> = (0..99).map(|i| (format!("f{i}"), i.into())).collect();
+        assert_eq!(slices_of(&many, &[]).len(), MAX_SLICES);
+        let mut e = example(1, "a", "b");
+        let plain = content_id(&e.conversation);
+        e.slices = slices;
+        assert_eq!(content_id(&e.conversation), plain);
+        assert!(
+            e.to_json_line().ends_with(r#","id":"row-1","lang":"fr","year":"2024","vip":"true"}"#)
+        );
     }
 
     #[test]

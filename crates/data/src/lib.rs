@@ -28,7 +28,7 @@ pub use dedup::{
     Conflict, DedupOptions, DedupReport, DuplicateKind, Removed, conflicts, deduplicate,
 };
 pub use error::{DataError, Problem, RowErrors};
-pub use example::{Example, Origin, make_ids_unique};
+pub use example::{Example, MAX_SLICES, Origin, make_ids_unique};
 pub use folder::{FolderSplit, files_of, is_text, license_of};
 pub use leak::{Leak, LeakKind, LeakOptions, LeakReport, leak_check};
 pub use mix::{Drawn, mix};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 use text::{ChatTemplate, Tokenizer};
 
@@ -123,6 +124,7 @@ pub fn check_preferences(
                 id: preference.id.clone(),
                 conversation,
                 group: preference.group.clone(),
+                slices: IndexMap::new(),
                 origin: preference.origin.clone(),
             });
         }

@@ -37,6 +37,7 @@ fn strings(path: &Path) -> Vec<Example> {
         id: i.to_string(),
         conversation: Conversation::new(vec![Message::new("user", text)]),
         group: None,
+        slices: Default::default(),
         origin: Origin { file: path.to_owned(), line: i + 1 },
     };
     texts.into_iter().enumerate().map(example).collect()

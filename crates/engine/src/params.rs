@@ -47,6 +47,9 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
     /// Tell the same of the prompt's tokens (as [`crate::Event::Prompt`]); needs `logprobs`.
     pub prompt_logprobs: bool,
+    /// Of the prompt's tokens only those from this place on are told, counted from 0; what stands before
+    /// need not be run where its keys and values are there already. 0 and 1 tell all.
+    pub prompt_logprobs_from: usize,
 }
 
 impl Default for SamplingParams {
@@ -68,6 +71,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             logprobs: None,
             prompt_logprobs: false,
+            prompt_logprobs_from: 0,
         }
     }
 }

@@ -122,12 +122,9 @@ impl Scheduler {
     /// Has `drafter` guess for the running sequences whose next step has room for it.
     pub(crate) fn draft(&mut self, drafter: &mut dyn Drafter) {
         let count = self.running.len();
-        let wanted: Vec<usize> =
-            self.running.iter().map(|s| self.bounds.guesses_wanted(s, count)).collect();
-        let asked = |(index, _): &(usize, &Sequence)| wanted[*index] > 0;
-        let asks: Vec<Ask> = (self.running.iter().enumerate().filter(asked))
-            .map(|(index, s)| Ask { id: s.id, tokens: &s.tokens, most: wanted[index] })
-            .collect();
+        let ask =
+            |s| Ask { most: self.bounds.guesses_wanted(s, count), id: s.id, tokens: &s.tokens };
+        let asks: Vec<Ask> = self.running.iter().map(ask).filter(|ask| ask.most > 0).collect();
         if asks.is_empty() {
             return;
         }
@@ -212,20 +209,14 @@ impl Scheduler {
     /// sequence: each will want one within 16 steps, and admitting a prompt only to preempt it
     /// wastes its prefill. Alone, a sequence always fits (checked when it was added).
     ///
-    /// What the pages know of its beginning is not run again; its last token always is, for its logits.
+    /// What the pages know of its beginning is not run again, up to the first token whose logits are wanted.
     /// `tokens` are left of the step, which a prompt that must not be cut may not exceed.
     fn admit(&mut self, step: &mut Step, tokens: usize) -> bool {
         let Some(sequence) = self.waiting.first_mut() else { return false };
         if self.bounds.whole_prompts && sequence.pending() > tokens {
             return false;
         }
-        let known = match sequence.may_skip() {
-            false => Vec::new(),
-            true => {
-                let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
-                self.blocks.find(self.bounds.root(sequence), before_last)
-            }
-        };
+        let known = self.blocks.find(self.bounds.root(sequence), sequence.skippable());
         let needed = BlockManager::blocks_for(sequence.tokens.len()) - known.len()
             + self.blocks.idle_among(&known);
         if self.running.len() >= self.bounds.max_num_seqs

@@ -71,10 +71,13 @@ impl Limits {
             }
         } else {
             request.params.validate(self.vocab_size)?;
-            if tokens >= self.context_len {
+            // Scoring alone does not run the last token: nothing is foretold from it.
+            let scored = request.params.max_tokens == 0 && tokens > 1;
+            let (run, beyond) = if scored { (tokens - 1, 1) } else { (tokens, 0) };
+            if run >= self.context_len + beyond {
                 return Err(EngineError::PromptTooLong { tokens, context_len: self.context_len });
             }
-            if tokens >= self.cache_tokens {
+            if run >= self.cache_tokens {
                 return Err(EngineError::PromptExceedsCache {
                     tokens,
                     capacity: self.cache_tokens,
@@ -175,7 +178,10 @@ impl Sequence {
             start: 0.0,
             cached: None,
             // Nothing stands before the first token.
-            scored: if request.params.prompt_logprobs { 1 } else { usize::MAX },
+            scored: match request.params.prompt_logprobs {
+                true => request.params.prompt_logprobs_from.max(1),
+                false => usize::MAX,
+            },
             allowed: Ok(TokenSet::new(if constraint.is_some() { vocab_size } else { 0 })),
             constraint,
             drafted: Vec::new(),
@@ -189,11 +195,19 @@ impl Sequence {
     /// Tokens not yet run: the whole prompt at first, a single token while decoding, all of them
     /// again after a preemption.
     pub(crate) fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.end() - self.computed
     }
 
-    /// Whether log probabilities of the prompt are still to be told: every row of logits is wanted,
-    /// and keys that are there already do not help.
+    /// Tokens to run in all: those there are, without the last one where nothing is to follow it.
+    fn end(&self) -> usize {
+        match self.params.max_tokens {
+            0 if self.pooler.is_none() => (self.tokens.len() - 1).max(1),
+            _ => self.tokens.len(),
+        }
+    }
+
+    /// Whether log probabilities of the prompt are still to be told: every row of logits from the one
+    /// before the next such token is wanted.
     pub(crate) fn scores_prompt(&self) -> bool {
         self.scored < self.prompt_len
     }
@@ -203,9 +217,15 @@ impl Sequence {
         self.pooler.is_some()
     }
 
-    /// Whether tokens need not be run whose keys are there already.
-    pub(crate) fn may_skip(&self) -> bool {
-        !self.scores_prompt() && self.pooler.as_ref().is_none_or(Pooler::may_skip)
+    /// The beginning that need not be run where its keys are there already: what comes before the first
+    /// row that is wanted.
+    pub(crate) fn skippable(&self) -> &[u32] {
+        let most = match &self.pooler {
+            Some(pooler) if !pooler.may_skip() => 0,
+            None if self.scores_prompt() => self.scored - 1,
+            _ => self.end() - 1,
+        };
+        &self.tokens[..most]
     }
 
     /// Of its next `len` tokens, those whose rows are wanted, counted from the first of them; `guesses`
@@ -213,7 +233,7 @@ impl Sequence {
     pub(crate) fn wanted(&self, len: usize, guesses: usize) -> Range<usize> {
         match &self.pooler {
             Some(pooler) => pooler.wanted(self.computed, len),
-            None if self.scores_prompt() => 0..len,
+            None if self.scores_prompt() => (self.scored - 1 - self.computed).min(len)..len,
             None if len == self.pending() => len - 1..len + guesses,
             None => 0..0,
         }
@@ -300,7 +320,7 @@ impl Sequence {
             self.score(&mut rows, &mut advance)?;
         }
         self.computed += len - guesses.len();
-        if self.computed < self.tokens.len() {
+        if self.computed < self.end() {
             return Ok(advance);
         }
         if self.params.max_tokens == 0 {
@@ -322,7 +342,7 @@ impl Sequence {
         Ok(advance)
     }
 
-    /// Tells the log probabilities of the prompt's tokens behind those computed, as far as `rows`
+    /// Tells the log probabilities of the prompt's tokens that are told next, as far as `rows`
     /// go, and leaves the row that the first generated token is chosen from.
     fn score<'a>(
         &mut self,
@@ -330,16 +350,13 @@ impl Sequence {
         advance: &mut Advance,
     ) -> Result<(), EngineError> {
         let top = self.params.logprobs.unwrap_or(0);
-        for position in self.computed + 1..self.prompt_len {
+        for position in self.scored..self.prompt_len {
             let Some(row) = rows.next() else { break };
             if !row.iter().all(|l| l.is_finite()) {
                 return Err(EngineError::NonFinite { position });
             }
-            // Told already before a preemption.
-            if position == self.scored {
-                advance.prompt.push(TokenLogprobs::new(row, self.tokens[position], top));
-                self.scored += 1;
-            }
+            advance.prompt.push(TokenLogprobs::new(row, self.tokens[position], top));
+            self.scored += 1;
         }
         Ok(())
     }
@@ -542,12 +559,14 @@ mod tests {
         assert_eq!(told(&a), [(2, 2), (3, 6)]);
         // Preempted: what was told is not told again.
         s.computed = 0;
-        let a = s.advance(4, &[], &one_hot(&[2, 6, 4, 5]), &limits).unwrap();
+        assert_eq!(s.wanted(4, 0), 2..4);
+        let a = s.advance(4, &[], &one_hot(&[4, 5]), &limits).unwrap();
         assert_eq!(told(&a), [(4, 4)]);
         assert_eq!((a.tokens[0].0, a.finished), (5, Some(FinishReason::Length)));
         // Nothing is generated when nothing is wanted.
         let mut s = sequence(vec![1, 2], SamplingParams { max_tokens: 0, ..params });
-        let a = s.advance(2, &[], &one_hot(&[2, 6]), &limits).unwrap();
+        assert_eq!((s.pending(), s.wanted(1, 0)), (1, 0..1), "the last token need not be run");
+        let a = s.advance(1, &[], &one_hot(&[2]), &limits).unwrap();
         assert_eq!((told(&a), a.tokens.len()), (vec![(2, 2)], 0));
         assert_eq!(a.finished, Some(FinishReason::Length));
     }

@@ -357,6 +357,42 @@ fn an_adapter_that_goes_ends_its_sequences() {
     assert_eq!(engine.stats().running, 1);
 }
 
+/// What stands before the first token told is taken from the pages, the last one is not run at all, and
+/// neither changes a number.
+#[test]
+fn a_prompt_that_is_scored_from_a_place_on_skips_what_is_known() {
+    let decoder = decoder();
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 7 + 3) % VOCAB).collect();
+    let scored = |from: usize| SequenceRequest {
+        prompt: prompt.clone(),
+        params: SamplingParams {
+            max_tokens: 0,
+            logprobs: Some(1),
+            prompt_logprobs: true,
+            prompt_logprobs_from: from,
+            ..SamplingParams::default()
+        },
+        ..SequenceRequest::default()
+    };
+    for max_batch_tokens in [512, 7] {
+        let options =
+            EngineOptions { num_blocks: 40, max_batch_tokens, ..EngineOptions::default() };
+        let mut engine = Engine::new(Arc::clone(&decoder), options).unwrap();
+        let mut run = |from| {
+            let before = engine.stats().tokens_run;
+            let answer = engine.generate(vec![scored(from)], |_, _| {}).remove(0).unwrap();
+            (answer.prompt_logprobs, engine.stats().tokens_run - before)
+        };
+        let (all, tokens) = run(0);
+        assert_eq!((all.len(), tokens), (39, 39));
+        for (from, known) in [(1, 0), (16, 0), (17, 16), (33, 32), (39, 32), (40, 32)] {
+            let (told, tokens) = run(from);
+            assert_eq!(told, all[from - 1..], "from {from}");
+            assert_eq!(tokens, 39 - known, "from {from}");
+        }
+    }
+}
+
 #[test]
 fn a_scored_prompt_has_the_log_probabilities_of_a_plain_forward() {
     let decoder = decoder();

@@ -5,10 +5,11 @@ use crate::item::EvalItem;
 use engine::{
     Completion, Engine, EngineError, Event, FinishReason, Runner, SamplingParams, SequenceRequest,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use text::{ChatTemplate, Tokenizer};
 
 /// Something that answers test examples.
@@ -52,6 +53,20 @@ pub struct Answer {
     pub cache_write_tokens: Option<usize>,
     /// The model that answered, as a rented one names itself. None: not known.
     pub model: Option<String>,
+    /// How likely each of the example's choices is, or its reference where it has none. Empty where
+    /// that was not asked.
+    pub likelihoods: Vec<Likelihood>,
+}
+
+/// How likely a text is as the continuation of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Sum of its tokens' log probabilities, nats.
+    pub sum: f64,
+    /// Whether each of its tokens is the likeliest one at its place.
+    pub greedy: bool,
+    /// Its tokens.
+    pub tokens: usize,
 }
 
 impl Answer {
@@ -178,15 +193,23 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
         // A panic elsewhere while the engine was locked does not spoil it: every request brings
         // all of its own state.
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let completions = engine.generate(requests, &mut |_, event| {
+        let mut times = vec![(None, None); requests.len()];
+        let completions = engine.generate(requests, &mut |request, event| {
+            if let Event::Started { .. } = event {
+                times[request].0 = Some(Instant::now());
+            }
             if event.is_last() {
+                times[request].1 = Some(Instant::now());
                 done += 1;
                 progress(done);
             }
         });
         drop(engine);
-        for (completion, index) in completions.into_iter().zip(index_of) {
+        for ((completion, index), times) in completions.into_iter().zip(index_of).zip(times) {
             answers[index] = self.finish(completion);
+            if let (Some(start), Some(end)) = times {
+                answers[index].seconds = Some(end.duration_since(start).as_secs_f64());
+            }
         }
         progress(examples.len());
         Ok(answers)
@@ -195,7 +218,7 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
 
 /// Answers given earlier, by anything: one JSON object per line with `id` and `answer`, as
 /// [`crate::EvalResult::write_answers`] writes them. Optional: `prompt` and `reference` (checked
-/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`; other fields are
+/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`; other fields are
 /// ignored.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
@@ -219,6 +242,8 @@ struct RecordedLine {
     cached_tokens: Option<usize>,
     cache_write_tokens: Option<usize>,
     model: Option<String>,
+    #[serde(default)]
+    likelihoods: Vec<Likelihood>,
 }
 
 impl RecordedCandidate {
@@ -276,6 +301,7 @@ impl RecordedCandidate {
             cached_tokens: recorded.cached_tokens,
             cache_write_tokens: recorded.cache_write_tokens,
             model: recorded.model.clone(),
+            likelihoods: recorded.likelihoods.clone(),
         })
     }
 }

@@ -131,7 +131,7 @@ pub enum EvalError {
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// `read` or `write`.
+        /// `read`, `write`, `lock` or `list`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -144,6 +144,40 @@ pub enum EvalError {
         /// `HTML` or `JSON`.
         format: &'static str,
         /// Why.
+        reason: String,
+    },
+    /// A file that should count the openings of a test set does not.
+    #[error(
+        "{path}: {found}; expected the record of a test set's openings. hint: move the file away to start counting anew, and remember that it was opened before"
+    )]
+    Openings {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
+    /// A metric does not take the parameter it was given.
+    #[error(
+        "the metric {name} cannot be used: {reason}. hint: the parameter is all that stands behind the colon"
+    )]
+    MetricParameter {
+        /// The metric with its parameter.
+        name: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An answer cannot be scored by a metric.
+    #[error(
+        "{candidate} cannot be scored by the metric {metric}, first at example {id:?}: {reason}"
+    )]
+    NotScored {
+        /// Name of the candidate.
+        candidate: String,
+        /// Name of the metric.
+        metric: &'static str,
+        /// Id of the example.
+        id: String,
+        /// What is not known of the answer, or what went wrong.
         reason: String,
     },
 }

@@ -2,6 +2,7 @@
 
 use crate::error::EvalError;
 use data::Example;
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use text::Conversation;
 
@@ -14,6 +15,15 @@ pub struct EvalItem {
     pub conversation: Conversation,
     /// The right answer.
     pub reference: String,
+    /// The source that the example shares with others (a customer, a document). Scores of one group
+    /// are not independent, so the statistics treat each group as one cluster.
+    pub group: Option<String>,
+    /// Fields by which scores are told apart, with the example's value of each.
+    pub slices: IndexMap<String, String>,
+    /// What may be answered, where the example offers a choice; else empty.
+    pub choices: Vec<String>,
+    /// Place of the right one among `choices`; None: the first that is the reference.
+    pub gold: Option<usize>,
 }
 
 impl EvalItem {
@@ -23,10 +33,11 @@ impl EvalItem {
     /// # Errors
     /// [`EvalError::NoReference`] when the last message is not an answer, or nothing is before it.
     pub fn from_example(example: &Example) -> Result<EvalItem, EvalError> {
-        EvalItem::new(example.id.clone(), example.conversation.clone())
+        let item = EvalItem::new(example.id.clone(), example.conversation.clone())?;
+        Ok(EvalItem { group: example.group.clone(), slices: example.slices.clone(), ..item })
     }
 
-    /// The same from an id and a whole conversation.
+    /// The same from an id and a whole conversation, without group or slices.
     ///
     /// # Errors
     /// As [`EvalItem::from_example`].
@@ -37,7 +48,15 @@ impl EvalItem {
                 "an answer that only calls tools".to_owned()
             }
             Some(last) if last.role == "assistant" && !conversation.messages.is_empty() => {
-                return Ok(EvalItem { id, conversation, reference: last.content });
+                return Ok(EvalItem {
+                    id,
+                    conversation,
+                    reference: last.content,
+                    group: None,
+                    slices: IndexMap::new(),
+                    choices: Vec::new(),
+                    gold: None,
+                });
             }
             Some(last) if last.role == "assistant" => "an answer to nothing".to_owned(),
             Some(last) => format!("a message of the role {:?}", last.role),

@@ -13,16 +13,19 @@ mod item;
 mod judge;
 mod metrics;
 mod numbers;
+mod openings;
 mod prompting;
 mod proof;
 mod rented;
 mod report;
 mod run;
+mod shift;
+mod slices;
 pub mod stats;
 mod verdict;
 mod words;
 
-pub use candidate::{Answer, Candidate, Generator, LocalCandidate, RecordedCandidate};
+pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{
     ApiPrice, ArmEconomics, ArmPlan, Cost, CostError, CostPlan, Crossing, Economics, EconomicsPlan,
     Estimate, Exchange, MachineHour, MachinePlan, MachinePrice, OneOff, PairEconomics, PairPlan,
@@ -32,7 +35,13 @@ pub use cost::{
 pub use error::EvalError;
 pub use item::EvalItem;
 pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
-pub use metrics::{FieldScore, METRICS, Metric, Scale, metrics_by_name};
+pub use metrics::{
+    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
+    metrics_by_name,
+};
+pub use openings::{
+    OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
+};
 pub use prompting::{Prompted, Prompting};
 pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, prove, verify};
 pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
@@ -43,5 +52,10 @@ pub use report::{
     candidate_reports, comparison_report, example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
-pub use verdict::{Decision, Verdict, decide, sentences};
+pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
+pub use slices::{
+    ConfusedPair, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes, slice_reports,
+    slice_sizes, without_leaks,
+};
+pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};
 pub use words::Language;

@@ -1,13 +1,14 @@
 //! The evaluation itself: every candidate answers every example, every answer is scored.
 
-use crate::candidate::{Answer, Candidate};
+use crate::candidate::{Answer, Candidate, Likelihood};
 use crate::cost::{RequestTokens, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
-use crate::metrics::{METRICS, Metric, Scale};
+use crate::metrics::{Corpus, CorpusDifference, METRICS, Metric, Scale, known};
 use crate::stats::{
-    Interval, PairedDifference, PairedOptions, mean, mean_interval, paired_difference,
+    CONFIDENCE, Interval, PairedDifference, PairedOptions, cluster_interval, clusters_of, mean,
+    mean_interval_in, paired_difference_in, student_t,
 };
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -35,11 +36,19 @@ pub struct CandidateResult {
     pub kind: String,
     /// One answer per example.
     pub answers: Vec<Answer>,
-    /// Score in [0, 1] of each example for each metric: `scores[metric][example]`.
+    /// Score of each example for each metric: `scores[metric][example]`. In [0, 1], except where the
+    /// metric's scale is [`Scale::Unbounded`].
     pub scores: Vec<Vec<f64>>,
+    /// Number of each example's cluster, from [`EvalItem::group`]; empty when no two examples share a
+    /// group. Statistics of the scores take clusters, not examples, for the independent unit.
+    pub clusters: Vec<usize>,
     /// Wall time of answering, seconds.
     pub seconds: f64,
 }
+
+/// Resamples for values of all answers together: as many as sacrebleu takes for its bootstrap.
+const CORPUS_OPTIONS: PairedOptions =
+    PairedOptions { resamples: 1000, seed: 12_345, confidence: CONFIDENCE };
 
 /// How far an evaluation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +77,7 @@ pub fn evaluate(
 ) -> Result<EvalResult, EvalError> {
     check_items(&items, &metrics)?;
     check_names(candidates)?;
+    let clusters = clusters_of(items.iter().map(|item| item.group.as_deref()));
     let mut results = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let started = Instant::now();
@@ -80,9 +90,11 @@ pub fn evaluate(
         if answers.len() != total {
             return Err(EvalError::AnswerCount { name, found: answers.len(), expected: total });
         }
-        let scores = metrics.iter().map(|metric| score_all(metric, &items, &answers)).collect();
+        let scores = metrics.iter().map(|metric| score_all(metric, &name, &items, &answers));
+        let scores = scores.collect::<Result<_, _>>()?;
         let kind = candidate.kind().to_owned();
-        results.push(CandidateResult { name, kind, answers, scores, seconds });
+        let clusters = clusters.clone();
+        results.push(CandidateResult { name, kind, answers, scores, clusters, seconds });
     }
     Ok(EvalResult { items, metrics, candidates: results })
 }
@@ -97,7 +109,7 @@ pub fn compare(
     metric: usize,
     options: &PairedOptions,
 ) -> Result<PairedDifference, EvalError> {
-    Ok(paired_difference(a.scores_of(metric), b.scores_of(metric), options)?)
+    Ok(paired_difference_in(a.scores_of(metric), b.scores_of(metric), &b.clusters, options)?)
 }
 
 impl EvalResult {
@@ -130,6 +142,63 @@ impl EvalResult {
         })
     }
 
+    /// Value of a candidate's answers for the metric at place `metric`, with its 95 % interval: the
+    /// mean of the scores, or what the metric says of all answers together.
+    ///
+    /// # Errors
+    /// [`EvalError::Stats`] when there are no scores; [`EvalError::NotScored`].
+    pub fn summary(
+        &self,
+        candidate: &CandidateResult,
+        metric: usize,
+    ) -> Result<(f64, Interval), EvalError> {
+        let Some((corpus, parts)) = self.corpus_parts(candidate, metric)? else {
+            return candidate.summary(&self.metrics, metric);
+        };
+        if parts.is_empty() {
+            return Err(EvalError::NoItems);
+        }
+        Ok(corpus.summary(&parts, &CORPUS_OPTIONS))
+    }
+
+    /// How much better `b` does than `a` by the metric at place `metric`, of all answers together;
+    /// None when the metric is a mean of scores, which [`compare`] is for.
+    ///
+    /// # Errors
+    /// [`EvalError::NotScored`]; [`EvalError::AnswerCount`] for a result of other examples.
+    pub fn compare_corpus(
+        &self,
+        a: &CandidateResult,
+        b: &CandidateResult,
+        metric: usize,
+    ) -> Result<Option<CorpusDifference>, EvalError> {
+        let (Some((corpus, a)), Some((_, b))) =
+            (self.corpus_parts(a, metric)?, self.corpus_parts(b, metric)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(corpus.compare(&a, &b, &CORPUS_OPTIONS)))
+    }
+
+    /// What the value of all answers together is made of, where the metric has one.
+    fn corpus_parts(
+        &self,
+        candidate: &CandidateResult,
+        metric: usize,
+    ) -> Result<Option<(&Corpus, Vec<Vec<f64>>)>, EvalError> {
+        let Some(metric) = self.metrics.get(metric) else { return Ok(None) };
+        let Some(corpus) = &metric.corpus else { return Ok(None) };
+        let (found, expected) = (candidate.answers.len(), self.items.len());
+        if found != expected {
+            return Err(EvalError::AnswerCount { name: candidate.name.clone(), found, expected });
+        }
+        let parts = self.items.iter().zip(&candidate.answers).map(|(item, answer)| {
+            (corpus.parts)(item, answer)
+                .map_err(|reason| not_scored(metric, &candidate.name, item, reason))
+        });
+        Ok(Some((corpus, parts.collect::<Result<_, _>>()?)))
+    }
+
     /// For each field that any reference has, in order of first appearance: the scores (1 right,
     /// 0 wrong) of a candidate's answers in the examples that have the field. Empty when no metric
     /// of the run knows fields.
@@ -148,7 +217,8 @@ impl EvalResult {
     }
 
     /// One JSON object per example: `id`, `prompt`, `answer` (null when it failed), `reference`,
-    /// `scores`, and `error`, `stopped`, `prompt_tokens`, `answer_tokens` where known.
+    /// `scores`, and `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`
+    /// where known.
     /// [`crate::RecordedCandidate`] reads it back.
     pub fn answers_jsonl(&self, candidate: &CandidateResult) -> String {
         let mut lines = String::new();
@@ -168,6 +238,7 @@ impl EvalResult {
                 cached_tokens: answer.cached_tokens,
                 cache_write_tokens: answer.cache_write_tokens,
                 model: answer.model.as_deref(),
+                likelihoods: &answer.likelihoods,
             };
             // Strings, numbers and a map with string keys: nothing here can fail to serialise.
             lines.push_str(&serde_json::to_string(&line).unwrap_or_default());
@@ -196,8 +267,14 @@ impl CandidateResult {
         metric: usize,
     ) -> Result<(f64, Interval), EvalError> {
         let scores = self.scores_of(metric);
-        let binary = metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
-        Ok((mean(scores), mean_interval(scores, binary)?))
+        let interval = match metrics.get(metric).map(|m| m.scale) {
+            // The spread of a single number is unknown.
+            Some(Scale::Unbounded) if scores.len() == 1 => [scores[0]; 2].into(),
+            Some(Scale::Unbounded) if self.clusters.is_empty() => student_t(scores)?,
+            Some(Scale::Unbounded) => cluster_interval(scores, &self.clusters, CONFIDENCE)?,
+            scale => mean_interval_in(scores, scale == Some(Scale::Binary), &self.clusters)?,
+        };
+        Ok((mean(scores), interval))
     }
 
     /// Scores for the metric at place `metric`; none when it was not measured.
@@ -276,14 +353,25 @@ struct AnswerLine<'a> {
     cache_write_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    likelihoods: &'a [Likelihood],
 }
 
-fn score_all(metric: &Metric, items: &[EvalItem], answers: &[Answer]) -> Vec<f64> {
-    let score = |(item, answer): (&EvalItem, &Answer)| match answer.error {
-        Some(_) => 0.0,
-        None => (metric.score)(&answer.text, &item.reference),
+fn score_all(
+    metric: &Metric,
+    candidate: &str,
+    items: &[EvalItem],
+    answers: &[Answer],
+) -> Result<Vec<f64>, EvalError> {
+    let score = |(item, answer): (&EvalItem, &Answer)| {
+        metric.score(item, answer).map_err(|reason| not_scored(metric, candidate, item, reason))
     };
     items.iter().zip(answers).map(score).collect()
+}
+
+fn not_scored(metric: &Metric, candidate: &str, item: &EvalItem, reason: String) -> EvalError {
+    let (candidate, id) = (candidate.to_owned(), item.id.clone());
+    EvalError::NotScored { candidate, metric: metric.name, id, reason }
 }
 
 fn check_items(items: &[EvalItem], metrics: &[&'static Metric]) -> Result<(), EvalError> {
@@ -291,8 +379,7 @@ fn check_items(items: &[EvalItem], metrics: &[&'static Metric]) -> Result<(), Ev
         return Err(EvalError::NoItems);
     }
     if metrics.is_empty() {
-        let known = METRICS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-        return Err(EvalError::NoMetrics { known });
+        return Err(EvalError::NoMetrics { known: known() });
     }
     let mut places = HashMap::new();
     for (index, item) in items.iter().enumerate() {

@@ -2,8 +2,8 @@
 
 use crate::cost::Cost;
 use crate::metrics::Metric;
-use crate::numbers::{count, money, percent, points, signed};
-use crate::stats::{PairedDifference, graded_sample_size};
+use crate::numbers::{count, money, p_value, percent, points, signed};
+use crate::stats::PairedDifference;
 use serde::{Deserialize, Serialize};
 
 /// Whether the second candidate is worth it.
@@ -58,99 +58,228 @@ pub struct Decision<'a> {
 /// The verdict. An interval that touches the margin proves nothing, and neither does a test that is
 /// not clean; but a clear failure stays one.
 pub fn decide(decision: &Decision) -> Verdict {
-    let interval = decision.paired.ci95;
-    if interval.hi < decision.margin {
+    if decision.paired.interval.hi < decision.margin {
         Verdict::NotWorthIt
-    } else if interval.lo > decision.margin && decision.blockers.is_empty() {
+    } else if decision.paired.exceeds(decision.margin) && decision.blockers.is_empty() {
         Verdict::WorthIt
     } else {
         Verdict::NotProven
     }
 }
 
-/// What was scored; how sure that is; what follows.
-pub fn sentences(decision: &Decision) -> [String; 3] {
-    [scored(decision), how_sure(decision), what_follows(decision)]
+/// The language of sentences for people. Names of metrics and candidates are the same in each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lang {
+    /// English.
+    #[default]
+    En,
+    /// French.
+    Fr,
 }
 
-fn scored(d: &Decision) -> String {
-    let examples = if d.paired.n == 1 { "example" } else { "examples" };
-    format!(
-        "On the same {} test {examples}, {} gets {} {} and {} gets {}.",
-        count(d.paired.n),
-        d.b,
-        percent(d.score_b),
-        d.metric.reads_as,
-        d.a,
-        percent(d.score_a)
-    )
-}
+impl Lang {
+    /// Both, as they are written on a command line.
+    pub const NAMES: [&str; 2] = ["en", "fr"];
 
-fn how_sure(d: &Decision) -> String {
-    let interval = d.paired.ci95;
-    let margin = if d.margin == 0.0 {
-        "zero".to_owned()
-    } else {
-        format!("the required {}", points(d.margin))
-    };
-    let place = if interval.lo > d.margin {
-        format!("wholly above {margin}")
-    } else if interval.hi < d.margin {
-        format!("wholly below {margin}")
-    } else {
-        format!("which leaves open whether it is above {margin}")
-    };
-    format!(
-        "The difference is {}; with 95 % confidence it lies between {} and {}, {place}.",
-        points(d.paired.difference),
-        signed(interval.lo),
-        points(interval.hi)
-    )
-}
-
-fn what_follows(d: &Decision) -> String {
-    match decide(d) {
-        Verdict::WorthIt => match (d.cost_b, d.cost_a) {
-            (Some(b), Some(a)) if a.currency == b.currency => format!(
-                "Under the assumptions stated below, 1,000 requests to {} cost {}, and to {} {}.",
-                d.b,
-                money(b.per_1000_requests, &b.currency),
-                d.a,
-                money(a.per_1000_requests, &a.currency)
-            ),
-            (Some(b), _) => format!(
-                "Under the assumptions stated below, 1,000 requests to {} cost {}.",
-                d.b,
-                money(b.per_1000_requests, &b.currency)
-            ),
-            _ => "No cost was stated, so this says nothing about money.".to_owned(),
-        },
-        Verdict::NotProven if !d.blockers.is_empty() => {
-            format!("It cannot be called proven because {}.", d.blockers.join(", and because "))
+    /// The language of this name.
+    pub fn from_name(name: &str) -> Option<Lang> {
+        match name {
+            "en" => Some(Lang::En),
+            "fr" => Some(Lang::Fr),
+            _ => None,
         }
-        Verdict::NotProven => more_examples(d),
-        Verdict::NotWorthIt => format!(
-            "Do not put {} to use for this: improve its data or training, then test again.",
-            d.b
+    }
+
+    /// One of two, by language.
+    fn pick(self, english: String, french: String) -> String {
+        match self {
+            Lang::En => english,
+            Lang::Fr => french,
+        }
+    }
+
+    /// A number written the English way in this language's way: a decimal comma, and a narrow space
+    /// between thousands.
+    fn number(self, english: String) -> String {
+        let letter = |c| match c {
+            '.' => ',',
+            ',' => '\u{202f}',
+            ' ' => '\u{a0}',
+            other => other,
+        };
+        match self {
+            Lang::En => english,
+            Lang::Fr => english.chars().map(letter).collect(),
+        }
+    }
+}
+
+/// What was scored; how sure that is; what follows. In English.
+pub fn sentences(decision: &Decision) -> [String; 3] {
+    sentences_in(decision, Lang::En)
+}
+
+/// [`sentences`] in a language. Blockers stand as they were given.
+pub fn sentences_in(decision: &Decision, lang: Lang) -> [String; 3] {
+    [scored(decision, lang), how_sure(decision, lang), what_follows(decision, lang)]
+}
+
+fn scored(d: &Decision, lang: Lang) -> String {
+    let n = lang.number(count(d.paired.n));
+    let (b, a) = (lang.number(percent(d.score_b)), lang.number(percent(d.score_a)));
+    let (name_a, name_b, one) = (d.a, d.b, d.paired.n == 1);
+    lang.pick(
+        format!(
+            "On the same {n} test {}, {name_b} gets {b} {} and {name_a} gets {a}.",
+            if one { "example" } else { "examples" },
+            d.metric.reads_as
+        ),
+        format!(
+            "Sur {} de test, {name_b} obtient {b} et {name_a} {a} (mesure : {}).",
+            if one { "le même exemple".to_owned() } else { format!("les mêmes {n} exemples") },
+            d.metric.name
+        ),
+    )
+}
+
+/// The line that the interval is held against, in words.
+fn line(d: &Decision, lang: Lang) -> String {
+    let amount = lang.number(points(d.margin));
+    let allowed = lang.number(points(-d.margin).trim_start_matches('+').to_owned());
+    match d.margin.total_cmp(&0.0) {
+        std::cmp::Ordering::Less => lang.pick(
+            format!("the allowed loss of {allowed}"),
+            format!("la perte admise de {allowed}"),
+        ),
+        std::cmp::Ordering::Equal => lang.pick("zero".to_owned(), "zéro".to_owned()),
+        std::cmp::Ordering::Greater => {
+            lang.pick(format!("the required {amount}"), format!("un gain exigé de {amount}"))
+        }
+    }
+}
+
+/// French: of something.
+fn of(line: &str) -> String {
+    match line.starts_with(['u', 'a', 'e', 'i', 'o']) {
+        true => format!("d'{line}"),
+        false => format!("de {line}"),
+    }
+}
+
+fn how_sure(d: &Decision, lang: Lang) -> String {
+    let interval = d.paired.interval;
+    let line = line(d, lang);
+    let place = if d.paired.exceeds(d.margin) {
+        lang.pick(format!("wholly above {line}"), format!("entièrement au-dessus {}", of(&line)))
+    } else if interval.hi < d.margin {
+        lang.pick(format!("wholly below {line}"), format!("entièrement au-dessous {}", of(&line)))
+    } else if interval.lo > d.margin {
+        let p = p_value(d.paired.p_value);
+        lang.pick(
+            format!("above {line}, which the test of no difference does not confirm ({p})"),
+            format!(
+                "au-dessus {}, ce que le test d'absence de différence ne confirme pas ({})",
+                of(&line),
+                lang.number(p)
+            ),
+        )
+    } else {
+        lang.pick(
+            format!("which leaves open whether it is above {line}"),
+            format!("ce qui ne dit pas s'il est au-dessus {}", of(&line)),
+        )
+    };
+    let confidence = (d.paired.confidence * 1000.0).round() / 10.0;
+    let confidence = lang.number(format!("{confidence} %"));
+    let seen = lang.number(points(d.paired.difference));
+    let (lo, hi) = (lang.number(signed(interval.lo)), lang.number(points(interval.hi)));
+    lang.pick(
+        format!(
+            "The difference is {seen}; with {confidence} confidence it lies between {lo} and {hi}, {place}."
+        ),
+        format!(
+            "L'écart est de {seen} ; avec une confiance de {confidence}, il est compris entre {lo} et {hi}, {place}."
+        ),
+    )
+}
+
+fn what_follows(d: &Decision, lang: Lang) -> String {
+    let name = d.b;
+    match decide(d) {
+        Verdict::WorthIt => costs(d, lang),
+        Verdict::NotProven if !d.blockers.is_empty() => lang.pick(
+            format!("It cannot be called proven because {}.", d.blockers.join(", and because ")),
+            format!("Rien ne peut être dit prouvé : {}.", d.blockers.join(" ; ")),
+        ),
+        Verdict::NotProven => more_examples(d, lang),
+        Verdict::NotWorthIt => lang.pick(
+            format!(
+                "Do not put {name} to use for this: improve its data or training, then test again."
+            ),
+            format!(
+                "N'utilisez pas {name} pour cela : améliorez ses données ou son apprentissage, puis refaites le test."
+            ),
+        ),
+    }
+}
+
+fn costs(d: &Decision, lang: Lang) -> String {
+    let amount = |cost: &Cost| lang.number(money(cost.per_1000_requests, &cost.currency));
+    let (name_a, name_b) = (d.a, d.b);
+    match (d.cost_b, d.cost_a) {
+        (Some(b), Some(a)) if a.currency == b.currency => lang.pick(
+            format!(
+                "Under the assumptions stated below, 1,000 requests to {name_b} cost {}, and to {name_a} {}.",
+                amount(b),
+                amount(a)
+            ),
+            format!(
+                "Sous les hypothèses indiquées plus bas, 1\u{202f}000 requêtes coûtent {} avec {name_b} et {} avec {name_a}.",
+                amount(b),
+                amount(a)
+            ),
+        ),
+        (Some(b), _) => lang.pick(
+            format!(
+                "Under the assumptions stated below, 1,000 requests to {name_b} cost {}.",
+                amount(b)
+            ),
+            format!(
+                "Sous les hypothèses indiquées plus bas, 1\u{202f}000 requêtes coûtent {} avec {name_b}.",
+                amount(b)
+            ),
+        ),
+        _ => lang.pick(
+            "No cost was stated, so this says nothing about money.".to_owned(),
+            "Aucun coût n'a été indiqué : ceci ne dit donc rien de l'argent.".to_owned(),
         ),
     }
 }
 
 /// How many examples would settle it, if the difference seen is the true one.
-fn more_examples(d: &Decision) -> String {
-    let beyond = d.paired.difference - d.margin;
-    // All differences equal: their spread is unknown, not zero.
-    let sd = if d.paired.sd > 0.0 { d.paired.sd } else { 0.5 };
-    match graded_sample_size(beyond.clamp(-1.0, 1.0), sd) {
-        Ok(needed) if beyond > 0.0 => format!(
-            "If the true difference is the one seen, about {} test examples would prove it with a chance of 80 %; there are {}.",
-            // Never fewer than the number that just failed to settle it.
-            count(needed.max(d.paired.n + 1)),
-            count(d.paired.n)
-        ),
-        _ => format!(
-            "The difference seen is not above the required one, so improve {} before collecting more test examples.",
-            d.b
+fn more_examples(d: &Decision, lang: Lang) -> String {
+    let name = d.b;
+    let needed = d.paired.examples_to_decide(d.margin);
+    match needed.filter(|_| d.paired.difference > d.margin) {
+        Some(needed) => {
+            let (needed, there) = (lang.number(count(needed)), lang.number(count(d.paired.n)));
+            lang.pick(
+                format!(
+                    "If the true difference is the one seen, about {needed} test examples would prove it with a chance of 80 %; there are {there}."
+                ),
+                format!(
+                    "Si l'écart réel est celui observé, environ {needed} exemples de test le prouveraient avec une probabilité de 80\u{a0}% ; il y en a {there}."
+                ),
+            )
+        }
+        None => lang.pick(
+            format!(
+                "The difference seen is not above the required one, so improve {name} before collecting more test examples."
+            ),
+            format!(
+                "L'écart observé n'atteint pas celui qui est exigé : améliorez {name} avant de réunir d'autres exemples de test."
+            ),
         ),
     }
 }
@@ -166,9 +295,15 @@ mod tests {
             n: 400,
             difference,
             ci95: Interval { lo, hi },
+            interval: Interval { lo, hi },
+            confidence: 0.95,
             p_value: 0.01,
             test: PairedTest::SignFlip { resamples: 10 },
+            mid_p: None,
+            randomisation_p: 0.01,
             sd: 0.4,
+            discordance: None,
+            clusters: None,
         }
     }
 
@@ -282,6 +417,62 @@ mod tests {
         );
         let (verdict, _) = judge(&paired(-0.75, -0.78, -0.72), 0.0, &blockers, None);
         assert_eq!(verdict, Verdict::NotWorthIt);
+    }
+
+    #[test]
+    fn an_interval_without_its_test_proves_nothing() {
+        let unsure = PairedDifference { p_value: 0.0625, ..paired(0.1, 0.01, 0.2) };
+        let (verdict, words) = judge(&unsure, 0.0, &[], None);
+        assert_eq!(verdict, Verdict::NotProven);
+        assert!(words[1].contains("does not confirm (p = 0.0625)"), "{}", words[1]);
+        // To lose no more than a margin is another question than that of no difference.
+        let (verdict, words) = judge(&paired(0.0, -0.02, 0.02), -0.03, &[], None);
+        assert_eq!(verdict, Verdict::WorthIt);
+        assert!(words[1].ends_with("above the allowed loss of 3.0 points."), "{}", words[1]);
+        let one_of_ten = PairedDifference { confidence: 0.995, ..paired(0.1, 0.01, 0.2) };
+        let (verdict, words) = judge(&one_of_ten, 0.0, &[], None);
+        assert_eq!(verdict, Verdict::NotProven, "p = 0.01 is not enough among ten");
+        assert!(words[1].contains("with 99.5 % confidence"), "{}", words[1]);
+    }
+
+    #[test]
+    fn the_same_in_french() {
+        let paired = paired(0.75, 0.72, 0.78);
+        let metric = metrics_by_name(&["json_field_accuracy"]).unwrap()[0];
+        let cost =
+            Cost { per_1000_requests: 1234.4, currency: "EUR".into(), assumptions: Vec::new() };
+        let words = |margin, blockers: &[String], paired: &PairedDifference| {
+            let (a, b, score_a, score_b) = ("base", "adapté", 0.12, 0.87);
+            let (cost_a, cost_b) = (None, Some(&cost));
+            let decision = Decision {
+                a,
+                b,
+                metric,
+                score_a,
+                score_b,
+                paired,
+                margin,
+                blockers,
+                cost_a,
+                cost_b,
+            };
+            sentences_in(&decision, Lang::Fr).map(|s| s.replace(['\u{a0}', '\u{202f}'], " "))
+        };
+        assert_eq!(
+            words(0.3, &[], &paired),
+            [
+                "Sur les mêmes 400 exemples de test, adapté obtient 87,0 % et base 12,0 % (mesure : json_field_accuracy).",
+                "L'écart est de +75,0 points ; avec une confiance de 95 %, il est compris entre +72,0 et +78,0 points, entièrement au-dessus d'un gain exigé de +30,0 points.",
+                "Sous les hypothèses indiquées plus bas, 1 000 requêtes coûtent 1 234 EUR avec adapté.",
+            ]
+        );
+        let open = PairedDifference { difference: 0.03, ..self::paired(0.03, -0.01, 0.07) };
+        assert!(words(0.0, &[], &open)[2].contains("environ 1 396 exemples"));
+        assert!(
+            words(0.0, &["trois réponses manquent".into()], &open)[2].contains("prouvé : trois")
+        );
+        assert_eq!(Lang::NAMES.map(|n| Lang::from_name(n).is_some()), [true, true]);
+        assert!(Lang::from_name("de").is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! line in [`FRENCH`] is said in French where that is asked for, any other stays English (such as what
 //! a metric measures, or an endpoint's own words).
 
+use crate::verdict::Lang;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
@@ -32,6 +33,14 @@ impl Language {
         match self {
             Language::En => "en",
             Language::Fr => "fr",
+        }
+    }
+
+    /// The same for the sentences of a verdict.
+    pub(crate) fn of_sentences(self) -> Lang {
+        match self {
+            Language::En => Lang::En,
+            Language::Fr => Lang::Fr,
         }
     }
 
@@ -313,40 +322,6 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "Agreement with people on {n} examples: {share}, kappa {kappa}.",
         "Accord avec des personnes sur {n} exemples : {share}, kappa {kappa}.",
     ),
-    // The three sentences.
-    (
-        "On the same {n} test examples, {b} gets {score_b} by {metric} and {a} gets {score_a}.",
-        "Sur les mêmes {n} exemples de test, {b} obtient {score_b} selon {metric} et {a} {score_a}.",
-    ),
-    (
-        "The difference is {d}; with 95 % confidence it lies between {lo} and {hi}, wholly above the required {margin}.",
-        "L’écart est de {d} ; avec 95 % de confiance il se situe entre {lo} et {hi}, entièrement au-dessus des {margin} demandés.",
-    ),
-    (
-        "The difference is {d}; with 95 % confidence it lies between {lo} and {hi}, wholly below the required {margin}.",
-        "L’écart est de {d} ; avec 95 % de confiance il se situe entre {lo} et {hi}, entièrement au-dessous des {margin} demandés.",
-    ),
-    (
-        "The difference is {d}; with 95 % confidence it lies between {lo} and {hi}, which leaves open whether it is above the required {margin}.",
-        "L’écart est de {d} ; avec 95 % de confiance il se situe entre {lo} et {hi}, ce qui laisse ouvert s’il dépasse les {margin} demandés.",
-    ),
-    (
-        "1,000 requests cost {cost_b} with {b} and {cost_a} with {a}, under the assumptions stated below.",
-        "1\u{a0}000 requêtes coûtent {cost_b} avec {b} et {cost_a} avec {a}, sous les hypothèses indiquées plus bas.",
-    ),
-    (
-        "No cost of both was stated, so this says nothing about money.",
-        "Le coût des deux n’a pas été indiqué, donc ceci ne dit rien de l’argent.",
-    ),
-    ("It cannot be called proven: {reasons}", "On ne peut pas le dire prouvé : {reasons}"),
-    (
-        "Do not put {b} to use for this: improve its data or training, then test again.",
-        "N’utilisez pas {b} pour cela : améliorez ses données ou son entraînement, puis recommencez.",
-    ),
-    (
-        "More test examples are needed to decide.",
-        "Il faut davantage d’exemples de test pour trancher.",
-    ),
 ];
 
 #[cfg(test)]
@@ -369,7 +344,6 @@ mod tests {
             include_str!("report/html.rs"),
             include_str!("report/money.rs"),
             include_str!("proof/rules.rs"),
-            include_str!("proof/sentences.rs"),
         ];
         let mut texts = 0;
         for source in sources {

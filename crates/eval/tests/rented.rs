@@ -405,6 +405,7 @@ fn a_judge_is_asked_in_both_orders_with_a_grammar_and_validated() {
             })
             .collect(),
         scores: Vec::new(),
+        clusters: Vec::new(),
         seconds: 0.0,
     };
     let (a, b) = (given("m-small", |i| i % 2 == 1), given("ours", |i| i % 5 == 0));
@@ -458,6 +459,7 @@ fn a_rubric_gives_grades_and_counts_what_cannot_be_read_as_nothing() {
         kind: "given".into(),
         answers: answers.collect(),
         scores: Vec::new(),
+        clusters: Vec::new(),
         seconds: 0.0,
     };
     let records = dir.path().join("judge.jsonl");

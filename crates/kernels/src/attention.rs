@@ -445,7 +445,9 @@ impl Kernel for Scratched<'_, Forward<'_>> {
                         a: query,
                         a_row: d,
                         a_step: 1,
-                        b: task.pages.key_panel(task.pages.base(pages[page], task.head), widened),
+                        b: task
+                            .pages
+                            .key_panel::<S>(task.pages.base(pages[page], task.head), widened),
                         b_step: PANEL,
                         paged: None,
                         steps: d,

@@ -51,17 +51,15 @@ fn reference_erf(x: f64) -> f64 {
 }
 
 fn gelu_at(level: Level, form: Gelu, x: &mut [f32]) {
-    x.par_chunks_mut(CHUNK).for_each(|x| match form {
-        Gelu::Exact => dispatch_at(level, Exact { x }),
-        Gelu::Tanh => dispatch_at(level, Tanh { x }),
-    });
+    x.par_chunks_mut(CHUNK).for_each(|x| dispatch_at(level, Forward { form, x }));
 }
 
-struct Exact<'a> {
+struct Forward<'a> {
+    form: Gelu,
     x: &'a mut [f32],
 }
 
-impl Kernel for Exact<'_> {
+impl Kernel for Forward<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -71,33 +69,20 @@ impl Kernel for Exact<'_> {
             // SAFETY: i < n, and x covers n values.
             unsafe {
                 let v = load_at::<S>(x, i, n, 0.0);
-                let half = S::mul(v, S::splat(0.5));
-                store_at::<S>(x, i, n, S::fma(half, erf_root2::<S>(v), half));
-            }
-            i += S::LANES;
-        }
-    }
-}
-
-struct Tanh<'a> {
-    x: &'a mut [f32],
-}
-
-impl Kernel for Tanh<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (x, n) = (self.x.as_mut_ptr(), self.x.len());
-        let mut i = 0;
-        while i < n {
-            // SAFETY: i < n, and x covers n values.
-            unsafe {
-                let one = S::splat(1.0);
-                let v = load_at::<S>(x, i, n, 0.0);
-                let cube = S::fma(S::splat(GELU_CUBE), S::mul(v, v), one);
-                let z = S::mul(S::mul(S::splat(-GELU_SLOPE), v), cube);
-                // (1 + tanh u)/2 is the sigmoid of 2u.
-                store_at::<S>(x, i, n, S::div(v, S::add(one, S::exp(z))));
+                let y = match self.form {
+                    Gelu::Exact => {
+                        let half = S::mul(v, S::splat(0.5));
+                        S::fma(half, erf_root2::<S>(v), half)
+                    }
+                    Gelu::Tanh => {
+                        let one = S::splat(1.0);
+                        let cube = S::fma(S::splat(GELU_CUBE), S::mul(v, v), one);
+                        let z = S::mul(S::mul(S::splat(-GELU_SLOPE), v), cube);
+                        // (1 + tanh u)/2 is the sigmoid of 2u.
+                        S::div(v, S::add(one, S::exp(z)))
+                    }
+                };
+                store_at::<S>(x, i, n, y);
             }
             i += S::LANES;
         }

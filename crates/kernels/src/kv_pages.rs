@@ -4,6 +4,8 @@
 //! page, [D][16 keys], is a ready panel for the scores of 16 keys; of a V page, [16 keys][D], one for
 //! 16 columns of the output. Shorter forms keep the layout and are widened a panel at a time.
 
+use crate::matmul::widen;
+use crate::simd::Simd;
 use crate::tile::PANEL;
 use crate::vector::SharedOutput;
 use half::bf16;
@@ -241,6 +243,12 @@ impl KvPages<'_> {
         (page as usize * self.kv_heads + kv_head) * self.head_dim * BLOCK_SIZE
     }
 
+    /// Where a head's part of the page of `position` begins, and the position's slot in it.
+    fn place(&self, segment: &AttnSegment, kv_head: usize, position: usize) -> (usize, usize) {
+        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
+        (base, position % BLOCK_SIZE)
+    }
+
     /// Element i of the key at `position` of a segment.
     pub(crate) fn key(
         &self,
@@ -249,8 +257,7 @@ impl KvPages<'_> {
         position: usize,
         i: usize,
     ) -> f32 {
-        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
-        let slot = position % BLOCK_SIZE;
+        let (base, slot) = self.place(segment, kv_head, position);
         self.k.get(base + i * BLOCK_SIZE + slot, base / self.head_dim + slot)
     }
 
@@ -262,8 +269,7 @@ impl KvPages<'_> {
         position: usize,
         i: usize,
     ) -> f32 {
-        let base = self.base(segment.pages[position / BLOCK_SIZE], kv_head);
-        let slot = position % BLOCK_SIZE;
+        let (base, slot) = self.place(segment, kv_head, position);
         self.v.get(base + slot * self.head_dim + i, base / self.head_dim + slot)
     }
 
@@ -271,19 +277,16 @@ impl KvPages<'_> {
     /// where it lies, or widened into `room`.
     ///
     /// # Safety
-    /// The page must exist, and `room` hold D · 16 values.
+    /// The page must exist, `room` hold D · 16 values, and the level of `S` be supported.
     #[inline(always)]
-    pub(crate) unsafe fn key_panel(&self, base: usize, room: *mut f32) -> *const f32 {
+    pub(crate) unsafe fn key_panel<S: Simd>(&self, base: usize, room: *mut f32) -> *const f32 {
         let d = self.head_dim;
         // SAFETY: the caller's promise: every index is of the page, or below D · 16.
         unsafe {
             match self.k {
                 KvStore::F32(values) => return values.as_ptr().add(base),
                 KvStore::Bf16(values) => {
-                    let from = values.as_ptr().add(base);
-                    for i in 0..d * PANEL {
-                        *room.add(i) = f32::from_bits(u32::from(*from.add(i)) << 16);
-                    }
+                    widen::<S>(room, values.as_ptr().add(base).cast(), d * PANEL);
                 }
                 KvStore::Q8 { values, scales } => {
                     let from = values.as_ptr().add(base);

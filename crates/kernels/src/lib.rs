@@ -10,6 +10,7 @@
 //! one order, so results do not depend on the number of threads, nor on which other rows are in
 //! the batch.
 
+mod arenas;
 mod attention;
 mod blocks;
 mod cross_entropy;
@@ -34,6 +35,7 @@ mod softmax;
 mod tile;
 mod vector;
 
+pub use arenas::limit_arenas;
 pub use attention::{
     AttnRule, attention, attention_backward, reference_attention, reference_attention_backward,
 };
@@ -63,7 +65,7 @@ pub use mapped_file::MappedFile;
 pub use matmul::{
     matmul, matmul_dw, matmul_dx, reference_matmul, reference_matmul_dw, reference_matmul_dx,
 };
-pub use packed::{PANEL, PackedMatrix};
+pub use packed::{LAYOUT, PANEL, PackedMatrix};
 pub use rms_norm::{reference_rms_norm, reference_rms_norm_backward, rms_norm, rms_norm_backward};
 pub use roofline::{multiply_adds, read_all};
 pub use rope::{RopeRow, RopeTable, reference_rope, reference_rope_backward, rope, rope_backward};

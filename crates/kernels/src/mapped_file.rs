@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::path::Path;
 
 /// A read-only memory map of a whole file.
+#[derive(Debug)]
 pub struct MappedFile(memmap2::Mmap);
 
 impl MappedFile {
@@ -20,6 +21,12 @@ impl MappedFile {
         // rewritten in place (our own writers rename a new file over the old one), and no value
         // read from the map is trusted without a check.
         Ok(MappedFile(unsafe { memmap2::Mmap::map(&file)? }))
+    }
+
+    /// Has the system begin to read the whole file into its cache. Does nothing where it declines.
+    pub fn will_need(&self) {
+        #[cfg(unix)]
+        let _ = self.0.advise(memmap2::Advice::WillNeed);
     }
 
     /// Lets the pages of `part` leave this process: what was read of a file counts as its memory

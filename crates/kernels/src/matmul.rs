@@ -20,7 +20,7 @@ use crate::blocks::{self, Blocks, Rider};
 use crate::formats::PART;
 use crate::int8;
 use crate::packed::{PANEL, PackedMatrix, Quantised, Storage};
-use crate::simd::{Kernel, Level, Simd, dispatch_at};
+use crate::simd::{Kernel, Level, Simd, dispatch_at, four};
 use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -591,7 +591,7 @@ fn tiles_of(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
 /// # Safety
 /// Both pointers cover `len` values; the processor supports `S`.
 #[inline(always)]
-unsafe fn widen<S: Simd>(to: *mut f32, from: *const bf16, len: usize) {
+pub(crate) unsafe fn widen<S: Simd>(to: *mut f32, from: *const bf16, len: usize) {
     for i in (0..len).step_by(S::LANES) {
         // SAFETY: i + LANES <= len, as LANES divides sixteen.
         unsafe { S::store(to.add(i), S::load_bf16(from.add(i))) };
@@ -673,23 +673,13 @@ unsafe fn turn<S: Simd>(to: *mut f32, w: &PackedMatrix, panel: usize, depth: Ran
 fn transpose(to: &mut [[f32; PANEL]; PANEL], from: &[[f32; PANEL]; PANEL]) {
     for i in (0..PANEL).step_by(4) {
         for j in (0..PANEL).step_by(4) {
-            // By four times four, with SSE, which every x86-64 has: the compiler finds no vectors
-            // in the plain loop, and it took an eighth of matmul_dx.
-            #[cfg(target_arch = "x86_64")]
+            // By four times four: the compiler finds no vectors in the plain loop, and it took an
+            // eighth of matmul_dx.
             // SAFETY: every load and store is inside its row of sixteen.
             unsafe {
-                use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
-                let [mut a, mut b, mut c, mut d] =
-                    std::array::from_fn(|r| _mm_loadu_ps(from[i + r].as_ptr().add(j)));
-                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-                for (r, row) in [a, b, c, d].into_iter().enumerate() {
-                    _mm_storeu_ps(to[j + r].as_mut_ptr().add(i), row);
-                }
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            for r in 0..4 {
-                for s in 0..4 {
-                    to[j + s][i + r] = from[i + r][j + s];
+                let rows = std::array::from_fn(|r| four::load(from[i + r].as_ptr().add(j)));
+                for (r, row) in four::transpose(rows).into_iter().enumerate() {
+                    four::store(to[j + r].as_mut_ptr().add(i), row);
                 }
             }
         }
@@ -709,37 +699,18 @@ pub(crate) unsafe fn interleave<const H: usize>(
 ) {
     let depth = to.len() / H;
     let mut done = 0;
-    // Four steps of depth of four rows at once, and of the two rows that a tile of six has
-    // besides, with SSE, which every x86-64 has: one value after another took a tenth of a product
-    // of few columns.
-    #[cfg(target_arch = "x86_64")]
+    // Four steps of depth of four rows at once: one value after another took a tenth of a product
+    // of few columns. Where four do not divide the rows, the last four take some a second time.
     if step == 1 && H >= 4 {
-        use std::arch::x86_64::{
-            _MM_TRANSPOSE4_PS, _mm_castps_pd, _mm_cvtsd_f64, _mm_loadu_ps, _mm_storeu_ps,
-            _mm_unpackhi_pd, _mm_unpackhi_ps, _mm_unpacklo_ps,
-        };
         while done + 4 <= depth {
-            // SAFETY: four values of each of H rows are read, four times H written.
-            unsafe {
-                let (from, to) = (from.add(done), to.as_mut_ptr().add(done * H));
-                let [mut a, mut b, mut c, mut d] =
-                    std::array::from_fn(|r| _mm_loadu_ps(from.add(r * row)));
-                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-                for (i, four) in [a, b, c, d].into_iter().enumerate() {
-                    _mm_storeu_ps(to.add(i * H), four);
-                }
-                if H == 6 {
-                    let [a, b] = [4, 5].map(|r| _mm_loadu_ps(from.add(r * row)));
-                    let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-                    for (i, two) in [low, high].into_iter().enumerate() {
-                        let two = _mm_castps_pd(two);
-                        let pair = |step: usize| to.add((2 * i + step) * H + 4).cast::<f64>();
-                        pair(0).write_unaligned(_mm_cvtsd_f64(two));
-                        pair(1).write_unaligned(_mm_cvtsd_f64(_mm_unpackhi_pd(two, two)));
-                    }
-                } else if H == 5 {
-                    for i in 0..4 {
-                        *to.add(i * H + 4) = *from.add(4 * row + i);
+            for row_of_four in (0..H).step_by(4).map(|first| first.min(H - 4)) {
+                // SAFETY: four values of each of four rows are read, and written to their places.
+                unsafe {
+                    let from = from.add(row_of_four * row + done);
+                    let rows = std::array::from_fn(|r| four::load(from.add(r * row)));
+                    let to = to.as_mut_ptr().add(done * H + row_of_four);
+                    for (i, row) in four::transpose(rows).into_iter().enumerate() {
+                        four::store(to.add(i * H), row);
                     }
                 }
             }

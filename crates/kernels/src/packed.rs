@@ -8,21 +8,27 @@
 //! [`crate::formats::lanes`] lays them out, and kernels unpack a stretch of a panel at a time.
 
 use crate::formats::{Dtype, PART, lanes};
+use crate::mapped_file::MappedFile;
 use crate::simd::{Level, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 /// Outputs per panel.
 pub const PANEL: usize = 16;
 
+/// Counts the changes of how panels are laid out: [`PackedMatrix::laid_out`] is read by the same only.
+pub const LAYOUT: u32 = 1;
+
 /// Sixteen f32 lanes. Aligned to the cache line, because a vector load that crosses two lines
 /// costs two loads.
-#[derive(Clone, Copy, Debug, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 pub(crate) struct LanesF32(pub(crate) [f32; PANEL]);
 
 /// Sixteen bf16 lanes.
-#[derive(Clone, Copy, Debug, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(32))]
 pub(crate) struct LanesBf16(pub(crate) [bf16; PANEL]);
 
@@ -31,11 +37,47 @@ pub(crate) struct LanesBf16(pub(crate) [bf16; PANEL]);
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
+/// Values of this process's own, or those of a mapped file, read-only.
+#[derive(Clone, Debug)]
+pub(crate) enum Kept<T> {
+    Own(Vec<T>),
+    /// The file and the place of the values in it, which [`Kept::mapped`] has checked.
+    Mapped(Arc<MappedFile>, Range<usize>),
+}
+
+impl<T: bytemuck::Pod> Kept<T> {
+    fn mapped(file: &Arc<MappedFile>, place: Range<usize>) -> Result<Kept<T>, String> {
+        let size = file.len();
+        let bytes = file.get(place.clone()).ok_or_else(|| {
+            format!("bytes {} to {} of a file of {size} bytes", place.start, place.end)
+        })?;
+        bytemuck::try_cast_slice::<u8, T>(bytes)
+            .map_err(|e| format!("bytes {} to {}: {e}", place.start, place.end))?;
+        Ok(Kept::Mapped(Arc::clone(file), place))
+    }
+}
+
+impl<T: bytemuck::Pod> Deref for Kept<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match self {
+            Kept::Own(values) => values,
+            Kept::Mapped(file, place) => bytemuck::cast_slice(&file[place.clone()]),
+        }
+    }
+}
+
+impl<T> From<Vec<T>> for Kept<T> {
+    fn from(values: Vec<T>) -> Kept<T> {
+        Kept::Own(values)
+    }
+}
+
 /// Panels of quantised blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Quantised {
     pub(crate) dtype: Dtype,
-    lines: Vec<Line>,
+    lines: Kept<Line>,
     panel_bytes: usize,
 }
 
@@ -84,8 +126,8 @@ fn zeroed<T: bytemuck::Zeroable>(n: usize) -> Vec<T> {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Storage {
-    F32(Vec<LanesF32>),
-    Bf16(Vec<LanesBf16>),
+    F32(Kept<LanesF32>),
+    Bf16(Kept<LanesBf16>),
     Quantised(Quantised),
 }
 
@@ -107,7 +149,7 @@ impl PackedMatrix {
         check_shape(src.len(), n, k);
         let mut lanes: Vec<LanesF32> = zeroed(n.div_ceil(PANEL) * k);
         pack(&mut lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
-        PackedMatrix { n, k, storage: Storage::F32(lanes) }
+        PackedMatrix { n, k, storage: Storage::F32(lanes.into()) }
     }
 
     /// Packs a row-major `[N, K]` matrix, kept as bf16. Products widen each value exactly and
@@ -119,7 +161,7 @@ impl PackedMatrix {
         check_shape(src.len(), n, k);
         let mut lanes: Vec<LanesBf16> = zeroed(n.div_ceil(PANEL) * k);
         pack(&mut lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
-        PackedMatrix { n, k, storage: Storage::Bf16(lanes) }
+        PackedMatrix { n, k, storage: Storage::Bf16(lanes.into()) }
     }
 
     /// Packs rows that come as the bytes of `dtype`: `row(i)` are those of output `i`, in the
@@ -155,7 +197,7 @@ impl PackedMatrix {
                     lanes.0[i] = bf16::from_le_bytes(value);
                 },
             );
-            return PackedMatrix { n, k, storage: Storage::Bf16(lanes) };
+            return PackedMatrix { n, k, storage: Storage::Bf16(lanes.into()) };
         }
         let kept = if dtype == Dtype::F16 { Dtype::F32 } else { dtype };
         Self::from_rows(kept, n, k, |i, values| dtype.unpack(row(i), values))
@@ -188,13 +230,13 @@ impl PackedMatrix {
             Dtype::F32 => {
                 let mut lanes: Vec<LanesF32> = zeroed(count);
                 fill_panels(&mut lanes, n, k, fill, |lanes, i, value| lanes.0[i] = value);
-                Storage::F32(lanes)
+                Storage::F32(lanes.into())
             }
             Dtype::Bf16 => {
                 let mut lanes: Vec<LanesBf16> = zeroed(count);
                 let set = |lanes: &mut LanesBf16, i, value| lanes.0[i] = bf16::from_f32(value);
                 fill_panels(&mut lanes, n, k, fill, set);
-                Storage::Bf16(lanes)
+                Storage::Bf16(lanes.into())
             }
             _ => panic!("{} is not kept in memory", dtype.name()),
         };
@@ -221,7 +263,54 @@ impl PackedMatrix {
                 }
             });
         }
-        PackedMatrix { n, k, storage: Storage::Quantised(Quantised { dtype, lines, panel_bytes }) }
+        let quantised = Quantised { dtype, lines: lines.into(), panel_bytes };
+        PackedMatrix { n, k, storage: Storage::Quantised(quantised) }
+    }
+
+    /// The values as they lie in memory, for [`PackedMatrix::mapped`] on a machine like this one.
+    pub fn laid_out(&self) -> &[u8] {
+        match &self.storage {
+            Storage::F32(lanes) => bytemuck::cast_slice(lanes),
+            Storage::Bf16(lanes) => bytemuck::cast_slice(lanes),
+            Storage::Quantised(q) => bytemuck::cast_slice(&q.lines),
+        }
+    }
+
+    /// A matrix `[N, K]` whose values stay in `file`: at `start`, a multiple of 64, are those of
+    /// [`PackedMatrix::laid_out`].
+    ///
+    /// # Errors
+    /// What is wrong with the place, when they cannot lie there.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::from_rows`].
+    pub fn mapped(
+        dtype: Dtype,
+        n: usize,
+        k: usize,
+        file: &Arc<MappedFile>,
+        start: usize,
+    ) -> Result<Self, String> {
+        row_bytes(dtype, k);
+        let panels = n.div_ceil(PANEL);
+        let panel_bytes = match dtype {
+            Dtype::F32 => k * size_of::<LanesF32>(),
+            Dtype::Bf16 => k * size_of::<LanesBf16>(),
+            _ => lanes::panel_bytes(dtype, k),
+        };
+        // Whole cache lines, as quantised panels are held; the others are whole ones anyway.
+        let len = panels.saturating_mul(panel_bytes).div_ceil(64).saturating_mul(64);
+        let place = start..start.saturating_add(len);
+        let storage = match dtype {
+            Dtype::F32 => Storage::F32(Kept::mapped(file, place)?),
+            Dtype::Bf16 => Storage::Bf16(Kept::mapped(file, place)?),
+            _ if dtype.is_quantised() => {
+                let lines = Kept::mapped(file, place)?;
+                Storage::Quantised(Quantised { dtype, lines, panel_bytes })
+            }
+            _ => panic!("{} is not kept in memory", dtype.name()),
+        };
+        Ok(PackedMatrix { n, k, storage })
     }
 
     /// Replaces all values by those of a row-major `[N, K]` matrix of the same shape; the storage
@@ -232,7 +321,7 @@ impl PackedMatrix {
     pub fn repack_f32(&mut self, src: &[f32]) {
         check_shape(src.len(), self.n, self.k);
         match &mut self.storage {
-            Storage::F32(lanes) => {
+            Storage::F32(Kept::Own(lanes)) => {
                 let (n, k) = (self.n, self.k);
                 pack(lanes, n, k, |i| &src[i * k..][..k], |lanes, i, value| lanes.0[i] = value);
             }
@@ -267,11 +356,7 @@ impl PackedMatrix {
 
     /// Memory of the values, padding included, in bytes.
     pub fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::F32(lanes) => size_of_val(&lanes[..]),
-            Storage::Bf16(lanes) => size_of_val(&lanes[..]),
-            Storage::Quantised(q) => size_of_val(&q.lines[..]),
-        }
+        self.laid_out().len()
     }
 
     /// Unpacks the weights of output `i` into `out` `[K]`; for a tied embedding, the vector of

@@ -197,6 +197,7 @@ pub(crate) struct PullArgs {
 #[command(after_help = "Examples:
   metier models
   metier models show nano
+  metier models prepare ./Llama-3.2-1B --dtype q8_0
   metier models rm HuggingFaceTB/SmolLM2-135M-Instruct")]
 pub(crate) struct ModelsArgs {
     /// What to do [default: list]
@@ -217,6 +218,25 @@ pub(crate) enum ModelsCommand {
         /// The model
         #[arg(value_name = "M")]
         model: String,
+    },
+    /// Lay a model's weights out on disk as they are used, so that later starts map them
+    #[command(after_help = "Examples:
+  metier models prepare ./Llama-3.2-1B
+  metier models prepare ./Llama-3.2-1B --dtype q8_0
+  metier models prepare ./Llama-3.2-1B --dtype q8_0 --undo
+
+Every command that loads this model in this type then starts without converting it, and processes
+that serve it share its memory. It takes as much disk as the weights take memory; --undo deletes it.
+A model whose files have changed is converted as before: prepare it again.")]
+    Prepare {
+        /// The model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
+        #[arg(value_name = "M")]
+        model: String,
+        #[command(flatten)]
+        weights: WeightArgs,
+        /// Delete what was laid out
+        #[arg(long)]
+        undo: bool,
     },
     /// Delete a pulled model from the cache, all revisions
     Rm {
@@ -514,8 +534,8 @@ pub(crate) struct EvalArgs {
     pub(crate) data: PathBuf,
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
-    /// Metrics, comma-separated
-    #[arg(long, value_delimiter = ',', default_value = "exact_match")]
+    /// Metrics, comma-separated; a parameter, as in regex:PATTERN, goes on to the end (repeatable)
+    #[arg(long, value_name = "NAMES", default_value = "exact_match")]
     pub(crate) metrics: Vec<String>,
     /// Longest answer in tokens
     #[arg(long, default_value_t = 256)]

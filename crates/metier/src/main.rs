@@ -11,6 +11,7 @@ mod exit;
 mod gate;
 mod general_text;
 mod hub;
+mod laid_out;
 mod licences;
 mod machine;
 mod progress;
@@ -23,6 +24,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    kernels::limit_arenas();
     let cli = cli::Cli::parse();
     init_logging(cli.verbose);
     survive_full_files();

@@ -2,7 +2,7 @@
 
 use crate::cli::WeightArgs;
 use crate::hub::HubId;
-use crate::{assets, text_source};
+use crate::{assets, laid_out, text_source};
 use anyhow::{Context, Result, bail};
 use engine::{DraftModel, Engine, EngineOptions};
 use model::{
@@ -270,7 +270,7 @@ pub(crate) fn license_of(dir: &Path) -> String {
 /// Loads weights and says, where the user asked for a type or it is no plain one, how they are held:
 /// a matrix whose rows are not whole blocks of a format stays as published.
 pub(crate) fn load_decoder(path: &Path, dtype: WeightDtype) -> Result<Decoder> {
-    let decoder = Decoder::load(path, &LoadOptions { dtype })?;
+    let decoder = laid_out::load(path, &LoadOptions { dtype })?;
     let held = decoder.held();
     let total: usize = held.iter().map(|(_, count)| count).sum();
     let asked = dtype != WeightDtype::AsPublished;

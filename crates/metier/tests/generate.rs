@@ -128,3 +128,39 @@ fn a_chat_changes_adapters_compares_and_saves() {
         assert!(!output.status.success() && errors.contains(expected), "{line}: {errors}");
     }
 }
+
+#[test]
+fn prepared_weights_are_mapped_and_give_the_same_text() {
+    let state = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_metier"))
+            .args(args)
+            .env("METIER_STATE", state.path())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let generate = |dtype: &str| {
+        let prompt = ["generate", "-v", "--model", "nano", "--prompt", "The machine"];
+        let (ok, said, log) =
+            run(&[&prompt[..], &["--max-tokens", "8", "--dtype", dtype]].concat());
+        assert!(ok, "{log}");
+        (said, log.contains("weights mapped from"))
+    };
+    let prepare = ["models", "prepare", "nano", "--dtype", "q8_0"];
+    let (converted, mapped) = generate("q8_0");
+    assert!(!mapped);
+    let (ok, said, log) = run(&[&prepare[..], &["--json"]].concat());
+    assert!(ok, "{log}");
+    let made: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(made["bytes"].as_u64().unwrap() > 1 << 20, "{made}");
+    assert_eq!(generate("q8_0"), (converted.clone(), true));
+    assert!(!generate("bf16").1, "it was prepared in another type");
+    let undo = [&prepare[..], &["--undo"]].concat();
+    assert!(run(&undo).0);
+    assert!(!Path::new(made["path"].as_str().unwrap()).exists());
+    assert_eq!(generate("q8_0"), (converted, false));
+    let (ok, _, log) = run(&undo);
+    assert!(!ok && log.contains("hint"), "{log}");
+}

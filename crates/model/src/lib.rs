@@ -21,6 +21,7 @@ pub mod gguf;
 mod held;
 mod inspect;
 mod kv;
+mod laid_out;
 mod linear;
 mod merged;
 mod params;

@@ -59,6 +59,7 @@ pub fn harvest(
                     id: request.request_id.clone(),
                     conversation,
                     group: None,
+                    slices: Default::default(),
                     origin: Origin { file: origin.to_owned(), line: index + 1 },
                 });
             }
@@ -182,6 +183,7 @@ mod tests {
             id: "t".into(),
             conversation: Conversation::new(messages),
             group: None,
+            slices: Default::default(),
             origin: Origin { file: "test.jsonl".into(), line: 1 },
         }
     }

@@ -24,6 +24,7 @@ fn example(id: &str, turns: &[(&str, &str)]) -> Example {
         id: id.into(),
         conversation: Conversation::new(messages),
         group: None,
+        slices: Default::default(),
         origin: Origin { file: "f".into(), line: 1 },
     }
 }

@@ -8,6 +8,7 @@ use super::rows::{Draft, Fields};
 use super::values::{describe, optional_text_of, text_of};
 use super::{Form, Opening, ReadOptions, RowReader};
 use crate::error::{DataError, Problem};
+use crate::example::slices_of;
 
 pub(super) const FORM: Form = Form {
     name: "alpaca",
@@ -64,7 +65,8 @@ fn open<'a>(opening: &Opening<'a, '_>) -> Result<RowReader<'a>, DataError> {
         messages
             .push(Message::new("assistant", text_of(line, output, object.remove(output), false)?));
         let fields = Fields::Pair("instruction".to_owned(), output.to_owned());
-        Ok(Draft { messages, tools: Vec::new(), id, group, fields })
+        let slices = slices_of(&object, &[]);
+        Ok(Draft { messages, tools: Vec::new(), id, group, slices, fields })
     }))
 }
 

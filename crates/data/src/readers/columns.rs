@@ -138,6 +138,20 @@ impl Columns {
         }
     }
 
+    /// The columns that the user turn is made of.
+    pub(super) fn prompt_columns(&self) -> Vec<&str> {
+        match &self.prompt {
+            Prompt::Column(name) => vec![name],
+            Prompt::Template(parts) => parts
+                .iter()
+                .filter_map(|part| match part {
+                    Part::Column(name) => Some(name.as_str()),
+                    Part::Text(_) => None,
+                })
+                .collect(),
+        }
+    }
+
     /// The conversation of a row.
     pub(super) fn messages(
         &self,

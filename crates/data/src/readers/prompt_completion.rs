@@ -5,6 +5,7 @@ use super::rows::Draft;
 use super::values::{optional_text_of, text_of};
 use super::{Form, Opening, RowReader};
 use crate::error::DataError;
+use crate::example::slices_of;
 
 pub(super) const FORM: Form = Form {
     name: "prompt_completion",
@@ -32,6 +33,9 @@ fn open<'a>(opening: &Opening<'a, '_>) -> Result<RowReader<'a>, DataError> {
         let prompt =
             columns.prompt(|name| text_of(line, name, object.get(name).cloned(), false))?;
         let messages = columns.messages(prompt, completion, options);
-        Ok(Draft { messages, tools: Vec::new(), id, group, fields: columns.fields() })
+        let mut used = columns.prompt_columns();
+        used.extend([id_field, group_field]);
+        let slices = slices_of(&object, &used);
+        Ok(Draft { messages, tools: Vec::new(), id, group, slices, fields: columns.fields() })
     }))
 }

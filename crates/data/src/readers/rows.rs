@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::Value;
 use text::{Conversation, Message};
 
@@ -17,6 +18,8 @@ pub(super) struct Draft {
     /// Its own id; `None`: the hash of its content.
     pub(super) id: Option<String>,
     pub(super) group: Option<String>,
+    /// What is left of the row to slice by.
+    pub(super) slices: IndexMap<String, String>,
     /// Names of the fields that hold each turn's text, for messages.
     pub(super) fields: Fields,
 }
@@ -161,7 +164,8 @@ impl Rows<'_, Example> {
         let conversation = Conversation::new(draft.messages).with_tools(draft.tools);
         let id = self.id(line, draft.id, || content_id(&conversation))?;
         let group = self.group(draft.group);
-        Ok(Example { id, conversation, group, origin: self.origin(line) })
+        let origin = self.origin(line);
+        Ok(Example { id, conversation, group, slices: draft.slices, origin })
     }
 }
 

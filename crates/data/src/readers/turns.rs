@@ -7,6 +7,7 @@ use super::ReadOptions;
 use super::rows::{Draft, Fields};
 use super::values::{describe, optional_text_of, text_of};
 use crate::error::{Problem, excerpt};
+use crate::example::slices_of;
 
 /// The draft of a row whose turns, those of the list field `field`, are already read: with the tools,
 /// the id and the group that the row has besides.
@@ -22,7 +23,8 @@ pub(super) fn draft(
     let tools = tools(line, &mut object)?;
     let group = optional_text_of(line, group_field, object.remove(group_field))?;
     let id = optional_text_of(line, id_field, object.remove(id_field))?;
-    Ok(Draft { messages, tools, id, group, fields: Fields::List(field) })
+    let slices = slices_of(&object, &[]);
+    Ok(Draft { messages, tools, id, group, slices, fields: Fields::List(field) })
 }
 
 /// The messages of a list field. Each is `{"role": ..., "content": ...}` (OpenAI) or `{"from": ...,

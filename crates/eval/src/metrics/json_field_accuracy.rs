@@ -1,6 +1,6 @@
 //! How many fields of a JSON answer are right.
 
-use super::{FieldScore, Metric, Scale, json};
+use super::{FieldScore, Metric, Score, json};
 
 /// The share of the reference's top-level fields for which the answer has the same value (numbers
 /// by value, everything else exactly). A field that is missing is wrong; fields that the reference
@@ -11,8 +11,7 @@ pub(super) static METRIC: Metric = Metric {
     name: "json_field_accuracy",
     what: "The share of the reference's fields that have the same value in the answer, averaged over examples.",
     reads_as: "of the fields right",
-    scale: Scale::Graded,
-    score,
+    score: Score::Text(&score),
     check_reference: json::check_object,
     fields: Some(fields),
     examples: &[
@@ -28,6 +27,7 @@ pub(super) static METRIC: Metric = Metric {
         ("{}", "{}", 1.0),
         ("", "{}", 0.0),
     ],
+    ..Metric::GRADED
 };
 
 fn score(answer: &str, reference: &str) -> f64 {

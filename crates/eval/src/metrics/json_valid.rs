@@ -1,6 +1,6 @@
 //! The answer can be parsed at all.
 
-use super::{Metric, Scale, json};
+use super::{Metric, Score, json};
 
 /// The whole answer, apart from space at the ends, is one JSON value (RFC 8259). What the value
 /// says is for the other metrics.
@@ -8,10 +8,8 @@ pub(super) static METRIC: Metric = Metric {
     name: "json_valid",
     what: "The share of answers that a JSON parser accepts as they are.",
     reads_as: "of the answers as valid JSON",
-    scale: Scale::Binary,
-    score: |answer, _| f64::from(json::parse(answer).is_some()),
+    score: Score::Text(&score),
     check_reference: json::check_json,
-    fields: None,
     examples: &[
         (r#"{"a": 1}"#, "{}", 1.0),
         ("\n {\"a\": [true, null]}\n", "{}", 1.0),
@@ -22,4 +20,9 @@ pub(super) static METRIC: Metric = Metric {
         ("{\"a\": 1} {\"a\": 1}", "{}", 0.0),
         ("", "{}", 0.0),
     ],
+    ..Metric::BINARY
 };
+
+fn score(answer: &str, _: &str) -> f64 {
+    f64::from(json::parse(answer).is_some())
+}

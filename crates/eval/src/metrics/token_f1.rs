@@ -1,6 +1,6 @@
 //! How many words answer and reference share.
 
-use super::{Metric, Scale, any_reference};
+use super::{Metric, Score};
 use std::collections::HashMap;
 
 /// The F1 of SQuAD (arXiv 1606.05250, section 6.1) with a tokenisation that is the same for every
@@ -12,10 +12,7 @@ pub(super) static METRIC: Metric = Metric {
     name: "token_f1",
     what: "Shared words between answer and reference: the harmonic mean of how much of the answer is in the reference and how much of the reference is in the answer.",
     reads_as: "of the words right (F1)",
-    scale: Scale::Graded,
-    score,
-    check_reference: any_reference,
-    fields: None,
+    score: Score::Text(&score),
     examples: &[
         ("The drum does not turn", "the drum does not turn.", 1.0),
         ("drum turn", "turn drum", 1.0),
@@ -30,6 +27,7 @@ pub(super) static METRIC: Metric = Metric {
         ("drum", "", 0.0),
         ("!", "...", 1.0),
     ],
+    ..Metric::GRADED
 };
 
 fn score(answer: &str, reference: &str) -> f64 {

@@ -6,7 +6,6 @@
 
 mod files;
 mod rules;
-mod sentences;
 mod verify;
 
 pub use files::ProofFiles;
@@ -15,6 +14,7 @@ pub use verify::{Verified, verify};
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
 use crate::error::EvalError;
 use crate::judge::Judgement;
+use crate::metrics::Scale;
 use crate::report::{
     CandidateReport, Changed, DataSummary, FileDigest, Finding, Licence, Machine, Measurement,
     Report, Rule, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
@@ -22,11 +22,10 @@ use crate::report::{
 };
 use crate::run::{CandidateResult, EvalResult, compare};
 use crate::stats::PairedOptions;
-use crate::verdict::{Decision, decide};
+use crate::verdict::{Decision, decide, sentences_in};
 use crate::words::Language;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
-use sentences::sentences_in;
 use serde::{Deserialize, Serialize};
 
 /// What is decided before the run. It is saved in `report.json`, and everything there that is not a
@@ -162,10 +161,10 @@ pub fn prove(
     };
     let (verdict, sentences) = match broken.iter().find(|rule| rule.name != "quality") {
         Some(rule) => {
-            let [scored, sure, _] = sentences_in(plan.language, &decision);
+            let [scored, sure, _] = sentences_in(&decision, plan.language.of_sentences());
             (crate::Verdict::NotWorthIt, [scored, sure, rule.evidence.clone()])
         }
-        None => (decide(&decision), sentences_in(plan.language, &decision)),
+        None => (decide(&decision), sentences_in(&decision, plan.language.of_sentences())),
     };
     let changed = changed(result, against, judged, index);
     let examples = shown(result, index, &candidates, &changed);
@@ -220,7 +219,9 @@ fn comparisons(
     let mut found = Vec::new();
     for (place, metric) in result.metrics.iter().enumerate() {
         for other in result.candidates.iter().filter(|c| c.name != judged.name) {
-            if other.name == plan.against || metric.name == plan.metric {
+            // What is no share, or no mean of scores, has no paired interval of shares.
+            let share = metric.scale != Scale::Unbounded && metric.corpus.is_none();
+            if share && (other.name == plan.against || metric.name == plan.metric) {
                 let paired = compare(other, judged, place, options)?;
                 found.push(comparison_report(metric.name, &other.name, &judged.name, &paired));
             }

@@ -15,8 +15,8 @@ fn rule(name: &str, asks: String, finding: Finding, evidence: String) -> Rule {
 
 /// The gain against the margin.
 pub(super) fn quality(plan: &ProofPlan, paired: &PairedDifference) -> Rule {
-    let interval = paired.ci95;
-    let finding = if interval.lo > plan.margin {
+    let interval = paired.interval;
+    let finding = if paired.exceeds(plan.margin) {
         Finding::Kept
     } else if interval.hi < plan.margin {
         Finding::Broken

@@ -136,6 +136,7 @@ fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalRe
             kind: candidate.kind.clone(),
             answers: Vec::new(),
             scores: Vec::new(),
+            clusters: Vec::new(),
             seconds: candidate.seconds,
         };
         let path = answers_path(place, &empty);
@@ -146,7 +147,7 @@ fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalRe
         let again =
             evaluate(&mut [Box::new(recorded)], items.clone(), metrics.clone(), &mut |_| ())?;
         let Some(again) = again.candidates.into_iter().next() else { continue };
-        candidates.push(CandidateResult { answers: again.answers, scores: again.scores, ..empty });
+        candidates.push(CandidateResult { seconds: candidate.seconds, kind: empty.kind, ..again });
     }
     let result = EvalResult { items, metrics, candidates };
     // The scores in the files are those that the answers get now.

@@ -356,6 +356,11 @@ fn difference_views(report: &Report, scale: f64) -> Vec<DifferenceView<'_>> {
                     PairedTest::SignFlip { resamples } => {
                         format!("sign-flip permutation test, {} permutations", count(resamples))
                     }
+                    PairedTest::ClusterSignFlip { resamples, clusters } => format!(
+                        "sign-flip permutation test of {} clusters, {} permutations",
+                        count(clusters),
+                        count(resamples)
+                    ),
                 },
                 at: place(c.difference),
                 lo: place(c.ci95.lo),

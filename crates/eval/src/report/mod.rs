@@ -430,7 +430,7 @@ pub fn candidate_reports(result: &EvalResult) -> Result<Vec<CandidateReport>, Ev
     let report = |candidate: &CandidateResult| {
         let mut metrics = IndexMap::new();
         for (place, metric) in result.metrics.iter().enumerate() {
-            let (value, ci95) = candidate.summary(&result.metrics, place)?;
+            let (value, ci95) = result.summary(candidate, place)?;
             let (n, what) = (result.items.len(), metric.what.to_owned());
             metrics.insert(metric.name.to_owned(), MetricReport { value, ci95, n, what });
         }

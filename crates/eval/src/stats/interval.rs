@@ -1,8 +1,9 @@
 //! The interval of one candidate's score.
 
+use super::clusters::{ClusterSums, cluster_error};
 use super::{CONFIDENCE, StatsError, mean, variance};
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+use statrs::distribution::{Beta, ContinuousCDF, Normal, StudentsT};
 
 /// From `lo` to `hi`, both included. In JSON: `[lo, hi]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -48,16 +49,78 @@ impl Interval {
 /// # Errors
 /// [`StatsError::Empty`]; [`StatsError::Range`] for a score outside [0, 1].
 pub fn mean_interval(scores: &[f64], binary: bool) -> Result<Interval, StatsError> {
+    mean_interval_in(scores, binary, &[])
+}
+
+/// [`mean_interval`] of scores that belong to the clusters of these numbers ([`super::clusters_of`]); no
+/// numbers: all are independent.
+///
+/// In clusters, ones and zeros get Wilson's interval at the number of independent examples that would say
+/// as much (n over the design effect) with Student's quantile for as many clusters as weigh the same
+/// (the way of E. L. Korn and B. I. Graubard 1998, Survey Methodology 24:193), graded scores
+/// [`cluster_interval`].
+///
+/// # Errors
+/// As [`mean_interval`], and [`StatsError::Clusters`] for a single cluster.
+pub fn mean_interval_in(
+    scores: &[f64],
+    binary: bool,
+    clusters: &[usize],
+) -> Result<Interval, StatsError> {
     if scores.is_empty() {
         return Err(StatsError::Empty);
     }
     if let Some(&found) = scores.iter().find(|s| !(0.0..=1.0).contains(*s)) {
         return Err(StatsError::Range { what: "a score", found, expected: "between 0 and 1" });
     }
-    if binary || variance(scores) == 0.0 {
-        return Ok(wilson_at(mean(scores), scores.len() as f64));
+    let (share, n, tail) = (mean(scores), scores.len() as f64, 0.5 + CONFIDENCE / 2.0);
+    let all_alike = variance(scores) == 0.0;
+    if clusters.is_empty() {
+        return match binary || all_alike {
+            true => Ok(wilson_at(share, n, z(tail))),
+            false => Ok(student_t(scores)?.clipped(0.0, 1.0)),
+        };
     }
-    Ok(student_t(scores)?.clipped(0.0, 1.0))
+    if binary || all_alike {
+        let error = cluster_error(scores, clusters)?;
+        let quantile = t_quantile(tail, error.effective_clusters - 1.0);
+        return Ok(wilson_at(share, n / error.design_effect, quantile));
+    }
+    Ok(cluster_interval(scores, clusters, CONFIDENCE)?.clipped(0.0, 1.0))
+}
+
+/// Interval of the mean of values in clusters: mean ± t · jackknife error, with Student's t for as many
+/// clusters as weigh the same, less one ([`super::ClusterError`]).
+///
+/// When fewer than ten clusters have a sum other than 0, their spread is no estimate: two thought ones of
+/// the size of the others, one up and one down, are added, which errs to the safe side.
+///
+/// # Errors
+/// As [`cluster_error`].
+pub fn cluster_interval(
+    values: &[f64],
+    clusters: &[usize],
+    confidence: f64,
+) -> Result<Interval, StatsError> {
+    let error = cluster_error(values, clusters)?;
+    let n = values.len() as f64;
+    let sums: Vec<f64> = ClusterSums::new(values, clusters)?.0.iter().map(|c| c.1).collect();
+    let thought = thought_deviation(&sums, n / error.clusters as f64) / n;
+    let half = (error.jackknife_error.powi(2) + 2.0 * thought * thought).sqrt()
+        * t_quantile(0.5 + confidence / 2.0, error.effective_clusters - 1.0);
+    let mean = mean(values);
+    Ok(Interval { lo: mean - half, hi: mean + half })
+}
+
+/// Root mean square of the values other than 0 when they are fewer than ten, `largest` when there are
+/// none, and 0 when there are enough to be judged by their own spread.
+pub(super) fn thought_deviation(values: &[f64], largest: f64) -> f64 {
+    let moved: Vec<f64> = values.iter().copied().filter(|&v| v != 0.0).collect();
+    match moved.len() {
+        0 => largest,
+        1..10 => (moved.iter().map(|v| v * v).sum::<f64>() / moved.len() as f64).sqrt(),
+        _ => 0.0,
+    }
 }
 
 /// Wilson's score interval for a share of `successes` in `n` (E. B. Wilson 1927,
@@ -77,7 +140,32 @@ pub fn wilson(successes: usize, n: usize) -> Result<Interval, StatsError> {
         let found = successes as f64;
         return Err(StatsError::Range { what: "successes", found, expected: "at most n" });
     }
-    Ok(wilson_at(successes as f64 / n as f64, n as f64))
+    Ok(wilson_at(successes as f64 / n as f64, n as f64, z(0.5 + CONFIDENCE / 2.0)))
+}
+
+/// Clopper and Pearson's exact interval for a share of `successes` in `n` (1934, doi
+/// 10.1093/biomet/26.4.404): covers with at least `confidence` whatever the true share, hence wider than
+/// Wilson's. For bounds that must hold, such as "no failure in 200 requests".
+///
+/// # Errors
+/// As [`wilson`]; [`StatsError::Range`] for a confidence outside (0, 1).
+pub fn clopper_pearson(
+    successes: usize,
+    n: usize,
+    confidence: f64,
+) -> Result<Interval, StatsError> {
+    wilson(successes, n)?;
+    if !(confidence > 0.0 && confidence < 1.0) {
+        let expected = "between 0 and 1";
+        return Err(StatsError::Range { what: "confidence", found: confidence, expected });
+    }
+    let (k, n, tail) = (successes as f64, n as f64, (1.0 - confidence) / 2.0);
+    let quantile = |a: f64, b: f64, p: f64| Beta::new(a, b).map(|beta| beta.inverse_cdf(p));
+    // The shapes are at least 1, so the distribution exists; its ends are exact.
+    Ok(Interval {
+        lo: if successes == 0 { 0.0 } else { quantile(k, n - k + 1.0, tail).unwrap_or(0.0) },
+        hi: if k == n { 1.0 } else { quantile(k + 1.0, n - k, 1.0 - tail).unwrap_or(1.0) },
+    })
 }
 
 /// Student's t interval of the mean: mean ± t · sd/√n with n-1 degrees of freedom, not clipped.
@@ -86,9 +174,10 @@ pub fn wilson(successes: usize, n: usize) -> Result<Interval, StatsError> {
 /// [`StatsError::Empty`] for fewer than two values, which have no spread.
 pub fn student_t(values: &[f64]) -> Result<Interval, StatsError> {
     let n = values.len() as f64;
-    let distribution = StudentsT::new(0.0, 1.0, n - 1.0).map_err(|_| StatsError::Empty)?;
-    let t = distribution.inverse_cdf(0.5 + CONFIDENCE / 2.0);
-    let half = t * (variance(values) / n).sqrt();
+    if n < 2.0 {
+        return Err(StatsError::Empty);
+    }
+    let half = t_quantile(0.5 + CONFIDENCE / 2.0, n - 1.0) * (variance(values) / n).sqrt();
     let mean = mean(values);
     Ok(Interval { lo: mean - half, hi: mean + half })
 }
@@ -98,8 +187,18 @@ pub(super) fn z(probability: f64) -> f64 {
     Normal::standard().inverse_cdf(probability)
 }
 
-fn wilson_at(share: f64, n: f64) -> Interval {
-    let z = z(0.5 + CONFIDENCE / 2.0);
+/// The standard normal distribution function.
+pub(super) fn normal_cdf(x: f64) -> f64 {
+    Normal::standard().cdf(x)
+}
+
+/// Student's quantile; fewer degrees of freedom than 1 count as 1.
+pub(super) fn t_quantile(probability: f64, freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom.max(1.0)).map_or(f64::INFINITY, |t| t.inverse_cdf(probability))
+}
+
+/// Wilson's interval at any effective number of examples, with the quantile `z`.
+fn wilson_at(share: f64, n: f64, z: f64) -> Interval {
     let scale = 1.0 + z * z / n;
     let centre = share + z * z / (2.0 * n);
     let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();

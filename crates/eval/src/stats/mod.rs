@@ -2,21 +2,35 @@
 //! examples a question needs.
 //!
 //! Two candidates answer the same examples, so only the differences per example are compared; an
-//! unpaired test on such data throws away what they share (arXiv 2411.00640). All intervals are
-//! two-sided with 95 % confidence, all random numbers come from a fixed seed.
+//! unpaired test on such data throws away what they share (arXiv 2411.00640). Intervals are two-sided,
+//! with 95 % confidence unless many questions share a test set ([`Protection`]); all random numbers come
+//! from a fixed seed. How often the intervals hold the truth, and how often a verdict is false, is shown in
+//! docs/benchmarks/statistics.md by `tests/simulated_worlds.rs`.
 
+mod clusters;
+mod conclusion;
+mod family;
 mod interval;
 mod paired;
 mod power;
+mod sequential;
 
-pub use interval::{Interval, mean_interval, student_t, wilson};
+pub(crate) use clusters::clusters_at;
+pub use clusters::{ClusterError, cluster_error, clusters_of};
+pub use conclusion::{Conclusion, Pilot};
+pub use family::{Protection, holm, mean_of_repeats, spent};
+pub use interval::{
+    Interval, clopper_pearson, cluster_interval, mean_interval, mean_interval_in, student_t, wilson,
+};
 pub use paired::{
-    PairedDifference, PairedOptions, PairedTest, mcnemar_exact, mcnemar_mid_p, paired_difference,
-    sign_flip,
+    PairedDifference, PairedOptions, PairedTest, bootstrap, mcnemar_exact, mcnemar_mid_p,
+    paired_difference, paired_difference_in, paired_interval, sign_flip, tango,
 };
 pub use power::{
     detectable_difference, graded_sample_size, non_inferiority_sample_size, paired_sample_size,
 };
+
+pub use sequential::{ShareAlarm, evidence_above, share_sequence};
 
 /// Share of intervals that hold the true value, when everything is repeated often.
 pub const CONFIDENCE: f64 = 0.95;
@@ -36,6 +50,14 @@ pub enum StatsError {
         a: usize,
         /// Scores of the second.
         b: usize,
+    },
+    /// Examples of one cluster are one observation.
+    #[error(
+        "there are {found} clusters; expected at least two. hint: an error between clusters needs more than one"
+    )]
+    Clusters {
+        /// Clusters there are.
+        found: usize,
     },
     /// A number is outside its range.
     #[error("{what} is {found}; expected {expected}")]

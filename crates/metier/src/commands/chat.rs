@@ -7,7 +7,7 @@ use crate::exit;
 use crate::resolve::{self, Adapter, Base};
 use anyhow::{Context, Result, bail};
 use comfy_table::{ContentArrangement, Table, presets};
-use engine::{Engine, EngineOptions, Event, SequenceId, SequenceRequest};
+use engine::{Engine, EngineOptions, Event, SequenceRequest};
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -262,46 +262,28 @@ impl Chat<'_> {
                 ..SequenceRequest::default()
             });
         }
-        let mut running = Vec::with_capacity(asked.len());
-        for request in asked {
-            let id = match self.engine.add(request) {
-                Ok(id) => id,
-                Err(error) => {
-                    self.cancel(&running);
-                    return Err(error.into());
-                }
+        let decoder = |_: &_| StreamDecoder::new(Arc::clone(&self.base.tokenizer));
+        let mut decoders: Vec<StreamDecoder> = models.iter().map(decoder).collect();
+        let mut texts = vec![String::new(); models.len()];
+        let mut broken = Ok(());
+        let answers = self.engine.generate(asked, |index, event| {
+            let piece = match event {
+                Event::Token { token, .. } => decoders[index].push(*token),
+                Event::Finished { .. } => Ok(Some(decoders[index].finish())),
+                _ => Ok(None),
             };
-            running.push((id, StreamDecoder::new(Arc::clone(&self.base.tokenizer))));
-        }
-        let mut texts = vec![String::new(); running.len()];
-        while self.engine.has_work() {
-            for event in self.engine.step() {
-                let Some(index) = running.iter().position(|(id, _)| *id == event.id()) else {
-                    continue;
-                };
-                let decoder = &mut running[index].1;
-                let piece = match event {
-                    Event::Token { token, .. } => decoder.push(token)?,
-                    Event::Finished { .. } => Some(decoder.finish()),
-                    Event::Failed { error, .. } => {
-                        self.cancel(&running);
-                        return Err(error.into());
-                    }
-                    Event::Started { .. } | Event::Prompt { .. } | Event::Embedding { .. } => None,
-                };
-                if let Some(piece) = piece {
+            match piece {
+                Ok(Some(piece)) => {
                     emit(&piece);
                     texts[index] += &piece;
                 }
+                Ok(None) => {}
+                Err(error) => broken = Err(error),
             }
-        }
+        });
+        answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        broken?;
         Ok(texts)
-    }
-
-    fn cancel(&mut self, running: &[(SequenceId, StreamDecoder)]) {
-        for (id, _) in running {
-            self.engine.cancel(*id);
-        }
     }
 }
 

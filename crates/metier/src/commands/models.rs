@@ -3,11 +3,12 @@
 use crate::cli::{ModelsArgs, ModelsCommand};
 use crate::exit;
 use crate::hub::{self, HubId};
+use crate::laid_out;
 use crate::resolve::{NANO, license_of, model_path};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
-use model::ModelSummary;
+use model::{LoadOptions, ModelSummary, WeightDtype};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -17,6 +18,9 @@ pub(super) fn run(args: &ModelsArgs) -> Result<ExitCode> {
     match &args.command {
         None | Some(ModelsCommand::List) => list(args.json),
         Some(ModelsCommand::Show { model }) => show(model, args.json),
+        Some(ModelsCommand::Prepare { model, weights, undo }) => {
+            prepare(model, weights.dtype.unwrap_or_default(), *undo, args.json)
+        }
         Some(ModelsCommand::Rm { model, yes }) => remove(model, *yes),
     }
 }
@@ -83,6 +87,29 @@ fn show(name: &str, as_json: bool) -> Result<ExitCode> {
     ] {
         let value = row[key].as_str().map_or(row[key].to_string(), str::to_owned);
         println!("{label:<11} {value}");
+    }
+    Ok(exit::done())
+}
+
+/// Lays a model out on disk, or deletes what was laid out.
+fn prepare(name: &str, dtype: WeightDtype, undo: bool, as_json: bool) -> Result<ExitCode> {
+    let path = model_path(name)?;
+    let options = LoadOptions { dtype };
+    if undo {
+        let Some(dir) = laid_out::forget(&path, &options)? else {
+            bail!("{name}: not laid out in this type\nhint: name the --dtype it was prepared with");
+        };
+        match as_json {
+            true => println!("{}", json!({"name": name, "deleted": dir})),
+            false => println!("deleted {}", dir.display()),
+        }
+        return Ok(exit::done());
+    }
+    eprintln!("laying out {name}");
+    let (dir, bytes) = laid_out::keep(&path, &options)?;
+    match as_json {
+        true => println!("{}", json!({"name": name, "path": dir, "bytes": bytes})),
+        false => println!("{} in {}", HumanBytes(bytes), dir.display()),
     }
     Ok(exit::done())
 }

@@ -11,8 +11,8 @@ use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
-    Candidate, CandidateResult, DataSummary, EvalItem, EvalResult, FileDigest, Finding, Judge,
-    Judgement, Licence, LocalCandidate, Prompted, ProofFacts, ProofFiles, ProofPlan,
+    Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult, FileDigest, Finding,
+    Judge, Judgement, Licence, LocalCandidate, Prompted, ProofFacts, ProofFiles, ProofPlan,
     RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
 };
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,9 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let today = time::OffsetDateTime::now_utc().date().to_string();
     let setup = ProveSetup::resolve(&config, args.out.as_deref(), args.retry_failed, &today)?;
     let metrics = ::eval::metrics_by_name(&setup.metrics)?;
+    if metrics.iter().any(|m| m.name == setup.metric && m.better == Better::Lower) {
+        bail!("{}: of {} less is better, so it cannot decide", args.config.display(), setup.metric);
+    }
     let options = read_options(&columns(&config));
     let test_options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
     let mut test = ::data::read(&setup.data, &test_options)?;

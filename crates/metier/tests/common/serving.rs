@@ -28,9 +28,6 @@ impl Serving {
             .args(["serve", "--port", "0", "--model", model.to_str().unwrap()])
             .args(more)
             .env("METIER_STATE", state.path())
-            // glibc keeps what a thread has freed for the threads of its arena, of which there are eight to
-            // a core: resident memory says what the program holds only where they are few.
-            .env("MALLOC_ARENA_MAX", "2")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -221,6 +221,7 @@ fn stand_ins(judged: &[Preference]) -> Vec<Example> {
         id: i.to_string(),
         conversation: p.conversations().swap_remove(0),
         group: p.group.clone(),
+        slices: Default::default(),
         origin: p.origin.clone(),
     };
     judged.iter().enumerate().map(stand_in).collect()
