@@ -18,7 +18,7 @@ pub trait Candidate {
     /// Name in reports, unique among the candidates compared.
     fn name(&self) -> &str;
 
-    /// What sort of candidate it is: `local` or `recorded`.
+    /// What sort of candidate it is: `local`, `recorded` or `rented`.
     fn kind(&self) -> &'static str;
 
     /// One answer for each example, in their order. `progress` gets the number of examples
@@ -48,6 +48,12 @@ pub struct Answer {
     pub answer_tokens: Option<usize>,
     /// Seconds from the beginning of the work on it to its end. None: not known.
     pub seconds: Option<f64>,
+    /// Prompt tokens that a rented model read from its cache. None: not known.
+    pub cached_tokens: Option<usize>,
+    /// Prompt tokens that a rented model wrote to its cache. None: not known.
+    pub cache_write_tokens: Option<usize>,
+    /// The model that answered, as a rented one names itself. None: not known.
+    pub model: Option<String>,
     /// How likely each of the example's choices is, or its reference where it has none. Empty where
     /// that was not asked.
     pub likelihoods: Vec<Likelihood>,
@@ -297,6 +303,9 @@ impl RecordedCandidate {
             prompt_tokens: recorded.prompt_tokens,
             answer_tokens: recorded.answer_tokens,
             seconds: recorded.seconds,
+            cached_tokens: recorded.cached_tokens,
+            cache_write_tokens: recorded.cache_write_tokens,
+            model: recorded.model.clone(),
             likelihoods: recorded.likelihoods.clone(),
         })
     }

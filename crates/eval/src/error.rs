@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Errors of this crate, except those of [`crate::stats`] and [`crate::CostError`].
+/// Errors of this crate, except those of [`crate::stats`].
 ///
 /// A single answer that fails is no error: it is an [`crate::Answer`] with a reason, scored 0.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,25 @@ pub enum EvalError {
         /// Test examples.
         items: usize,
     },
+    /// A rented model cannot be asked at all.
+    #[error("{name}: {reason}")]
+    Rented {
+        /// Name of the candidate.
+        name: String,
+        /// Why, with a hint.
+        reason: String,
+    },
+    /// A proof does not hold.
+    #[error("{path}: {reason}")]
+    Broken {
+        /// The file in which something is not as it was.
+        path: PathBuf,
+        /// What.
+        reason: String,
+    },
+    /// A cost cannot be reckoned.
+    #[error(transparent)]
+    Cost(#[from] crate::cost::CostError),
     /// The statistics refused.
     #[error(transparent)]
     Stats(#[from] crate::stats::StatsError),

@@ -3,10 +3,11 @@
 use crate::error::EvalError;
 use data::Example;
 use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use text::Conversation;
 
 /// A question and the answer that is held to be right.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvalItem {
     /// Name of the example, unique within the test set.
     pub id: String,

@@ -11,10 +11,14 @@ mod cost;
 mod error;
 mod files;
 mod item;
+mod judge;
 mod metrics;
 mod numbers;
 mod openings;
+mod prompting;
+mod proof;
 mod recorded;
+mod rented;
 mod report;
 mod run;
 mod shift;
@@ -22,12 +26,19 @@ mod slices;
 pub mod stats;
 mod tasks;
 mod verdict;
+mod words;
 
 pub use baseline::{BaselineCandidate, baseline_names};
 pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
-pub use cost::{ApiPrice, Cost, CostError, CostPlan, MachinePrice, Traffic};
+pub use cost::{
+    ApiPrice, ArmEconomics, ArmPlan, Cost, CostError, CostPlan, Crossing, Economics, EconomicsPlan,
+    Estimate, Exchange, MachineHour, MachinePlan, MachinePrice, OneOff, PairEconomics, PairPlan,
+    PriceError, PriceTable, Rates, RequestTokens, Running, Saving, Throughput, Tier, TokenPrice,
+    Traffic, economics, own_machine_per_hour,
+};
 pub use error::EvalError;
 pub use item::EvalItem;
+pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
 pub use metrics::{
     Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
     metrics_by_name,
@@ -35,11 +46,14 @@ pub use metrics::{
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };
+pub use prompting::{Prompted, Prompting};
+pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, prove, verify};
+pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
 pub use report::{
-    CandidateReport, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport, FieldCell,
-    FieldReport, FileDigest, Licence, LossPoint, Machine, Measurement, MetricReport, Report,
-    RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
-    example_reports, field_reports,
+    CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
+    FieldCell, FieldReport, FileDigest, Finding, Latency, Licence, LossPoint, Machine, Measurement,
+    MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary,
+    candidate_reports, comparison_report, example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
@@ -49,3 +63,4 @@ pub use slices::{
 };
 pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
 pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};
+pub use words::Language;

@@ -1,7 +1,7 @@
 //! The evaluation itself: every candidate answers every example, every answer is scored.
 
 use crate::candidate::{Answer, Candidate, Likelihood};
-use crate::cost::Traffic;
+use crate::cost::{RequestTokens, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
@@ -235,6 +235,9 @@ impl EvalResult {
                 prompt_tokens: answer.prompt_tokens,
                 answer_tokens: answer.answer_tokens,
                 seconds: answer.seconds,
+                cached_tokens: answer.cached_tokens,
+                cache_write_tokens: answer.cache_write_tokens,
+                model: answer.model.as_deref(),
                 likelihoods: &answer.likelihoods,
             };
             // Strings, numbers and a map with string keys: nothing here can fail to serialise.
@@ -277,6 +280,18 @@ impl CandidateResult {
     /// Scores for the metric at place `metric`; none when it was not measured.
     pub(crate) fn scores_of(&self, metric: usize) -> &[f64] {
         self.scores.get(metric).map_or(&[], Vec::as_slice)
+    }
+
+    /// The tokens of the request at a place, 0 where they are not known.
+    pub(crate) fn tokens(&self, place: usize) -> RequestTokens {
+        let answer = &self.answers[place];
+        let count = |tokens: Option<usize>| tokens.unwrap_or(0) as f64;
+        RequestTokens {
+            input: count(answer.prompt_tokens),
+            cached: count(answer.cached_tokens),
+            cache_write: count(answer.cache_write_tokens),
+            output: count(answer.answer_tokens),
+        }
     }
 
     /// Answers that failed.
@@ -332,6 +347,12 @@ struct AnswerLine<'a> {
     answer_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     likelihoods: &'a [Likelihood],
 }

@@ -7,7 +7,7 @@ use crate::stats::PairedDifference;
 use serde::{Deserialize, Serialize};
 
 /// Whether the second candidate is worth it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The whole interval of its gain lies above the margin, and nothing stands in the way.

@@ -59,6 +59,13 @@ pub(crate) enum Command {
     Runs(RunsArgs),
     /// Measure a model on a test set
     Eval(EvalArgs),
+    /// Is it worth it? Candidates side by side, with cost, a verdict and its evidence
+    ///
+    /// Exit code 0: worth it; 3: not proven; 4: not worth it; 1: the run failed. With --against, 4 only
+    /// when the judged candidate is proven worse than in that report, else 0.
+    Prove(ProveArgs),
+    /// Compute a proof again from its recorded answers, and check all digests
+    Verify(VerifyArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -98,6 +105,10 @@ pub(crate) enum Command {
 fn objective(text: &str) -> Result<train::Objective, String> {
     serde_json::from_value(text.into())
         .map_err(|_| "expected one of sft, text, dpo, orpo, kto, simpo".into())
+}
+
+fn language(text: &str) -> Result<eval::Language, String> {
+    eval::Language::from_code(text).ok_or_else(|| "expected en or fr".into())
 }
 
 fn weight_dtype(text: &str) -> Result<WeightDtype, String> {
@@ -547,6 +558,55 @@ pub(crate) struct EvalArgs {
     /// Write every answer with its scores to this file (JSON lines)
     #[arg(long, value_name = "FILE")]
     pub(crate) answers: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `prove`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier prove
+  metier prove --config metier.toml --out proof
+  metier prove --dry-run
+  metier prove --against proofs/last/report.json
+
+The candidates, the margin and the prices stand in [prove] and [cost] of the config file: see
+docs/guide/prove.md. Answers of rented models are kept in the folder `records` of --out; a rerun asks
+none of them again.")]
+pub(crate) struct ProveArgs {
+    /// Config file with [prove] and [cost]
+    #[arg(long, value_name = "FILE", default_value = "metier.toml")]
+    pub(crate) config: PathBuf,
+    /// Folder for report.html, report.json and the answers [default: the file's, or `proof`]
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Compare with the judged candidate of this earlier report.json; fails only on a proven regression
+    #[arg(long, value_name = "REPORT")]
+    pub(crate) against: Option<PathBuf>,
+    /// Say what would be asked of whom, and how small a gap the test set can show; ask nobody
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Ask rented models again for answers that failed, which may cost money a second time
+    #[arg(long)]
+    pub(crate) retry_failed: bool,
+    /// Language of the report: en or fr
+    #[arg(long, value_name = "L", default_value = "en", value_parser = language)]
+    pub(crate) lang: eval::Language,
+    /// Print report.json on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier verify proof/report.json
+  metier verify proof/report.json --json")]
+pub(crate) struct VerifyArgs {
+    /// The report of a proof, in its folder
+    #[arg(value_name = "REPORT")]
+    pub(crate) report: PathBuf,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,

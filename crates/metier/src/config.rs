@@ -25,9 +25,12 @@ pub(crate) struct ConfigFile {
     pub(crate) runs: Vec<RunSection>,
     /// `[serve]`: keys of [`ServePlan`], resolved by [`ConfigFile::serve_plan`].
     serve: Table,
-    /// `[cost]`: resolved by [`ConfigFile::prices`].
-    cost: Table,
-    path: PathBuf,
+    /// `[prove]`: resolved by [`crate::prove_plan`].
+    pub(crate) prove: Table,
+    /// `[cost]`: resolved by [`ConfigFile::prices`] and [`crate::prove_plan`].
+    pub(crate) cost: Table,
+    /// The file itself.
+    pub(crate) path: PathBuf,
 }
 
 /// `[base]`: a model to start from, or the shape of a new one.
@@ -149,9 +152,19 @@ const COST_KEYS: &[&str] = &[
     "price_per_hour",
     "tokens_per_second",
     "utilisation",
+    // Those of `metier prove`.
+    "requests_per_month",
+    "amortise_months",
+    "exchange",
+    "exchange_source",
+    "prices",
+    "prices_date",
+    "machine",
 ];
+/// Keys of `[cost]` that say nothing about what the server's own tokens cost.
+const COST_KEYS_OF_PROVE: usize = 7;
 
-const SECTIONS: &[&str] = &["base", "data", "train", "sweep", "run", "serve", "cost"];
+const SECTIONS: &[&str] = &["base", "data", "train", "sweep", "run", "serve", "cost", "prove"];
 const BASE_KEYS: &[&str] = &["model", "license", "init", "tokenizer"];
 const DATA_KEYS: &[&str] = &[
     "train",
@@ -195,6 +208,7 @@ impl ConfigFile {
         };
         let (base, data, train) = (section("base")?, section("data")?, section("train")?);
         let (sweep, serve, cost) = (section("sweep")?, section("serve")?, section("cost")?);
+        let prove = section("prove")?;
         check_keys(&cost, COST_KEYS, &format!("{shown}: [cost]"))?;
         check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
         check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
@@ -205,6 +219,7 @@ impl ConfigFile {
             sweep,
             runs: Vec::new(),
             serve,
+            prove,
             cost,
             path: path.to_owned(),
         };
@@ -306,7 +321,9 @@ impl ConfigFile {
     /// What tokens cost, where the file says so.
     pub(crate) fn prices(&self) -> Result<Option<Prices>> {
         let place = format!("{}: [cost]", self.path.display());
-        if self.cost.is_empty() {
+        let (ours, of_prove) = COST_KEYS.split_at(COST_KEYS.len() - COST_KEYS_OF_PROVE);
+        let named = |keys: &[&str]| keys.iter().any(|key| self.cost.contains_key(*key));
+        if self.cost.is_empty() || named(of_prove) && !named(&ours[1..]) {
             return Ok(None);
         }
         let cost: CostSection = self.cost.clone().try_into().with_context(|| place.clone())?;
@@ -384,7 +401,8 @@ impl ConfigFile {
         self.train.contains_key("output_dir")
     }
 
-    fn anchored(&self, path: &Path) -> PathBuf {
+    /// A path of the file, from the file's folder on.
+    pub(crate) fn anchored(&self, path: &Path) -> PathBuf {
         match self.path.parent() {
             Some(dir) if path.is_relative() => dir.join(path),
             _ => path.to_owned(),
@@ -425,7 +443,7 @@ fn check_run_name(name: &str) -> Result<()> {
 }
 
 /// Refuses keys that are not in `known`, naming the nearest one.
-fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<()> {
+pub(crate) fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<()> {
     for key in table.keys() {
         if known.contains(&key.as_str()) {
             continue;

@@ -5,6 +5,11 @@ use std::process::ExitCode;
 /// The input or the run failed.
 pub(crate) const FAILED: u8 = 1;
 
+/// `metier prove`: neither worth it nor not worth it is proven.
+pub(crate) const NOT_PROVEN: u8 = 3;
+/// `metier prove`: not worth it, or, with `--against`, proven worse than before.
+pub(crate) const NOT_WORTH_IT: u8 = 4;
+
 /// Done.
 pub(crate) fn done() -> ExitCode {
     ExitCode::SUCCESS

@@ -32,7 +32,7 @@ pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use connections::TlsFiles;
 pub use digest::Digest;
 pub use harvest::{Harvest, HarvestOptions, harvest};
-pub use server::{Reloader, ServePlan, Server};
+pub use server::{Reloader, RequireVerdict, ServePlan, Server};
 pub use state::{Host, ServeError, ServedModel};
 pub use store::{
     Answer, Database, Happened, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret,

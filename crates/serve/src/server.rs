@@ -67,9 +67,25 @@ pub struct ServePlan {
     /// That model's embeddings may be cut (`dimensions`): it was made for that, though its config.json
     /// does not say so.
     pub matryoshka: bool,
+    /// Whether adapters must carry a verdict of "worth it" that is about them, this base and this chat
+    /// template. Whoever gives the server its loader heeds it.
+    pub require_verdict: RequireVerdict,
     /// What tokens cost, for budgets; from `[cost]`, not from `[serve]`.
     #[serde(skip)]
     pub prices: Option<Prices>,
+}
+
+/// What happens to an adapter without a verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequireVerdict {
+    /// Nothing.
+    #[default]
+    Off,
+    /// It is served, and the log says at each loading what it lacks.
+    Mark,
+    /// It is not loaded.
+    Refuse,
 }
 
 impl Default for ServePlan {
@@ -95,6 +111,7 @@ impl Default for ServePlan {
             max_adapter_bytes: 1 << 30,
             pooling: None,
             matryoshka: false,
+            require_verdict: RequireVerdict::Off,
             prices: None,
         }
     }

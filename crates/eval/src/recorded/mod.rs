@@ -25,6 +25,9 @@ pub(crate) struct Recorded {
     pub(crate) prompt_tokens: Option<usize>,
     pub(crate) answer_tokens: Option<usize>,
     pub(crate) seconds: Option<f64>,
+    pub(crate) cached_tokens: Option<usize>,
+    pub(crate) cache_write_tokens: Option<usize>,
+    pub(crate) model: Option<String>,
     #[serde(default)]
     pub(crate) likelihoods: Vec<Likelihood>,
 }

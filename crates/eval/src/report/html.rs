@@ -2,13 +2,15 @@
 //! only places them. All text goes through the template's escaping; nothing is marked as safe.
 
 use super::drawing::{Axes, averaged, visible};
-use super::{CandidateReport, ExampleAnswer, LossPoint, Report};
+use super::money::{self as money_views, ArmRow, PairView, Scatter, Volume};
+use super::{CandidateReport, ExampleAnswer, Finding, LossPoint, Report};
 use crate::error::EvalError;
 use crate::numbers::{
     bytes, count, duration, money, p_value, percent, points, signed, significant,
 };
 use crate::stats::{Interval, PairedTest};
 use crate::verdict::Verdict;
+use crate::words::Language;
 use askama::Template;
 use serde_json::Value;
 
@@ -27,6 +29,7 @@ pub(super) fn render(report: &Report) -> Result<String, EvalError> {
 #[template(path = "report.html")]
 struct Page<'a> {
     report: &'a Report,
+    language: Language,
     verdict_title: &'static str,
     verdict_class: &'static str,
     metrics: Vec<MetricView<'a>>,
@@ -42,6 +45,35 @@ struct Page<'a> {
     machine: Vec<(&'static str, String)>,
     data: Vec<(&'static str, String)>,
     digests: Vec<(&'a str, &'a str, String)>,
+    rules: Vec<RuleView<'a>>,
+    scatter: Option<Scatter>,
+    volume: Option<Volume>,
+    arms: Vec<ArmRow>,
+    pairs: Vec<PairView>,
+    latencies: Vec<LatencyView<'a>>,
+    lists: Vec<ListView>,
+    asked: Vec<(&'a str, &'a str)>,
+}
+
+struct RuleView<'a> {
+    mark: &'static str,
+    class: &'static str,
+    asks: &'a str,
+    evidence: &'a str,
+}
+
+struct LatencyView<'a> {
+    candidate: &'a str,
+    cells: [String; 4],
+}
+
+/// The examples behind a number.
+struct ListView {
+    anchor: String,
+    title: String,
+    /// Number of the example on this page, and its id.
+    shown: Vec<(usize, String)>,
+    more: String,
 }
 
 struct MetricView<'a> {
@@ -57,6 +89,8 @@ struct BarView<'a> {
     class: usize,
     value: String,
     interval: String,
+    /// Where on the page the examples behind it are.
+    link: String,
     bar: String,
     lo: String,
     hi: String,
@@ -135,11 +169,23 @@ struct BehaviourView<'a> {
 }
 
 impl<'a> Page<'a> {
+    /// A text of the template in the report's language.
+    fn t(&self, english: &'static str) -> &'static str {
+        self.language.t(english)
+    }
+
+    /// The language's code.
+    fn lang(&self) -> &'static str {
+        self.language.code()
+    }
+
     fn new(report: &'a Report) -> Page<'a> {
         let scale = difference_scale(report);
+        let language = report.language();
         Page {
             report,
-            verdict_title: report.verdict.title(),
+            language,
+            verdict_title: language.t(report.verdict.title()),
             verdict_class: match report.verdict {
                 Verdict::WorthIt => "good",
                 Verdict::NotProven => "open",
@@ -161,15 +207,89 @@ impl<'a> Page<'a> {
                 .iter()
                 .map(|(name, file)| (name.as_str(), file.sha256.as_str(), bytes(file.bytes)))
                 .collect(),
+            rules: report.rules.iter().map(|rule| rule_view(language, rule)).collect(),
+            scatter: money_views::scatter(report),
+            volume: money_views::volume(report),
+            arms: report
+                .economics
+                .as_ref()
+                .map_or_else(Vec::new, |m| money_views::arm_rows(language, m)),
+            pairs: report
+                .economics
+                .as_ref()
+                .map_or_else(Vec::new, |m| money_views::pair_views(language, m)),
+            latencies: report.candidates.iter().filter_map(latency_view).collect(),
+            lists: list_views(report),
+            asked: report
+                .plan
+                .iter()
+                .flat_map(|plan| &plan.asked)
+                .map(|(a, b)| (&**a, &**b))
+                .collect(),
         }
     }
+}
+
+fn rule_view(language: Language, rule: &super::Rule) -> RuleView<'_> {
+    let (mark, class) = match rule.finding {
+        Finding::Kept => (language.t("✓ kept"), "right"),
+        Finding::Warning => (language.t("! warning"), "warning"),
+        Finding::Open => (language.t("✗ open"), "wrong"),
+        Finding::Broken => (language.t("✗ broken"), "wrong"),
+    };
+    RuleView { mark, class, asks: &rule.asks, evidence: &rule.evidence }
+}
+
+fn latency_view(candidate: &CandidateReport) -> Option<LatencyView<'_>> {
+    let latency = candidate.latency?;
+    let seconds = |s: f64| format!("{} s", significant(s));
+    let cells =
+        [count(latency.n), seconds(latency.p50), seconds(latency.p95), seconds(latency.max)];
+    Some(LatencyView { candidate: &candidate.name, cells })
+}
+
+/// The lists of examples that numbers link to: won, lost, and what each candidate has wrong.
+fn list_views(report: &Report) -> Vec<ListView> {
+    let language = report.language();
+    let numbers: std::collections::HashMap<&str, usize> =
+        report.examples.iter().enumerate().map(|(i, e)| (e.id.as_str(), i + 1)).collect();
+    let list = |anchor: String, title: String, ids: &[String]| {
+        let shown: Vec<(usize, String)> =
+            ids.iter().filter_map(|id| Some((*numbers.get(id.as_str())?, shown(id)))).collect();
+        let more = match ids.len() - shown.len() {
+            0 => String::new(),
+            more => language.say("and {n} more, named in report.json", &[("n", &count(more))]),
+        };
+        ListView { anchor, title: format!("{title} ({})", count(ids.len())), shown, more }
+    };
+    let mut lists = Vec::new();
+    if let Some(changed) = &report.changed {
+        let (a, b) = (&changed.a, &changed.b);
+        let better = language.say("Better answered by {b} than by {a}", &[("a", a), ("b", b)]);
+        lists.push(list("won".into(), better, &changed.won));
+        let worse = language.say("Worse answered by {b} than by {a}", &[("a", a), ("b", b)]);
+        lists.push(list("lost".into(), worse, &changed.lost));
+        for (place, candidate) in report.candidates.iter().enumerate() {
+            let title = language.say("Not wholly right: {name}", &[("name", &candidate.name)]);
+            lists.push(list(format!("wrong-{place}"), title, &candidate.wrong));
+        }
+    }
+    lists
 }
 
 fn metric_views(report: &Report) -> Vec<MetricView<'_>> {
     let Some(first) = report.candidates.first() else { return Vec::new() };
     let bars = |name: &str| {
         let candidates = report.candidates.iter().enumerate();
-        candidates.filter_map(|(place, candidate)| bar_view(place, candidate, name)).collect()
+        let has_lists = report.changed.is_some();
+        let link = |place: usize| match has_lists {
+            true => format!("#wrong-{place}"),
+            false if report.examples.is_empty() => String::new(),
+            false => "#examples".to_owned(),
+        };
+        candidates
+            .filter_map(|(place, candidate)| bar_view((place, link(place)), candidate, name))
+            .collect()
     };
     first
         .metrics
@@ -183,13 +303,18 @@ fn metric_views(report: &Report) -> Vec<MetricView<'_>> {
         .collect()
 }
 
-fn bar_view<'a>(place: usize, candidate: &'a CandidateReport, name: &str) -> Option<BarView<'a>> {
+fn bar_view<'a>(
+    (place, link): (usize, String),
+    candidate: &'a CandidateReport,
+    name: &str,
+) -> Option<BarView<'a>> {
     let metric = candidate.metrics.get(name)?;
     Some(BarView {
         candidate: &candidate.name,
         class: place % 4,
         value: percent(metric.value),
         interval: interval_percent(metric.ci95),
+        link,
         bar: share_of_width(metric.value),
         lo: share_of_width(metric.ci95.lo),
         hi: share_of_width(metric.ci95.hi),

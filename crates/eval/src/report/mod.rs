@@ -2,18 +2,25 @@
 
 mod drawing;
 mod html;
+mod junit;
+mod markdown;
+mod money;
 mod runs;
 
+pub(crate) use money::volume_words;
 pub use runs::{RunColumn, RunsPage};
 
-use crate::cost::{Cost, Traffic};
+use crate::cost::{Cost, Economics, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
+use crate::proof::ProofPlan;
 use crate::run::{CandidateResult, EvalResult};
 use crate::stats::{Interval, PairedDifference, PairedTest, mean, mean_interval};
 use crate::verdict::Verdict;
+use crate::words::Language;
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -22,7 +29,7 @@ use std::path::Path;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// Everything there is to say about a comparison of candidates.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
@@ -60,10 +67,80 @@ pub struct Report {
     pub licences: Vec<Licence>,
     /// Digests of what went in and came out, by name.
     pub files: IndexMap<String, FileDigest>,
+    /// What was decided before the run, from which everything else is computed again; None in a
+    /// report that is no proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<ProofPlan>,
+    /// Each rule of the verdict with its evidence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Money by month and volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub economics: Option<Economics>,
+    /// What was won and lost between the two that are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Changed>,
+    /// SHA-256 of this file with nothing in this place, in hexadecimal; empty in a report that is no
+    /// proof.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub seal: String,
+}
+
+/// One rule of the verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rule {
+    /// Its name, for scripts.
+    pub name: String,
+    /// What it asks for, one sentence.
+    pub asks: String,
+    /// What was found.
+    pub finding: Finding,
+    /// The evidence, one sentence.
+    pub evidence: String,
+}
+
+/// What a rule found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// It is kept.
+    Kept,
+    /// It is not known whether it is kept; the reader is warned.
+    Warning,
+    /// It is not kept yet: nothing can be called proven.
+    Open,
+    /// It is broken for good.
+    Broken,
+}
+
+/// Which examples one candidate has right and the other does not, or more right than the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Changed {
+    /// Name of the candidate compared with.
+    pub a: String,
+    /// Name of the candidate judged.
+    pub b: String,
+    /// Ids of the examples that `b` does better.
+    pub won: Vec<String>,
+    /// Ids of the examples that `b` does worse.
+    pub lost: Vec<String>,
+}
+
+/// How long answers took, from sending the request to the whole answer, seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Latency {
+    /// Answers of which it is known.
+    pub n: usize,
+    /// Half of them took at most this.
+    pub p50: f64,
+    /// 95 of 100 took at most this.
+    pub p95: f64,
+    /// The longest.
+    pub max: f64,
 }
 
 /// One candidate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CandidateReport {
     /// Its name.
     pub name: String,
@@ -85,6 +162,15 @@ pub struct CandidateReport {
     pub tokens_per_second: Option<f64>,
     /// Wall time of answering the test set, seconds.
     pub seconds: f64,
+    /// How long single answers took, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+    /// Models that answered, as a rented one names itself; more than one means that it changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Ids of the examples that are not wholly right by the metric that decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong: Vec<String>,
 }
 
 impl CandidateReport {
@@ -96,7 +182,7 @@ impl CandidateReport {
 }
 
 /// A mean score.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricReport {
     /// Mean over examples, in [0, 1].
     pub value: f64,
@@ -109,7 +195,7 @@ pub struct MetricReport {
 }
 
 /// A paired difference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ComparisonReport {
     /// Name of the metric.
     pub metric: String,
@@ -130,7 +216,7 @@ pub struct ComparisonReport {
 }
 
 /// One field of structured answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldReport {
     /// Name of the field.
     pub field: String,
@@ -141,7 +227,7 @@ pub struct FieldReport {
 }
 
 /// How often a candidate has a field right.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldAccuracy {
     /// Share of right values.
     pub value: f64,
@@ -150,7 +236,7 @@ pub struct FieldAccuracy {
 }
 
 /// One example with every candidate's answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExampleReport {
     /// Name of the example.
     pub id: String,
@@ -163,7 +249,7 @@ pub struct ExampleReport {
 }
 
 /// One candidate's answer to an example.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExampleAnswer {
     /// Name of the candidate.
     pub candidate: String,
@@ -178,7 +264,7 @@ pub struct ExampleAnswer {
 }
 
 /// One field of an answer beside the reference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldCell {
     /// Name of the field.
     pub field: String,
@@ -191,7 +277,7 @@ pub struct FieldCell {
 }
 
 /// A training run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrainSummary {
     /// Trained tokens per second of the whole run.
     pub tokens_per_second: f64,
@@ -208,7 +294,7 @@ pub struct TrainSummary {
 }
 
 /// One point of a loss curve, in nats per supervised token.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LossPoint {
     /// Optimizer step.
     pub step: u64,
@@ -219,7 +305,7 @@ pub struct LossPoint {
 }
 
 /// The machine everything was measured on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// Name of the processor.
     pub cpu: String,
@@ -236,7 +322,7 @@ pub struct Machine {
 }
 
 /// Something measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Measurement {
     /// What.
     pub what: String,
@@ -247,7 +333,7 @@ pub struct Measurement {
 }
 
 /// The data in numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataSummary {
     /// Training examples.
     pub train_rows: usize,
@@ -264,7 +350,7 @@ pub struct DataSummary {
 }
 
 /// A licence of something that went in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Licence {
     /// What: a model, a data set.
     pub what: String,
@@ -273,15 +359,23 @@ pub struct Licence {
 }
 
 /// A file as it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileDigest {
     /// SHA-256 in hexadecimal.
     pub sha256: String,
     /// Size, bytes.
     pub bytes: u64,
+    /// Where it is: from the report's folder on, or anywhere. None: nowhere to look for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 impl Report {
+    /// The language it is written in.
+    pub(crate) fn language(&self) -> Language {
+        self.plan.as_ref().map_or(Language::En, |plan| plan.language)
+    }
+
     /// The report for programs: indented JSON with a newline at the end.
     ///
     /// # Errors
@@ -291,6 +385,22 @@ impl Report {
             .map_err(|error| EvalError::Render { format: "JSON", reason: error.to_string() })?;
         text.push('\n');
         Ok(text)
+    }
+
+    /// The report for a pull request: Markdown.
+    pub fn to_markdown(&self) -> String {
+        markdown::render(self)
+    }
+
+    /// The rules of the verdict as JUnit's XML, which CI servers show: a rule that is broken or open is
+    /// a failure.
+    pub fn to_junit(&self) -> String {
+        junit::render(self)
+    }
+
+    /// The JSON Schema of `report.json`.
+    pub fn json_schema() -> Value {
+        schemars::schema_for!(Report).to_value()
     }
 
     /// The report for people: one HTML page that needs no network and no script.
@@ -335,9 +445,28 @@ pub fn candidate_reports(result: &EvalResult) -> Result<Vec<CandidateReport>, Ev
             traffic: candidate.traffic(),
             tokens_per_second: candidate.tokens_per_second(),
             seconds: candidate.seconds,
+            latency: latency(candidate),
+            models: models(candidate),
+            wrong: Vec::new(),
         })
     };
     result.candidates.iter().map(report).collect()
+}
+
+fn latency(candidate: &CandidateResult) -> Option<Latency> {
+    let mut times: Vec<f64> = candidate.answers.iter().filter_map(|a| a.seconds).collect();
+    times.sort_by(f64::total_cmp);
+    let last = times.len().checked_sub(1)?;
+    let at =
+        |share: f64| times[((share * times.len() as f64).ceil() as usize).clamp(1, last + 1) - 1];
+    Some(Latency { n: times.len(), p50: at(0.5), p95: at(0.95), max: times[last] })
+}
+
+fn models(candidate: &CandidateResult) -> Vec<String> {
+    let mut names: Vec<String> = candidate.answers.iter().filter_map(|a| a.model.clone()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// A paired difference as it is reported.
@@ -389,7 +518,7 @@ pub fn example_reports(result: &EvalResult, metric: usize, count: usize) -> Vec<
     (0..count).map(|i| example_report(result, metric, i * total / count)).collect()
 }
 
-fn example_report(result: &EvalResult, metric: usize, index: usize) -> ExampleReport {
+pub(crate) fn example_report(result: &EvalResult, metric: usize, index: usize) -> ExampleReport {
     let item = &result.items[index];
     let answer = |candidate: &CandidateResult| {
         let answer = &candidate.answers[index];

@@ -59,7 +59,7 @@ pub struct PairedDifference {
 }
 
 /// The test of "there is no difference".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum PairedTest {
     /// Exact McNemar, for scores of 0 and 1.

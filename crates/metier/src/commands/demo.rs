@@ -320,10 +320,16 @@ impl Demo {
             .into_iter()
             .map(|(name, path)| {
                 let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-                let digest = FileDigest { sha256: model::sha256_hex(&bytes), bytes: bytes.len() as u64 };
+                let (sha256, bytes) = (model::sha256_hex(&bytes), bytes.len() as u64);
+                let digest = FileDigest { sha256, bytes, path: None };
                 Ok((name.to_owned(), digest))
             })
             .collect::<Result<_>>()?,
+            plan: None,
+            rules: Vec::new(),
+            economics: None,
+            changed: None,
+            seal: String::new(),
         })
     }
 

@@ -15,6 +15,7 @@ mod keys;
 mod models;
 mod opened;
 mod perplexity;
+mod prove;
 mod pull;
 mod runs;
 mod serve;
@@ -22,6 +23,7 @@ mod tasks;
 mod tokenize;
 mod train;
 mod usage;
+mod verify;
 mod watch;
 
 use crate::cli::Command;
@@ -40,6 +42,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Train(args) => train::run(&args),
         Command::Runs(args) => runs::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Prove(args) => prove::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),

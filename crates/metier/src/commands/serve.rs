@@ -4,11 +4,14 @@ use crate::cli::{EmbeddingArgs, ServeArgs};
 use crate::config::ConfigFile;
 use crate::embedder::{Embedder, names_encoder};
 use crate::exit;
+use crate::gate;
 use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
 use anyhow::{Context, Result, bail};
 use engine::{EngineHandle, EngineOptions};
-use serve::{LoadAdapter, Reloader, ServePlan, ServedModel, Server, Store, TlsFiles};
+use serve::{
+    LoadAdapter, Reloader, RequireVerdict, ServePlan, ServedModel, Server, Store, TlsFiles,
+};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,7 +84,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             engine = engine.with_drafter(draft);
         }
         let host = embedder.host(EngineHandle::spawn(engine)?, true);
-        Server::new(plan.clone(), host, vec![served], store)?.with_loader(loader(base))
+        Server::new(plan.clone(), host, vec![served], store)?
+            .with_loader(loader(base, plan.require_verdict))
     };
     let server = match &args.embedding_model {
         None => server,
@@ -237,7 +241,7 @@ fn for_embeddings(embedder: &Embedder) -> ServedModel {
 }
 
 /// Reads adapters for `base`.
-fn loader(base: Arc<Base>) -> Arc<LoadAdapter> {
+fn loader(base: Arc<Base>, require_verdict: RequireVerdict) -> Arc<LoadAdapter> {
     Arc::new(move |name, folder, max_bytes| {
         let load = || {
             // The file is at least half of what it takes in memory.
@@ -246,10 +250,39 @@ fn loader(base: Arc<Base>) -> Arc<LoadAdapter> {
             if size > max_bytes as u64 {
                 bail!("{}: found {size} bytes, expected at most {max_bytes}", file.display());
             }
-            Adapter::load(name, folder, &base)?.to_serve(&base)
+            let adapter = Adapter::load(name, folder, &base)?;
+            ask_for_verdict(&adapter, folder, &base, require_verdict)?;
+            adapter.to_serve(&base)
         };
         load().map_err(|error| format!("{error:#}"))
     })
+}
+
+/// Refuses or marks an adapter that carries no verdict of "worth it".
+fn ask_for_verdict(
+    adapter: &Adapter,
+    folder: &Path,
+    base: &Base,
+    require: RequireVerdict,
+) -> Result<()> {
+    if require == RequireVerdict::Off {
+        return Ok(());
+    }
+    let template = model::sha256_hex(adapter.template.source().as_bytes());
+    let missing = gate::missing(folder, &adapter.lora.digest(), base.decoder.digest()?, &template);
+    match (missing, require) {
+        (Some(reason), RequireVerdict::Refuse) => {
+            bail!("{}: is not proven: {reason}", folder.display())
+        }
+        (Some(reason), _) => {
+            tracing::warn!(
+                "the adapter {} is served though it is not proven: {reason}",
+                adapter.name
+            );
+        }
+        (None, _) => {}
+    }
+    Ok(())
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

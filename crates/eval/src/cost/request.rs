@@ -4,7 +4,7 @@ use crate::numbers::{count, percent, significant};
 use serde::{Deserialize, Serialize};
 
 /// Where a candidate's answers come from, in money.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum CostPlan {
     /// A machine paid by the hour, busy or not.
@@ -14,7 +14,7 @@ pub enum CostPlan {
 }
 
 /// A machine paid by the hour.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct MachinePrice {
     /// Price of one hour, in `currency`.
     pub price_per_hour: f64,
@@ -31,7 +31,7 @@ pub struct MachinePrice {
 }
 
 /// A rented model paid by the token.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ApiPrice {
     /// Name of the rented model.
     pub model: String,
@@ -48,7 +48,7 @@ pub struct ApiPrice {
 }
 
 /// The mean request.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Traffic {
     /// Tokens of the prompt, template included.
     pub prompt_tokens: f64,
@@ -57,7 +57,7 @@ pub struct Traffic {
 }
 
 /// An amount and what it rests on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Cost {
     /// Price of 1,000 requests, in `currency`.
     pub per_1000_requests: f64,
@@ -172,12 +172,12 @@ impl Traffic {
     }
 }
 
-fn not_negative(field: &'static str, found: f64) -> Result<(), CostError> {
+pub(super) fn not_negative(field: &'static str, found: f64) -> Result<(), CostError> {
     let fine = found >= 0.0 && found.is_finite();
     if fine { Ok(()) } else { Err(CostError { field, found, expected: "a number of at least 0" }) }
 }
 
-fn positive(field: &'static str, found: f64) -> Result<(), CostError> {
+pub(super) fn positive(field: &'static str, found: f64) -> Result<(), CostError> {
     let fine = found > 0.0 && found.is_finite();
     if fine { Ok(()) } else { Err(CostError { field, found, expected: "a number above 0" }) }
 }

@@ -1,0 +1,229 @@
+//! `metier verify`: everything in a proof's folder computed again.
+
+use super::files::{ITEMS, REPORT, answers_path, forms, hex};
+use super::{ProofFacts, ProofFiles, prove};
+use crate::candidate::RecordedCandidate;
+use crate::error::EvalError;
+use crate::item::EvalItem;
+use crate::metrics::metrics_by_name;
+use crate::report::{FileDigest, Report};
+use crate::run::{CandidateResult, EvalResult, evaluate};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+/// What was found right.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verified {
+    /// The report.
+    pub report: Option<Report>,
+    /// Files whose bytes are those that the report names.
+    pub files: Vec<String>,
+    /// Files from elsewhere that are not here, so that nothing can be said of them.
+    pub absent: Vec<String>,
+    /// Numbers that were computed again and came out the same.
+    pub numbers: usize,
+}
+
+/// Checks a proof: the seal of `report.json`, the digests of all files it names, every number from the
+/// recorded answers, and the report's other forms.
+///
+/// # Errors
+/// [`EvalError::Broken`] naming the file, and what in it is not as it was; [`EvalError::Io`].
+pub fn verify(report_path: &Path) -> Result<Verified, EvalError> {
+    let dir = report_path.parent().unwrap_or(Path::new("")).to_owned();
+    let text = read_text(report_path)?;
+    let report: Report = serde_json::from_str(&text)
+        .map_err(|error| broken(report_path, format!("it is no report: {error}")))?;
+    check_seal(report_path, &report, &text)?;
+    let mut verified = Verified::default();
+    for (name, digest) in &report.files {
+        match check_file(&dir, name, digest)? {
+            true => verified.files.push(name.clone()),
+            false => verified.absent.push(name.clone()),
+        }
+    }
+    let result = read_result(&dir, report_path, &report)?;
+    let plan = report.plan.as_ref().ok_or_else(|| broken(report_path, "it holds no plan"))?;
+    let again = prove(plan, ProofFacts::of(&report), &result)?;
+    let again = Report { seal: report.seal.clone(), ..again };
+    let (was, is) = (to_value(&report, report_path)?, to_value(&again, report_path)?);
+    if let Some((place, was, is)) = first_difference(&was, &is, String::new()) {
+        let reason = format!("{place} is {was}; computed again from the answers it is {is}");
+        return Err(broken(report_path, reason));
+    }
+    verified.numbers = count_numbers(&is);
+    check_forms(&dir, &report)?;
+    verified.files.push(REPORT.to_owned());
+    verified.files.extend(forms(&report)?.iter().map(|(name, _)| (*name).to_owned()));
+    verified.report = Some(report);
+    Ok(verified)
+}
+
+fn broken(path: &Path, reason: impl Into<String>) -> EvalError {
+    EvalError::Broken { path: path.to_owned(), reason: reason.into() }
+}
+
+fn read_text(path: &Path) -> Result<String, EvalError> {
+    let bytes = std::fs::read(path).map_err(|source| EvalError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    String::from_utf8(bytes).map_err(|_| broken(path, "it is not UTF-8"))
+}
+
+fn check_seal(path: &Path, report: &Report, text: &str) -> Result<(), EvalError> {
+    if report.seal.is_empty() {
+        return Err(broken(
+            path,
+            "it has no seal; only `metier prove` writes reports that can be verified",
+        ));
+    }
+    let sealed = report.sealed()?;
+    if sealed == text {
+        return Ok(());
+    }
+    let place = sealed.bytes().zip(text.bytes()).position(|(a, b)| a != b).unwrap_or(sealed.len());
+    let line = text.bytes().take(place).filter(|&b| b == b'\n').count() + 1;
+    Err(broken(
+        path,
+        format!("its seal does not fit; it was changed, at line {line} or in what its seal covers"),
+    ))
+}
+
+/// Whether the file is here; an error when it is and differs, or when it belongs to the proof's own
+/// folder and is not.
+fn check_file(dir: &Path, name: &str, digest: &FileDigest) -> Result<bool, EvalError> {
+    let Some(place) = &digest.path else { return Ok(false) };
+    let path = dir.join(place);
+    let inside = Path::new(place).components().all(|c| matches!(c, Component::Normal(_)));
+    let Ok(meta) = std::fs::metadata(&path) else {
+        return if inside { Err(broken(&path, "it is missing")) } else { Ok(false) };
+    };
+    if !meta.is_file() || meta.len() != digest.bytes {
+        let reason = format!("{name} has {} bytes; the report names {}", meta.len(), digest.bytes);
+        return Err(broken(&path, reason));
+    }
+    if digest_of(&path)? != digest.sha256 {
+        return Err(broken(&path, "its SHA-256 is not the one that the report names"));
+    }
+    Ok(true)
+}
+
+fn digest_of(path: &Path) -> Result<String, EvalError> {
+    let io = |source| EvalError::Io { action: "read", path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(io)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+/// Examples and answers as they were recorded, scored again.
+fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalResult, EvalError> {
+    let plan = report.plan.as_ref().ok_or_else(|| broken(report_path, "it holds no plan"))?;
+    let metrics = metrics_by_name(&plan.metrics)?;
+    let items = read_items(&dir.join(ITEMS))?;
+    let mut candidates = Vec::new();
+    for (place, candidate) in report.candidates.iter().enumerate() {
+        let empty = CandidateResult {
+            name: candidate.name.clone(),
+            kind: candidate.kind.clone(),
+            answers: Vec::new(),
+            scores: Vec::new(),
+            clusters: Vec::new(),
+            seconds: candidate.seconds,
+        };
+        let path = answers_path(place, &empty);
+        if !report.files.contains_key(ITEMS) || !report.files.contains_key(&path) {
+            return Err(broken(report_path, format!("it does not name {ITEMS} and {path}")));
+        }
+        let recorded = RecordedCandidate::read(&candidate.name, &dir.join(&path))?;
+        let again =
+            evaluate(&mut [Box::new(recorded)], items.clone(), metrics.clone(), &mut |_| ())?;
+        let Some(again) = again.candidates.into_iter().next() else { continue };
+        candidates.push(CandidateResult { seconds: candidate.seconds, kind: empty.kind, ..again });
+    }
+    let result = EvalResult { items, metrics, candidates };
+    // The scores in the files are those that the answers get now.
+    let files = ProofFiles::of(&result);
+    for (place, candidate) in result.candidates.iter().enumerate() {
+        let path = answers_path(place, candidate);
+        let (was, is) = (read_text(&dir.join(&path))?, files.text(&path).unwrap_or_default());
+        if was != is {
+            let line = was.lines().zip(is.lines()).position(|(a, b)| a != b).unwrap_or(0) + 1;
+            let reason =
+                format!("line {line} is not what its answer gives when it is scored again");
+            return Err(broken(&dir.join(&path), reason));
+        }
+    }
+    Ok(result)
+}
+
+fn read_items(path: &PathBuf) -> Result<Vec<EvalItem>, EvalError> {
+    let text = read_text(path)?;
+    let item = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|error| broken(path, format!("line {}: {error}", index + 1)))
+    };
+    text.lines().enumerate().map(item).collect()
+}
+
+fn check_forms(dir: &Path, report: &Report) -> Result<(), EvalError> {
+    for (name, expected) in forms(report)? {
+        let path = dir.join(name);
+        let found = std::fs::read(&path).map_err(|source| EvalError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        if found != expected.as_bytes() {
+            let place = found.iter().zip(expected.as_bytes()).position(|(a, b)| a != b);
+            let line = found.iter().take(place.unwrap_or(0)).filter(|&&b| b == b'\n').count() + 1;
+            return Err(broken(
+                &path,
+                format!("from line {line} on it does not say what report.json says"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn to_value(report: &Report, path: &Path) -> Result<Value, EvalError> {
+    serde_json::to_value(report).map_err(|error| broken(path, error.to_string()))
+}
+
+/// The first place where two values differ, with both.
+fn first_difference(was: &Value, is: &Value, place: String) -> Option<(String, String, String)> {
+    let at =
+        |step: &str| if place.is_empty() { step.to_owned() } else { format!("{place}.{step}") };
+    match (was, is) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter().find_map(|(key, value)| first_difference(value, &b[key], at(key)))
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .find_map(|(i, (a, b))| first_difference(a, b, at(&i.to_string()))),
+        _ if was == is => None,
+        _ => {
+            let short = |value: &Value| value.to_string().chars().take(80).collect::<String>();
+            Some((place, short(was), short(is)))
+        }
+    }
+}
+
+fn count_numbers(value: &Value) -> usize {
+    match value {
+        Value::Number(_) => 1,
+        Value::Array(values) => values.iter().map(count_numbers).sum(),
+        Value::Object(fields) => fields.values().map(count_numbers).sum(),
+        _ => 0,
+    }
+}

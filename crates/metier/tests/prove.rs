@@ -1,0 +1,179 @@
+//! `metier prove` and `metier verify` from the config file to the exit code.
+
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn metier(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_metier")).current_dir(dir).args(arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+const N: usize = 120;
+
+/// A test set of short labels.
+fn write_test(dir: &Path, n: usize) {
+    let row = |i: usize| {
+        json!({"id": format!("row-{i}"), "messages": [
+            {"role": "user", "content": format!("message {i}")},
+            {"role": "assistant", "content": format!("label-{}", i % 5)}]})
+        .to_string()
+    };
+    std::fs::write(dir.join("test.jsonl"), (0..n).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+/// Answers of which every `step`-th is wrong.
+fn write_answers(dir: &Path, name: &str, step: usize) {
+    let row = |i: usize| {
+        let answer = if i % step == 0 { "no".to_owned() } else { format!("label-{}", i % 5) };
+        json!({"id": format!("row-{i}"), "answer": answer, "prompt_tokens": 400 + i % 50, "answer_tokens": 5,
+            "seconds": 0.5})
+        .to_string()
+    };
+    std::fs::write(dir.join(name), (0..N).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+fn config(margin: f64, more: &str) -> String {
+    format!(
+        "[data]\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmargin = {margin}\n
+[[prove.candidate]]\nname = 'rented'\nanswers = 'rented.jsonl'\nprice = 'openai/gpt-4o'\n
+[[prove.candidate]]\nname = 'ours'\nanswers = 'ours.jsonl'\nruns_on = 'server'\n{more}
+[cost]\ncurrency = 'EUR'\nexchange = {{ USD = 0.92 }}\nexchange_source = 'test'\nrequests_per_month = 1000000\n
+[[cost.machine]]\nname = 'server'\nprice_per_hour = 0.089\nprice_source = 'offer, 2026-10-07'
+tokens_per_second = 2000.0\nmeasured_on = 'server'\n"
+    )
+}
+
+fn prepared(ours: usize, margin: f64) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_test(dir.path(), N);
+    write_answers(dir.path(), "rented.jsonl", 10);
+    write_answers(dir.path(), "ours.jsonl", ours);
+    std::fs::write(dir.path().join("metier.toml"), config(margin, "")).unwrap();
+    dir
+}
+
+fn report(dir: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(dir.join("proof/report.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn the_exit_code_is_the_verdict() {
+    for (ours, margin, expected, verdict) in
+        [(40, -0.03, 0, "worth_it"), (40, 0.06, 3, "not_proven"), (2, -0.03, 4, "not_worth_it")]
+    {
+        let dir = prepared(ours, margin);
+        let output = metier(dir.path(), &["prove"]);
+        assert_eq!(code(&output), expected, "{}", said(&output));
+        let report = report(dir.path());
+        assert_eq!(report["verdict"], verdict);
+        assert_eq!(report["candidates"].as_array().unwrap().len(), 2);
+        assert!(report["candidates"][0]["cost_per_1000_requests"].as_f64().unwrap() > 0.5);
+        for file in
+            ["report.html", "report.md", "report.junit.xml", "items.jsonl", "answers/2_ours.jsonl"]
+        {
+            assert!(dir.path().join("proof").join(file).is_file(), "{file}");
+        }
+        let output = metier(dir.path(), &["verify", "proof/report.json", "--json"]);
+        assert_eq!(code(&output), 0, "{}", said(&output));
+        let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&verified["verified"], &verified["verdict"]), (&json!(true), &json!(verdict)));
+        assert!(verified["files"].as_array().unwrap().contains(&json!("test set")));
+    }
+}
+
+#[test]
+fn a_changed_test_set_is_named() {
+    let dir = prepared(40, -0.03);
+    metier(dir.path(), &["prove"]);
+    write_test(dir.path(), N - 1);
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 1);
+    assert!(said(&output).contains("test.jsonl"), "{}", said(&output));
+}
+
+#[test]
+fn against_an_earlier_report_only_a_proven_regression_fails() {
+    let dir = prepared(40, -0.03);
+    assert_eq!(code(&metier(dir.path(), &["prove", "--out", "before"])), 0);
+    for (ours, expected, words) in
+        [(40, 0, "no proven regression"), (30, 0, "no proven regression"), (4, 4, "proven worse")]
+    {
+        write_answers(dir.path(), "ours.jsonl", ours);
+        let output = metier(dir.path(), &["prove", "--against", "before/report.json"]);
+        assert_eq!(code(&output), expected, "{}", said(&output));
+        assert!(said(&output).contains(words), "{}", said(&output));
+        assert_eq!(report(dir.path())["candidates"][2]["name"], "ours (earlier)");
+        assert_eq!(code(&metier(dir.path(), &["verify", "proof/report.json"])), 0);
+    }
+    let answers = dir.path().join("before/answers/2_ours.jsonl");
+    std::fs::write(&answers, std::fs::read_to_string(&answers).unwrap().replacen("no", "on", 1))
+        .unwrap();
+    let output = metier(dir.path(), &["prove", "--against", "before/report.json"]);
+    assert!(code(&output) == 1 && said(&output).contains("2_ours.jsonl"), "{}", said(&output));
+    std::fs::write(dir.path().join("before/report.json"), "{}").unwrap();
+    assert_eq!(code(&metier(dir.path(), &["prove", "--against", "before/report.json"])), 1);
+}
+
+#[test]
+fn a_missing_candidate_is_no_verdict() {
+    let dir = prepared(40, -0.03);
+    // An address where nobody listens.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let rented =
+        format!("rented = 'm'\nurl = 'http://127.0.0.1:{port}/v1'\nkey_env = 'METIER_TEST_KEY'");
+    let text = config(-0.03, "").replace("answers = 'rented.jsonl'", &rented);
+    std::fs::write(dir.path().join("metier.toml"), text).unwrap();
+    let output = metier(dir.path(), &["prove"]);
+    assert_eq!(code(&output), 1);
+    assert!(said(&output).contains("METIER_TEST_KEY"), "{}", said(&output));
+    assert!(!dir.path().join("proof/report.json").exists());
+    let gone = config(-0.03, "").replace("ours.jsonl", "nobody.jsonl");
+    std::fs::write(dir.path().join("metier.toml"), gone).unwrap();
+    let output = metier(dir.path(), &["prove"]);
+    assert!(code(&output) == 1 && said(&output).contains("nobody.jsonl"), "{}", said(&output));
+    assert!(!dir.path().join("proof/report.json").exists());
+}
+
+#[test]
+fn a_dry_run_says_who_would_be_asked_and_asks_nobody() {
+    let dir = prepared(40, -0.03);
+    let output = metier(dir.path(), &["prove", "--dry-run"]);
+    let words = said(&output);
+    assert!(code(&output) == 0 && words.contains("ours is judged against rented"), "{words}");
+    assert!(words.contains("a gap of") && !dir.path().join("proof").exists(), "{words}");
+}
+
+/// Two ways to hold the bundled base, asked here, priced by the speed of this run.
+#[test]
+fn local_candidates_are_asked_with_instructions_and_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    write_test(dir.path(), 4);
+    std::fs::copy(dir.path().join("test.jsonl"), dir.path().join("train.jsonl")).unwrap();
+    let text = "[data]\ntrain = ['train.jsonl']\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 4\n
+[[prove.candidate]]\nname = 'plain'\nmodel = 'nano'\nruns_on = 'here'\n
+[[prove.candidate]]\nname = 'prompted'\nmodel = 'nano'\ndtype = 'q8_0'\ninstructions = 'Answer with the label.'\nshots = 1\nruns_on = 'here'\n
+[cost]\ncurrency = 'EUR'\nrequests_per_month = 1000\n[[cost.machine]]\nname = 'here'\nthis_machine = true\nprice_per_hour = 0.1\nprice_source = 'test'\n";
+    std::fs::write(dir.path().join("metier.toml"), text).unwrap();
+    let output = metier(dir.path(), &["prove"]);
+    let report = report(dir.path());
+    // All four test questions are training questions, so nothing is proven.
+    assert!(matches!(code(&output), 3 | 4), "{}", said(&output));
+    let leaks = report["rules"].as_array().unwrap().iter().find(|r| r["name"] == "leaks").unwrap();
+    assert_eq!((&leaks["finding"], &report["data"]["leaks"]), (&json!("open"), &json!(4)));
+    let tokens = |i: usize| report["candidates"][i]["traffic"]["prompt_tokens"].as_f64().unwrap();
+    assert!(tokens(1) > tokens(0) + 5.0);
+    assert!(report["economics"]["pairs"][0]["saving"]["prompt_tokens"].as_f64().unwrap() < 0.0);
+    assert!(report["plan"]["asked"]["prompted"].as_str().unwrap().contains("q8_0"));
+    assert_eq!(report["files"]["base of plain"]["sha256"].as_str().unwrap().len(), 64);
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+}

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Recomputes every number of a proof from its recorded answers, independently of Metier's code.
+
+    python scripts/check_report.py proof/report.json
+
+Scores with sacrebleu, scikit-learn or plain definitions; intervals with statsmodels and scipy; money
+from the formulas of docs/guide/prove.md. What is computed exactly must agree to the digits that the
+report prints. Intervals from random resamples are drawn anew with numpy's generator and must agree
+within the noise of that drawing, which is stated beside each. Needs scripts/requirements.txt.
+"""
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import accuracy_score
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+HOURS = 730.0
+checked = Counter()
+wrong = []
+
+
+def same(place, ours, theirs, tolerance):
+    """Notes whether the report's number is the one computed here."""
+    checked[place.split(" ")[0]] += 1
+    if (ours is None) != (theirs is None):
+        wrong.append(f"{place}: the report says {theirs}, here it is {ours}")
+    elif ours is not None and not math.isclose(ours, theirs, rel_tol=0, abs_tol=tolerance):
+        wrong.append(f"{place}: the report says {theirs}, here it is {ours}")
+
+
+def exactly(place, ours, theirs):
+    checked[place.split(" ")[0]] += 1
+    if ours != theirs:
+        wrong.append(f"{place}: the report says {str(theirs)[:120]}, here it is {str(ours)[:120]}")
+
+
+def token_f1(answer, reference):
+    words = re.compile(r"[^\W_]+")
+    ours, theirs = Counter(words.findall(answer.lower())), Counter(words.findall(reference.lower()))
+    if not ours or not theirs:
+        return float(not ours and not theirs)
+    shared = sum((ours & theirs).values())
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / sum(ours.values()), shared / sum(theirs.values())
+    return 2 * precision * recall / (precision + recall)
+
+
+def as_json(text):
+    try:
+        return True, json.loads(text, parse_constant=not_json)
+    except ValueError:
+        return False, None
+
+
+def not_json(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def equal(a, b):
+    """Python holds True and 1 for the same; JSON does not."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def json_field_accuracy(answer, reference):
+    fields = json.loads(reference)
+    valid, found = as_json(answer)
+    if not valid or not isinstance(found, dict):
+        return 0.0
+    if not fields:
+        return float(equal(found, fields))
+    return sum(name in found and equal(found[name], value) for name, value in fields.items()) / len(fields)
+
+
+def json_exact(answer, reference):
+    valid, found = as_json(answer)
+    return float(valid and equal(found, json.loads(reference)))
+
+
+METRICS = {
+    "exact_match": lambda a, r: float(accuracy_score([r.strip()], [a.strip()])),
+    "token_f1": token_f1,
+    "json_valid": lambda a, r: float(as_json(a)[0]),
+    "json_exact": json_exact,
+    "json_field_accuracy": json_field_accuracy,
+}
+
+
+def interval(scores):
+    n, values = len(scores), set(scores.tolist())
+    if values <= {0.0, 1.0}:
+        return proportion_confint(scores.sum(), n, method="wilson")
+    if scores.var() == 0:
+        return proportion_confint(scores.mean() * n, n, method="wilson")
+    low, high = stats.t.interval(0.95, n - 1, loc=scores.mean(), scale=stats.sem(scores))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def bootstrap(values, statistic, rng, resamples=4000):
+    n = len(next(iter(values.values())))
+    draws = rng.integers(0, n, size=(resamples, n))
+    found = sorted(statistic({name: v[draw] for name, v in values.items()}) for draw in draws)
+    return found[round(0.025 * (resamples - 1))], found[round(0.975 * (resamples - 1))]
+
+
+def check_files(folder, text, report):
+    for name, digest in report["files"].items():
+        path = folder / digest["path"] if digest.get("path") else None
+        if path is not None and path.is_file():
+            exactly(f"digest {name}", hashlib.sha256(path.read_bytes()).hexdigest(), digest["sha256"])
+    # The seal is the digest of the file without its last field.
+    head, _, _ = text.rpartition(',\n  "seal"')
+    exactly("digest seal", hashlib.sha256((head + "\n}\n").encode()).hexdigest(), report["seal"])
+
+
+def check_candidate(report, candidate, rows, items):
+    name = candidate["name"]
+    answered = [row["answer"] if row.get("error") is None else None for row in rows]
+    scores = {}
+    for metric, said in candidate["metrics"].items():
+        recorded = np.array([row["scores"][metric] for row in rows])
+        if metric in METRICS:
+            ours = np.array([0.0 if a is None else METRICS[metric](a, i["reference"]) for a, i in zip(answered, items)])
+            for row, one in zip(rows, ours):
+                same(f"score {name} {metric} {row['id']}", one, row["scores"][metric], 1e-9)
+        scores[metric] = recorded
+        same(f"mean {name} {metric}", recorded.mean(), said["value"], 1e-9)
+        low, high = interval(recorded)
+        same(f"interval {name} {metric} low", low, said["ci95"][0], 1e-6)
+        same(f"interval {name} {metric} high", high, said["ci95"][1], 1e-6)
+        exactly(f"count {name} {metric}", len(rows), said["n"])
+    exactly(f"failed {name}", sum(a is None for a in answered), candidate["failed"])
+    decisive = scores[report["metric"]]
+    exactly(f"wrong {name}", [i["id"] for i, s in zip(items, decisive) if s < 1], candidate.get("wrong", []))
+    times = sorted(row["seconds"] for row in rows if row.get("seconds") is not None)
+    if times:
+        at = lambda share: times[max(1, math.ceil(share * len(times))) - 1]
+        for field, value in (("p50", at(0.5)), ("p95", at(0.95)), ("max", times[-1])):
+            same(f"latency {name} {field}", value, candidate["latency"][field], 1e-9)
+    known = [(r["prompt_tokens"], r["answer_tokens"]) for r in rows if r.get("prompt_tokens") is not None and r.get("answer_tokens") is not None]
+    if known and candidate["traffic"]:
+        prompt, answer = np.mean(known, axis=0)
+        same(f"tokens {name} prompt", prompt, candidate["traffic"]["prompt_tokens"], 1e-9)
+        same(f"tokens {name} answer", answer, candidate["traffic"]["answer_tokens"], 1e-9)
+    return scores
+
+
+def check_comparison(report, comparison, scores, rng):
+    metric, a, b = comparison["metric"], comparison["a"], comparison["b"]
+    place = f"{metric} {b} - {a}"
+    differences = scores[b][metric] - scores[a][metric]
+    same(f"difference {place}", differences.mean(), comparison["difference"], 1e-9)
+    low, high = bootstrap({"d": differences}, lambda v: v["d"].mean(), rng)
+    # Two ends of 4,000 and 10,000 resamples differ by chance by a twentieth of the standard error.
+    noise = 0.25 * differences.std(ddof=1) / math.sqrt(len(differences)) + 1 / len(differences)
+    same(f"paired-interval {place} low", low, comparison["ci95"][0], noise)
+    same(f"paired-interval {place} high", high, comparison["ci95"][1], noise)
+    test = comparison["test"]
+    if test["name"] == "mcnemar_exact":
+        only_b, only_a = int((differences > 0).sum()), int((differences < 0).sum())
+        exactly(f"discordant {place}", [only_b, only_a], [test["only_b"], test["only_a"]])
+        p = mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue if only_a + only_b else 1.0
+        same(f"p-value {place}", p, comparison["p_value"], 1e-9 + 1e-6 * p)
+
+
+def rates(price, tokens, service):
+    if service:
+        return price["services"][service]
+    found = price["rates"]
+    for tier in price.get("tiers", []):
+        if tokens > tier["above"]:
+            found = tier["rates"]
+    return found
+
+
+def takes(arm, rows):
+    """What each request takes: money of the price's currency, or seconds of a machine."""
+    running, found = arm["running"], []
+    for row in rows:
+        given, out = row["prompt_tokens"], row["answer_tokens"]
+        if running["kind"] == "machine":
+            speed = running["throughput"]
+            found.append(given / speed["prefill"] + out / speed["decode"])
+            continue
+        r = rates(running["price"], given, running["service"])
+        share = running["cached_share"]
+        cached = min(given, given * share if share is not None else row.get("cached_tokens") or 0)
+        written = min(row.get("cache_write_tokens") or 0, given - cached)
+        read = r.get("cached", r["input"]) if r.get("cached") is not None else r["input"]
+        write = r["cache_write"] if r.get("cache_write") is not None else r["input"]
+        found.append(((given - cached - written) * r["input"] + cached * read + written * write + out * r["output"]) / 1e6)
+    return np.array(found)
+
+
+class Arm:
+    def __init__(self, plan, arm, rows):
+        running = arm["running"]
+        currency = running["currency"] if running["kind"] == "machine" else running["price"]["currency"]
+        others = {e["from"]: e["rate"] for e in plan["exchange"]}
+        self.rate = 1.0 if currency == plan["currency"] else others[currency]
+        self.machine = running if running["kind"] == "machine" else None
+        self.takes = takes(arm, rows) * (1.0 if self.machine else self.rate)
+        self.one_off = sum(o["amount"] for o in arm["one_off"])
+        self.fixed = arm["fixed_per_month"] + self.one_off / plan["amortise_months"]
+
+    def machines(self, mean, volume):
+        m = self.machine
+        capacity = m["hours_per_month"] * 3600 * m["utilisation"] / (mean * m["peak"])
+        return max(math.ceil(volume / capacity - 1e-9), m["at_least"], 1)
+
+    def month(self, mean, volume):
+        if not self.machine:
+            return self.fixed + volume * mean
+        m = self.machine
+        return self.fixed + self.machines(mean, volume) * m["hours_per_month"] * m["price_per_hour"] * self.rate
+
+
+def break_even(a, mean_a, b, mean_b):
+    """The first volume from which b is not dearer, searched for step by step; None: never."""
+    if not (b.machine and not a.machine):
+        return NotImplemented
+    m = b.machine
+    each = m["hours_per_month"] * m["price_per_hour"] * b.rate
+    capacity = m["hours_per_month"] * 3600 * m["utilisation"] / (mean_b * m["peak"])
+    for n in range(max(m["at_least"], 1), 100000):
+        volume = (b.fixed - a.fixed + n * each) / mean_a
+        if volume <= 0:
+            return 0.0
+        if volume <= n * capacity:
+            return volume
+    return None
+
+
+def check_money(report, answers, scores, rng):
+    plan, said = report["plan"]["economics"], report["economics"]
+    known = [
+        i
+        for i in range(len(next(iter(answers.values()))))
+        if all(answers[arm["name"]][i].get("prompt_tokens") is not None and answers[arm["name"]][i].get("answer_tokens") is not None for arm in plan["arms"])
+    ]
+    arms = {arm["name"]: Arm(plan, arm, [answers[arm["name"]][i] for i in known]) for arm in plan["arms"]}
+    volume = plan["requests_per_month"]
+    for arm, reported in zip(plan["arms"], said["arms"]):
+        ours = arms[arm["name"]]
+        mean = ours.takes.mean()
+        if volume:
+            per_1000 = ours.month(mean, volume) / volume * 1000
+            same(f"month {arm['name']}", ours.month(mean, volume), reported["per_month"]["value"], 1e-6)
+        elif ours.machine:
+            m = ours.machine
+            per_1000 = mean * m["price_per_hour"] * ours.rate / (3600 * m["utilisation"]) * 1000
+        else:
+            per_1000 = mean * 1000
+        same(f"cost {arm['name']}", per_1000, reported["per_1000_requests"]["value"], 1e-9)
+        for x, y in reported["curve"]:
+            same(f"curve {arm['name']} {x}", ours.month(mean, x), y, 1e-6 * max(1, y))
+    for pair in said["pairs"]:
+        a, b = arms[pair["a"]], arms[pair["b"]]
+        mean_a, mean_b = a.takes.mean(), b.takes.mean()
+        place = f"{pair['b']} beside {pair['a']}"
+        found = break_even(a, mean_a, b, mean_b)
+        if found is not NotImplemented:
+            same(f"break-even {place}", found, pair["break_even"]["value"], 1e-6 * max(1, found or 0))
+            if found:
+                low, high = bootstrap({"a": a.takes, "b": b.takes}, lambda v: break_even(a, v["a"].mean(), b, v["b"].mean()) or math.inf, rng, 400)
+                width = abs(high - low) if math.isfinite(high) else math.inf
+                noise = 0.35 * width + 1e-6 * found
+                for end, ours in (("low", low), ("high", high)):
+                    theirs = pair["break_even"]["ci95"][0 if end == "low" else 1]
+                    if math.isfinite(ours) and theirs is not None:
+                        same(f"break-even-interval {place} {end}", ours, theirs, noise)
+        if volume:
+            saving = a.month(mean_a, volume) - b.month(mean_b, volume)
+            same(f"saving {place}", saving, pair["saving_per_month"]["value"], 1e-6 * max(1, abs(saving)))
+            drop = saving / (a.month(mean_a, volume) - a.fixed)
+            same(f"price-drop {place}", drop, pair["price_drop"]["value"], 1e-9)
+            metric = report["metric"]
+            gained = scores[pair["b"]][metric][known].mean() - scores[pair["a"]][metric][known].mean()
+            cost = -saving / (volume * gained) if gained else None
+            cost = cost if cost is not None and cost >= 0 else None
+            same(f"error-cost {place}", cost, pair["error_cost"]["value"], 1e-9 + 1e-9 * abs(cost or 0))
+
+
+def main():
+    path = Path(sys.argv[1])
+    folder, text = path.parent, path.read_text(encoding="utf-8")
+    report = json.loads(text)
+    rng = np.random.default_rng(2026)
+    check_files(folder, text, report)
+    read = lambda name: [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    items = read("items.jsonl")
+    answers, scores = {}, {}
+    for place, candidate in enumerate(report["candidates"]):
+        name = candidate["name"]
+        file = next(f for f in report["files"] if f.startswith(f"answers/{place + 1}_"))
+        answers[name] = read(file)
+        exactly(f"order {name}", [row["id"] for row in answers[name]], [item["id"] for item in items])
+        scores[name] = check_candidate(report, candidate, answers[name], items)
+    for comparison in report["comparisons"]:
+        check_comparison(report, comparison, scores, rng)
+    changed, metric = report["changed"], report["metric"]
+    d = scores[changed["b"]][metric] - scores[changed["a"]][metric]
+    exactly("won", [i["id"] for i, x in zip(items, d) if x > 0], changed["won"])
+    exactly("lost", [i["id"] for i, x in zip(items, d) if x < 0], changed["lost"])
+    if report.get("economics"):
+        check_money(report, answers, scores, rng)
+    for what, count in sorted(checked.items()):
+        print(f"{count:7} {what}")
+    if wrong:
+        print(f"{len(wrong)} of {sum(checked.values())} differ:", *wrong[:40], sep="\n  ")
+        return 1
+    print(f"all {sum(checked.values())} agree")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
