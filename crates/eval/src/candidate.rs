@@ -2,6 +2,7 @@
 
 use crate::error::EvalError;
 use crate::item::EvalItem;
+use crate::recorded::{self, Recorded};
 use engine::{
     Completion, Engine, EngineError, Event, FinishReason, Runner, SamplingParams, SequenceRequest,
 };
@@ -216,34 +217,20 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
     }
 }
 
-/// Answers given earlier, by anything: one JSON object per line with `id` and `answer`, as
-/// [`crate::EvalResult::write_answers`] writes them. Optional: `prompt` and `reference` (checked
-/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`; other fields are
-/// ignored.
+/// Answers given earlier, by anything. One JSON object per line with `id` and `answer`, as
+/// [`crate::EvalResult::write_answers`] writes them; optional: `prompt` and `reference` (checked
+/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`;
+/// other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai (logs in JSON) or
+/// promptfoo (`--output`) wrote; where their rows have no ids of the test set, they belong to its
+/// examples in order, which the references must confirm.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
 pub struct RecordedCandidate {
     name: String,
     path: PathBuf,
-    answers: HashMap<String, (usize, RecordedLine)>,
-}
-
-#[derive(Deserialize)]
-struct RecordedLine {
-    id: String,
-    answer: Option<String>,
-    prompt: Option<String>,
-    reference: Option<String>,
-    error: Option<String>,
-    stopped: Option<bool>,
-    prompt_tokens: Option<usize>,
-    answer_tokens: Option<usize>,
-    seconds: Option<f64>,
-    cached_tokens: Option<usize>,
-    cache_write_tokens: Option<usize>,
-    model: Option<String>,
-    #[serde(default)]
-    likelihoods: Vec<Likelihood>,
+    answers: HashMap<String, (usize, Recorded)>,
+    /// Those that have only a place in the test set.
+    placed: HashMap<usize, (usize, Recorded)>,
 }
 
 impl RecordedCandidate {
@@ -258,25 +245,43 @@ impl RecordedCandidate {
             path: path.to_owned(),
             source,
         })?;
-        let mut answers = HashMap::new();
-        for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let line_number = index + 1;
-            let recorded =
-                parse_line(line).map_err(|reason| recorded_error(path, line_number, reason))?;
-            let id = recorded.id.clone();
-            if let Some((first, _)) = answers.insert(id, (line_number, recorded)) {
+        let all = recorded::read(&bytes)
+            .map_err(|wrong| recorded_error(path, wrong.line, wrong.reason))?;
+        let mut candidate = RecordedCandidate {
+            name: name.into(),
+            path: path.to_owned(),
+            answers: HashMap::new(),
+            placed: HashMap::new(),
+        };
+        for (line, one) in all {
+            let twice = match (&one.id, one.place) {
+                (Some(id), _) => candidate.answers.insert(id.clone(), (line, one)),
+                (None, Some(place)) => candidate.placed.insert(place, (line, one)),
+                (None, None) => None,
+            };
+            if let Some((first, _)) = twice {
                 let reason = format!("its id is that of line {first}; expected one answer per id");
-                return Err(recorded_error(path, line_number, reason));
+                return Err(recorded_error(path, line, reason));
             }
         }
-        Ok(RecordedCandidate { name: name.into(), path: path.to_owned(), answers })
+        Ok(candidate)
     }
 
-    fn recorded(&self, item: &EvalItem) -> Result<Answer, EvalError> {
-        let Some((line, recorded)) = self.answers.get(&item.id) else {
+    /// The answer recorded for an example: by its id, or by its place where the file knows no ids.
+    fn find(&self, index: usize, item: &EvalItem) -> Result<Option<&(usize, Recorded)>, EvalError> {
+        if let Some(found) = self.answers.get(&item.id) {
+            return Ok(Some(found));
+        }
+        let Some(found) = self.placed.get(&index) else { return Ok(None) };
+        if found.1.reference.is_none() {
+            let reason = "it has neither the id of a test example nor a reference that would show which one it belongs to. hint: give the rows ids";
+            return Err(recorded_error(&self.path, found.0, reason.to_owned()));
+        }
+        Ok(Some(found))
+    }
+
+    fn recorded(&self, index: usize, item: &EvalItem) -> Result<Answer, EvalError> {
+        let Some((line, recorded)) = self.find(index, item)? else {
             return Ok(Answer::failed("no answer is recorded for this example"));
         };
         for (field, recorded, expected) in [
@@ -320,27 +325,20 @@ impl Candidate for RecordedCandidate {
         examples: &[EvalItem],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
-        if !examples.iter().any(|item| self.answers.contains_key(&item.id)) {
+        let known = |item: &EvalItem| self.answers.contains_key(&item.id);
+        if self.placed.is_empty() && !examples.iter().any(known) {
             return Err(EvalError::NothingRecorded {
                 path: self.path.clone(),
                 recorded: self.answers.len(),
                 items: examples.len(),
             });
         }
-        let answers = examples.iter().map(|item| self.recorded(item)).collect::<Result<_, _>>()?;
+        let numbered = examples.iter().enumerate();
+        let answers =
+            numbered.map(|(index, item)| self.recorded(index, item)).collect::<Result<_, _>>()?;
         progress(examples.len());
         Ok(answers)
     }
-}
-
-fn parse_line(line: &[u8]) -> Result<RecordedLine, String> {
-    let expected = r#"expected {"id": "...", "answer": "..."}"#;
-    let recorded: RecordedLine =
-        serde_json::from_slice(line).map_err(|error| format!("{error}; {expected}"))?;
-    if recorded.answer.is_none() && recorded.error.is_none() {
-        return Err(format!("it has neither answer nor error; {expected}"));
-    }
-    Ok(recorded)
 }
 
 fn recorded_error(path: &Path, line: usize, reason: String) -> EvalError {

@@ -180,4 +180,12 @@ pub enum EvalError {
         /// What is not known of the answer, or what went wrong.
         reason: String,
     },
+    /// A baseline nobody knows.
+    #[error("unknown baseline {found:?}; known are {known}")]
+    UnknownBaseline {
+        /// The name given.
+        found: String,
+        /// Names of all baselines.
+        known: String,
+    },
 }

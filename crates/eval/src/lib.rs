@@ -5,6 +5,7 @@
 //! report is a pure function of its input; only [`Candidate`]s compute answers and only
 //! [`Report::write`] and [`EvalResult::write_answers`] touch files.
 
+mod baseline;
 mod candidate;
 mod cost;
 mod error;
@@ -16,15 +17,18 @@ mod numbers;
 mod openings;
 mod prompting;
 mod proof;
+mod recorded;
 mod rented;
 mod report;
 mod run;
 mod shift;
 mod slices;
 pub mod stats;
+mod tasks;
 mod verdict;
 mod words;
 
+pub use baseline::{BaselineCandidate, baseline_names};
 pub use candidate::{Answer, Candidate, Generator, Likelihood, LocalCandidate, RecordedCandidate};
 pub use cost::{
     ApiPrice, ArmEconomics, ArmPlan, Cost, CostError, CostPlan, Crossing, Economics, EconomicsPlan,
@@ -57,5 +61,6 @@ pub use slices::{
     ConfusedPair, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes, slice_reports,
     slice_sizes, without_leaks,
 };
+pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
 pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};
 pub use words::Language;

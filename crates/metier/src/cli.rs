@@ -517,7 +517,11 @@ pub(crate) struct RunsCompareArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   metier eval --model nano --adapter out/tickets --data test.jsonl --metrics json_field_accuracy
-  metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl")]
+  metier eval --model nano --adapter out/banking --data test.csv --json --answers answers.jsonl
+  metier eval --model nano --tasks testdata/lm_eval --json
+
+Task files are run as lm-evaluation-harness runs them, with its numbers; the data must be in local files
+(dataset_path: json).")]
 pub(crate) struct EvalArgs {
     /// Base model: a folder, a .gguf file, a pulled ORG/NAME, or `nano`
     #[arg(long, value_name = "M")]
@@ -530,8 +534,14 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "A")]
     pub(crate) adapter: Option<PathBuf>,
     /// Test set
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "tasks")]
+    pub(crate) data: Option<PathBuf>,
+    /// Task files of lm-evaluation-harness, or folders of them, instead of a test set (repeatable)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "metrics", "max_tokens"])]
+    pub(crate) tasks: Vec<PathBuf>,
+    /// Examples in front of each question of a task [default: as its file says]
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub(crate) num_fewshot: Option<usize>,
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
     /// Metrics, comma-separated; a parameter, as in regex:PATTERN, goes on to the end (repeatable)

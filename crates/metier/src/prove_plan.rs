@@ -55,6 +55,7 @@ const CANDIDATE_KEYS: &[&str] = &[
     "concurrency",
     "timeout_s",
     "answers",
+    "baseline",
     "instructions",
     "shots",
     "price",
@@ -121,6 +122,7 @@ struct CandidateSection {
     concurrency: Option<usize>,
     timeout_s: Option<u64>,
     answers: Option<PathBuf>,
+    baseline: Option<String>,
     instructions: Option<String>,
     shots: usize,
     price: Option<String>,
@@ -172,6 +174,8 @@ pub(crate) enum Who {
     Rented(Box<Endpoint>),
     /// Answers from a file.
     Recorded(PathBuf),
+    /// Something simple that learns from the training data.
+    Baseline(String),
 }
 
 /// One candidate, resolved but for the worked examples in front, which are read with the data.
@@ -414,7 +418,19 @@ fn candidate(
     if s.name.is_empty() {
         bail!("{place}: name is missing");
     }
+    if let Some(kind) = &s.baseline {
+        let known = ::eval::baseline_names();
+        if s.rented.is_some() || s.answers.is_some() || s.model.is_some() || s.adapter.is_some() {
+            bail!("{place}: found baseline beside another kind of candidate; expected one of them");
+        }
+        if !known.contains(&kind.as_str()) {
+            bail!("{place}: baseline is \"{kind}\"; expected one of {}", known.join(", "));
+        }
+    }
     let who = match (&s.rented, &s.answers) {
+        (None, None) if s.baseline.is_some() => {
+            Who::Baseline(s.baseline.clone().unwrap_or_default())
+        }
         (Some(_), Some(_)) => bail!("{place}: found rented and answers; expected one of them"),
         (Some(model), None) => {
             if s.model.is_some() || s.adapter.is_some() {
@@ -459,10 +475,10 @@ fn candidate(
     {
         bail!("{place}: url, protocol and key_env belong to a rented model: rented = \"its name\"");
     }
-    if matches!(who, Who::Recorded(_)) && (s.instructions.is_some() || s.shots > 0) {
-        bail!(
-            "{place}: recorded answers were asked already; instructions and shots belong to a model"
-        );
+    if matches!(who, Who::Recorded(_) | Who::Baseline(_))
+        && (s.instructions.is_some() || s.shots > 0)
+    {
+        bail!("{place}: instructions and shots belong to a model");
     }
     if s.price.is_some() && s.runs_on.is_some() {
         bail!(
@@ -850,6 +866,8 @@ this_machine = true
             (with("margin = -0.02", "judge = 'gpt'"), "both \"gpt\""),
             (with("name = 'gpt'", "name = ''"), "name is missing"),
             (with("shots = 4", "answers = 'a.jsonl'"), "rented and answers"),
+            (with("shots = 4", "baseline = 'majority'"), "beside another kind"),
+            (with("adapter = 'out/tickets'", "baseline = 'oracle'"), "expected one of majority"),
             (with("shots = 4", "runs_on = 'server'"), "by the token, or by the hour"),
             (with("adapter = 'out/tickets'", "url = 'https://x'"), "belong to a rented model"),
             (with("adapter = 'out/tickets'", "dtype = 'int3'"), "dtype is \"int3\""),

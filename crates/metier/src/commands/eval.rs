@@ -1,6 +1,7 @@
 //! `metier eval`: one model on one test set.
 
 use super::data::read_options;
+use super::tasks;
 use crate::cli::EvalArgs;
 use crate::exit;
 use crate::progress;
@@ -21,6 +22,7 @@ const KV_BYTES: usize = 1 << 30;
 const MAX_NUM_SEQS: usize = 64;
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
+    let Some(data) = &args.data else { return tasks::run(args) };
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
     let base = Base::load(&args.model, args.weights)?;
     let adapter = match &args.adapter {
@@ -28,7 +30,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         None => None,
     };
     let options = ReadOptions { split: FolderSplit::Test, ..read_options(&args.columns) };
-    let mut examples = ::data::read(&args.data, &options)?;
+    let mut examples = ::data::read(data, &options)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let dtype = args.kv_cache.dtype();

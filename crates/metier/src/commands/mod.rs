@@ -18,6 +18,7 @@ mod prove;
 mod pull;
 mod runs;
 mod serve;
+mod tasks;
 mod tokenize;
 mod train;
 mod usage;

@@ -11,9 +11,9 @@ use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
-    Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult, FileDigest, Finding,
-    Judge, Judgement, Licence, LocalCandidate, Prompted, ProofFacts, ProofFiles, ProofPlan,
-    RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
+    BaselineCandidate, Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult,
+    FileDigest, Finding, Judge, Judgement, Licence, LocalCandidate, Opening, Prompted, ProofFacts,
+    ProofFiles, ProofPlan, RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
 };
 use anyhow::{Context, Result, bail};
 use engine::{EngineOptions, SamplingParams};
@@ -47,7 +47,8 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     }
     let train = read_train(&config, &options)?;
     let shots = worked_examples(&train);
-    let mut run = Run { setup: &setup, shots: &shots, facts: Facts::default() };
+    let opened = opening_rule(&setup);
+    let mut run = Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default() };
     let mut result =
         EvalResult { items: Vec::new(), metrics: metrics.clone(), candidates: Vec::new() };
     for plan in &setup.candidates {
@@ -66,7 +67,14 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     }
     let facts = run.facts;
     let judgements = judge(&setup, &result)?;
-    let report = report(&config, &setup, &result, (&train, &test), (facts, judgements), args.lang)?;
+    let report = report(
+        &config,
+        &setup,
+        &result,
+        (&train, &test),
+        (facts, judgements),
+        (opened, args.lang),
+    )?;
     finish(args, &setup, &result, report)
 }
 
@@ -91,6 +99,7 @@ fn dry_run(setup: &ProveSetup, n: usize) -> Result<ExitCode> {
             Who::Local { model, .. } => format!("{model}, here"),
             Who::Rented(endpoint) => format!("{} at {}", endpoint.model, endpoint.url),
             Who::Recorded(path) => format!("answers recorded in {}", path.display()),
+            Who::Baseline(kind) => format!("the baseline {kind}"),
         };
         println!("  {}: {who}, {} worked examples in front", candidate.name, candidate.shots);
     }
@@ -130,6 +139,7 @@ struct Facts {
 
 struct Run<'a> {
     setup: &'a ProveSetup,
+    train: &'a [Example],
     shots: &'a [(String, String)],
     facts: Facts,
 }
@@ -157,6 +167,11 @@ impl Run<'_> {
                 words = format!("answers recorded in {}", path.display());
                 self.facts.files.insert(format!("answers of {}", plan.name), path.clone());
                 Box::new(RecordedCandidate::read(&plan.name, path)?)
+            }
+            Who::Baseline(kind) => {
+                words = format!("{kind}, learnt from the training data");
+                let items = self.train.iter().map(EvalItem::from_example);
+                Box::new(BaselineCandidate::learn(kind, &items.collect::<Result<Vec<_>, _>>()?)?)
             }
             Who::Rented(endpoint) => {
                 words = format!("{} at {}, {words}", endpoint.model, endpoint.url);
@@ -193,7 +208,9 @@ impl Run<'_> {
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        result.candidates.into_iter().next().context("one candidate gave no result")
+        let result =
+            result.candidates.into_iter().next().context("one candidate gave no result")?;
+        Ok(CandidateResult { name: plan.name.clone(), ..result })
     }
 
     fn local(
@@ -305,7 +322,7 @@ fn report(
     result: &EvalResult,
     (train, test): (&[Example], &[Example]),
     (facts, judgements): (Facts, Vec<Judgement>),
-    language: ::eval::Language,
+    (opened, language): (Rule, ::eval::Language),
 ) -> Result<Report> {
     let machine = machine::detect();
     let here = format!("{}, {} cores", machine.cpu, machine.cores);
@@ -318,7 +335,8 @@ fn report(
     if let Some(licence) = &config.data.license {
         licences.push(Licence { what: "training data".into(), licence: licence.clone() });
     }
-    let findings = [leaks].into_iter().flatten().chain([licence_rule(&licences)]).collect();
+    let findings =
+        [leaks, Some(opened), Some(licence_rule(&licences))].into_iter().flatten().collect();
     let plan = ProofPlan {
         language,
         metrics: setup.metrics.clone(),
@@ -357,6 +375,33 @@ fn report(
         ..ProofFacts::default()
     };
     Ok(::eval::prove(&plan, facts, result)?)
+}
+
+/// Counts this run on the sealed test set. Choosing by what a test set says wears it out, so the reader
+/// is told how often that was possible.
+fn opening_rule(setup: &ProveSetup) -> Rule {
+    let names: Vec<&str> = setup.candidates.iter().map(|c| c.name.as_str()).collect();
+    let by = format!("metier prove: {}", names.join(", "));
+    let opening = Opening { at: time::OffsetDateTime::now_utc().date().to_string(), by };
+    let counted = match std::fs::read(&setup.data) {
+        Ok(bytes) => {
+            let digest = model::sha256_hex(&bytes);
+            ::eval::count_opening(&::eval::openings_path(&setup.data), &digest, opening)
+                .map(|openings| openings.count)
+                .map_err(|error| error.to_string())
+        }
+        Err(_) => Err("it is a folder, whose openings are not counted".to_owned()),
+    };
+    let (finding, evidence) = match counted {
+        Ok(1) => (Finding::Kept, "It was opened for the first time.".to_owned()),
+        Ok(n) => (
+            Finding::Warning,
+            format!("It was opened {n} times; each look makes a chance finding likelier."),
+        ),
+        Err(reason) => (Finding::Warning, format!("Its openings could not be counted: {reason}.")),
+    };
+    let asks = "The sealed test set is opened once.".to_owned();
+    Rule { name: "openings".into(), asks, finding, evidence }
 }
 
 /// Test examples in the training data.
