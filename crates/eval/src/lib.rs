@@ -62,5 +62,5 @@ pub use slices::{
     slice_sizes, without_leaks,
 };
 pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
-pub use verdict::{Decision, Lang, Verdict, decide, sentences, sentences_in};
+pub use verdict::{Decision, Verdict, decide, sentences, sentences_in};
 pub use words::Language;

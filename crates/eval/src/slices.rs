@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 const MOST_VALUES: usize = 50;
 
 /// A candidate's score on the examples of one value of a field, beside another candidate's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct SliceReport {
     /// The field.
     pub field: String,

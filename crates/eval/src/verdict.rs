@@ -4,6 +4,7 @@ use crate::cost::Cost;
 use crate::metrics::Metric;
 use crate::numbers::{count, money, p_value, percent, points, signed};
 use crate::stats::PairedDifference;
+use crate::words::Language;
 use serde::{Deserialize, Serialize};
 
 /// Whether the second candidate is worth it.
@@ -67,65 +68,17 @@ pub fn decide(decision: &Decision) -> Verdict {
     }
 }
 
-/// The language of sentences for people. Names of metrics and candidates are the same in each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lang {
-    /// English.
-    #[default]
-    En,
-    /// French.
-    Fr,
-}
-
-impl Lang {
-    /// Both, as they are written on a command line.
-    pub const NAMES: [&str; 2] = ["en", "fr"];
-
-    /// The language of this name.
-    pub fn from_name(name: &str) -> Option<Lang> {
-        match name {
-            "en" => Some(Lang::En),
-            "fr" => Some(Lang::Fr),
-            _ => None,
-        }
-    }
-
-    /// One of two, by language.
-    fn pick(self, english: String, french: String) -> String {
-        match self {
-            Lang::En => english,
-            Lang::Fr => french,
-        }
-    }
-
-    /// A number written the English way in this language's way: a decimal comma, and a narrow space
-    /// between thousands.
-    fn number(self, english: String) -> String {
-        let letter = |c| match c {
-            '.' => ',',
-            ',' => '\u{202f}',
-            ' ' => '\u{a0}',
-            other => other,
-        };
-        match self {
-            Lang::En => english,
-            Lang::Fr => english.chars().map(letter).collect(),
-        }
-    }
-}
-
 /// What was scored; how sure that is; what follows. In English.
 pub fn sentences(decision: &Decision) -> [String; 3] {
-    sentences_in(decision, Lang::En)
+    sentences_in(decision, Language::En)
 }
 
 /// [`sentences`] in a language. Blockers stand as they were given.
-pub fn sentences_in(decision: &Decision, lang: Lang) -> [String; 3] {
+pub fn sentences_in(decision: &Decision, lang: Language) -> [String; 3] {
     [scored(decision, lang), how_sure(decision, lang), what_follows(decision, lang)]
 }
 
-fn scored(d: &Decision, lang: Lang) -> String {
+fn scored(d: &Decision, lang: Language) -> String {
     let n = lang.number(count(d.paired.n));
     let (b, a) = (lang.number(percent(d.score_b)), lang.number(percent(d.score_a)));
     let (name_a, name_b, one) = (d.a, d.b, d.paired.n == 1);
@@ -144,7 +97,7 @@ fn scored(d: &Decision, lang: Lang) -> String {
 }
 
 /// The line that the interval is held against, in words.
-fn line(d: &Decision, lang: Lang) -> String {
+fn line(d: &Decision, lang: Language) -> String {
     let amount = lang.number(points(d.margin));
     let allowed = lang.number(points(-d.margin).trim_start_matches('+').to_owned());
     match d.margin.total_cmp(&0.0) {
@@ -167,7 +120,7 @@ fn of(line: &str) -> String {
     }
 }
 
-fn how_sure(d: &Decision, lang: Lang) -> String {
+fn how_sure(d: &Decision, lang: Language) -> String {
     let interval = d.paired.interval;
     let line = line(d, lang);
     let place = if d.paired.exceeds(d.margin) {
@@ -204,7 +157,7 @@ fn how_sure(d: &Decision, lang: Lang) -> String {
     )
 }
 
-fn what_follows(d: &Decision, lang: Lang) -> String {
+fn what_follows(d: &Decision, lang: Language) -> String {
     let name = d.b;
     match decide(d) {
         Verdict::WorthIt => costs(d, lang),
@@ -224,7 +177,7 @@ fn what_follows(d: &Decision, lang: Lang) -> String {
     }
 }
 
-fn costs(d: &Decision, lang: Lang) -> String {
+fn costs(d: &Decision, lang: Language) -> String {
     let amount = |cost: &Cost| lang.number(money(cost.per_1000_requests, &cost.currency));
     let (name_a, name_b) = (d.a, d.b);
     match (d.cost_b, d.cost_a) {
@@ -258,7 +211,7 @@ fn costs(d: &Decision, lang: Lang) -> String {
 }
 
 /// How many examples would settle it, if the difference seen is the true one.
-fn more_examples(d: &Decision, lang: Lang) -> String {
+fn more_examples(d: &Decision, lang: Language) -> String {
     let name = d.b;
     let needed = d.paired.examples_to_decide(d.margin);
     match needed.filter(|_| d.paired.difference > d.margin) {
@@ -456,7 +409,7 @@ mod tests {
                 cost_a,
                 cost_b,
             };
-            sentences_in(&decision, Lang::Fr).map(|s| s.replace(['\u{a0}', '\u{202f}'], " "))
+            sentences_in(&decision, Language::Fr).map(|s| s.replace(['\u{a0}', '\u{202f}'], " "))
         };
         assert_eq!(
             words(0.3, &[], &paired),
@@ -471,8 +424,6 @@ mod tests {
         assert!(
             words(0.0, &["trois réponses manquent".into()], &open)[2].contains("prouvé : trois")
         );
-        assert_eq!(Lang::NAMES.map(|n| Lang::from_name(n).is_some()), [true, true]);
-        assert!(Lang::from_name("de").is_none());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! line in [`FRENCH`] is said in French where that is asked for, any other stays English (such as what
 //! a metric measures, or an endpoint's own words).
 
-use crate::verdict::Lang;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
@@ -36,14 +35,6 @@ impl Language {
         }
     }
 
-    /// The same for the sentences of a verdict.
-    pub(crate) fn of_sentences(self) -> Lang {
-        match self {
-            Language::En => Lang::En,
-            Language::Fr => Lang::Fr,
-        }
-    }
-
     /// An English text of ours in this language.
     pub(crate) fn t(self, english: &'static str) -> &'static str {
         match self {
@@ -69,6 +60,29 @@ impl Language {
             rest = after;
         }
         text + rest
+    }
+
+    /// One of two, by language.
+    pub(crate) fn pick(self, english: String, french: String) -> String {
+        match self {
+            Language::En => english,
+            Language::Fr => french,
+        }
+    }
+
+    /// A number written the English way in this language's way: a decimal comma, and a narrow space
+    /// between thousands.
+    pub(crate) fn number(self, english: String) -> String {
+        let letter = |c| match c {
+            '.' => ',',
+            ',' => '\u{202f}',
+            ' ' => '\u{a0}',
+            other => other,
+        };
+        match self {
+            Language::En => english,
+            Language::Fr => english.chars().map(letter).collect(),
+        }
     }
 }
 
@@ -198,6 +212,25 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "Some at even distances through the test set, and the first of every list above.",
         "Quelques-uns à distances égales dans le jeu de test, et les premiers de chaque liste ci-dessus.",
     ),
+    // Slices.
+    (
+        "No slice is proven to lose more than {margin}.",
+        "Il n’est prouvé d’aucune tranche qu’elle perde plus de {margin}.",
+    ),
+    ("None of {n} slices is.", "D’aucune des {n} tranches."),
+    (
+        "{count} of {n} slices are, the worst of them {field} = {value}, between {lo} and {hi}.",
+        "De {count} tranches sur {n}, la pire étant {field} = {value}, entre {lo} et {hi}.",
+    ),
+    ("Slice by slice", "Tranche par tranche"),
+    (
+        "Worst difference first; the interval holds for all slices together, p is corrected for their number (Holm)",
+        "Le pire écart d’abord ; l’intervalle vaut pour toutes les tranches ensemble, p est corrigé pour leur nombre (Holm)",
+    ),
+    ("Slice", "Tranche"),
+    ("Score", "Résultat"),
+    ("Interval", "Intervalle"),
+    ("more slices are in report.json", "autres tranches sont dans report.json"),
     // Lists.
     ("Better answered by {b} than by {a}", "Mieux répondu par {b} que par {a}"),
     ("Worse answered by {b} than by {a}", "Moins bien répondu par {b} que par {a}"),

@@ -39,7 +39,11 @@ fn run() -> EvalResult {
             Message::new("user", format!("message {i} <script>alert(1)</script> | `x`")),
             Message::new("assistant", format!("label-{}", i % 7)),
         ];
-        EvalItem::new(format!("row-{i}"), Conversation::new(turns)).unwrap()
+        let mut item = EvalItem::new(format!("row-{i}"), Conversation::new(turns)).unwrap();
+        item.slices
+            .insert("shop".into(), if i.is_multiple_of(20) { "north" } else { "south" }.into());
+        item.slices.insert("half".into(), if i < N / 2 { "first" } else { "second" }.into());
+        item
     };
     let items: Vec<EvalItem> = (0..N).map(item).collect();
     let answers = |wrong: &dyn Fn(usize) -> bool, input: usize, seconds: f64| -> Vec<Answer> {
@@ -108,6 +112,8 @@ fn plan(volume: Option<f64>) -> ProofPlan {
         margin: -0.03,
         max_cost_per_1000: None,
         must_be_cheaper: true,
+        least_slice: 20,
+        slice_margin: None,
         economics: Some(EconomicsPlan {
             currency: "EUR".into(),
             exchange: vec![Exchange { from: "USD".into(), rate: 0.92, source: "test".into() }],
@@ -291,6 +297,33 @@ fn a_judges_opinion_is_shown_and_decides_nothing() {
     assert!(
         rule.evidence.contains("prefers tickets to gpt in 20.0 %")
             && rule.evidence.contains("not validated")
+    );
+}
+
+#[test]
+fn slices_are_reported_worst_first_and_can_be_bounded() {
+    let shown = report(&plan(Some(500_000.0)));
+    let names: Vec<&str> = shown.slices.iter().map(|s| s.value.as_str()).collect();
+    // Ten examples of the north are too few.
+    assert!(
+        names.contains(&"first") && names.contains(&"south") && !names.contains(&"north"),
+        "{names:?}"
+    );
+    assert!(shown.slices.is_sorted_by(|a, b| a.difference <= b.difference));
+    assert!(shown.to_html().unwrap().contains("Slice by slice"));
+    let bounded = report(&ProofPlan { slice_margin: Some(0.05), ..plan(Some(500_000.0)) });
+    assert_eq!(
+        (rule(&bounded, "slices").finding, bounded.verdict),
+        (Finding::Kept, Verdict::WorthIt)
+    );
+    // Judged the other way round, the half that loses is named.
+    let mut turned = ProofPlan { slice_margin: Some(0.1), ..plan(None) };
+    (turned.judged, turned.against, turned.margin) = ("base".into(), "tickets".into(), -0.99);
+    (turned.economics, turned.must_be_cheaper) = (None, false);
+    let turned = report(&turned);
+    assert_eq!(
+        (rule(&turned, "slices").finding, turned.verdict),
+        (Finding::Open, Verdict::NotProven)
     );
 }
 

@@ -421,6 +421,7 @@ fn fixture() -> Report {
         plan: None,
         rules: Vec::new(),
         economics: None,
+        slices: Vec::new(),
         changed: None,
         seal: String::new(),
     }

@@ -28,6 +28,8 @@ const PROVE_KEYS: &[&str] = &[
     "out",
     "candidate",
     "pairwise",
+    "least_slice",
+    "slice_margin",
 ];
 const PAIRWISE_KEYS: &[&str] = &[
     "rented",
@@ -100,6 +102,8 @@ struct ProveSection {
     margin: Option<f64>,
     max_cost_per_1000: Option<f64>,
     must_be_cheaper: Option<bool>,
+    least_slice: Option<usize>,
+    slice_margin: Option<f64>,
     max_tokens: Option<usize>,
     limit: Option<usize>,
     out: Option<PathBuf>,
@@ -222,6 +226,10 @@ pub(crate) struct ProveSetup {
     pub(crate) max_cost_per_1000: Option<f64>,
     /// Whether the judged one must be cheaper.
     pub(crate) must_be_cheaper: bool,
+    /// Fewest examples of a slice that is reported.
+    pub(crate) least_slice: usize,
+    /// What no slice may be proven to lose beyond, as a share.
+    pub(crate) slice_margin: Option<f64>,
     /// Longest answer, tokens.
     pub(crate) max_tokens: usize,
     /// Only the first examples.
@@ -330,6 +338,8 @@ impl ProveSetup {
             margin,
             max_cost_per_1000: prove.max_cost_per_1000,
             must_be_cheaper: prove.must_be_cheaper.unwrap_or(rented && costed),
+            least_slice: prove.least_slice.unwrap_or(20),
+            slice_margin: prove.slice_margin,
             max_tokens,
             limit: prove.limit,
             out,

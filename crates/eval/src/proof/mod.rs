@@ -21,6 +21,7 @@ use crate::report::{
     example_report, field_reports,
 };
 use crate::run::{CandidateResult, EvalResult, compare};
+use crate::slices::slice_reports;
 use crate::stats::PairedOptions;
 use crate::verdict::{Decision, decide, sentences_in};
 use crate::words::Language;
@@ -49,6 +50,10 @@ pub struct ProofPlan {
     pub max_cost_per_1000: Option<f64>,
     /// Whether the judged candidate must be the cheaper one.
     pub must_be_cheaper: bool,
+    /// Fewest examples of a slice that is reported.
+    pub least_slice: usize,
+    /// What no slice may be proven to lose beyond, as a share; None: slices are shown only.
+    pub slice_margin: Option<f64>,
     /// Arms and prices; None when no cost is stated.
     pub economics: Option<EconomicsPlan>,
     /// Facts about how each candidate was asked, by its name, for the reader.
@@ -140,6 +145,8 @@ pub fn prove(
     let mut rules = vec![rules::quality(plan, &paired)];
     rules.extend(rules::failures(plan, against, judged));
     rules.extend(rules::money(plan, of(&plan.judged), money.as_ref()));
+    let slices = slice_reports(result, against, judged, index, plan.least_slice)?;
+    rules.extend(rules::slices(plan, &slices));
     rules.extend(plan.judgements.iter().map(|j| rules::judgement(plan.language, j)));
     rules.extend(plan.findings.iter().cloned());
     let broken: Vec<&Rule> = rules.iter().filter(|r| r.finding == Finding::Broken).collect();
@@ -161,10 +168,10 @@ pub fn prove(
     };
     let (verdict, sentences) = match broken.iter().find(|rule| rule.name != "quality") {
         Some(rule) => {
-            let [scored, sure, _] = sentences_in(&decision, plan.language.of_sentences());
+            let [scored, sure, _] = sentences_in(&decision, plan.language);
             (crate::Verdict::NotWorthIt, [scored, sure, rule.evidence.clone()])
         }
-        None => (decide(&decision), sentences_in(&decision, plan.language.of_sentences())),
+        None => (decide(&decision), sentences_in(&decision, plan.language)),
     };
     let changed = changed(result, against, judged, index);
     let examples = shown(result, index, &candidates, &changed);
@@ -190,6 +197,7 @@ pub fn prove(
         plan: Some(plan.clone()),
         rules,
         economics: money,
+        slices,
         changed: Some(changed),
         seal: String::new(),
     })

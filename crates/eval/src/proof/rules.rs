@@ -6,6 +6,7 @@ use crate::judge::Judgement;
 use crate::numbers::{grouped, money as amount, percent, points, signed};
 use crate::report::{CandidateReport, Finding, Rule, volume_words};
 use crate::run::CandidateResult;
+use crate::slices::SliceReport;
 use crate::stats::{CONFIDENCE, PairedDifference};
 use crate::words::Language;
 
@@ -129,6 +130,36 @@ fn bound(plan: &ProofPlan, most: f64, judged: Option<&CandidateReport>) -> Rule 
         &[("name", name), ("amount", &found), ("most", &amount(most, &cost.currency))],
     );
     rule("max_cost", asks, Finding::Open, evidence)
+}
+
+/// The bound on what any slice may lose.
+pub(super) fn slices(plan: &ProofPlan, slices: &[SliceReport]) -> Option<Rule> {
+    let margin = plan.slice_margin?;
+    let words = points(margin).trim_start_matches('+').to_owned();
+    let asks =
+        plan.language.say("No slice is proven to lose more than {margin}.", &[("margin", &words)]);
+    let worse: Vec<&SliceReport> = slices.iter().filter(|s| s.is_worse(margin)).collect();
+    let (finding, evidence) = match worse.first() {
+        None => (
+            Finding::Kept,
+            plan.language.say("None of {n} slices is.", &[("n", &slices.len())]),
+        ),
+        Some(worst) => (
+            Finding::Open,
+            plan.language.say(
+                "{count} of {n} slices are, the worst of them {field} = {value}, between {lo} and {hi}.",
+                &[
+                    ("count", &worse.len()),
+                    ("n", &slices.len()),
+                    ("field", &worst.field),
+                    ("value", &worst.value),
+                    ("lo", &signed(worst.interval.lo)),
+                    ("hi", &points(worst.interval.hi)),
+                ],
+            ),
+        ),
+    };
+    Some(rule("slices", asks, finding, evidence))
 }
 
 /// A judge's opinion. It is shown with what is known of the judge, and decides nothing.

@@ -17,6 +17,9 @@ use serde_json::Value;
 /// Longest text of an example that is shown, characters.
 const SHOWN_CHARS: usize = 4000;
 
+/// Most slices on the page.
+const SHOWN_SLICES: usize = 30;
+
 pub(super) fn render(report: &Report) -> Result<String, EvalError> {
     let page = Page::new(report)
         .render()
@@ -52,6 +55,9 @@ struct Page<'a> {
     pairs: Vec<PairView>,
     latencies: Vec<LatencyView<'a>>,
     lists: Vec<ListView>,
+    slices: Vec<[String; 6]>,
+    /// Slices that are not shown.
+    more_slices: usize,
     asked: Vec<(&'a str, &'a str)>,
 }
 
@@ -220,6 +226,8 @@ impl<'a> Page<'a> {
                 .map_or_else(Vec::new, |m| money_views::pair_views(language, m)),
             latencies: report.candidates.iter().filter_map(latency_view).collect(),
             lists: list_views(report),
+            slices: report.slices.iter().take(SHOWN_SLICES).map(slice_view).collect(),
+            more_slices: report.slices.len().saturating_sub(SHOWN_SLICES),
             asked: report
                 .plan
                 .iter()
@@ -238,6 +246,17 @@ fn rule_view(language: Language, rule: &super::Rule) -> RuleView<'_> {
         Finding::Broken => (language.t("✗ broken"), "wrong"),
     };
     RuleView { mark, class, asks: &rule.asks, evidence: &rule.evidence }
+}
+
+fn slice_view(slice: &crate::slices::SliceReport) -> [String; 6] {
+    [
+        shown(&format!("{} = {}", slice.field, slice.value)),
+        count(slice.n),
+        format!("{} ({})", percent(slice.score), interval_percent(slice.ci95)),
+        points(slice.difference),
+        format!("{} to {}", signed(slice.interval.lo), signed(slice.interval.hi)),
+        p_value(slice.p_holm),
+    ]
 }
 
 fn latency_view(candidate: &CandidateReport) -> Option<LatencyView<'_>> {

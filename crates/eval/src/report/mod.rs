@@ -16,6 +16,7 @@ use crate::files::write_atomic;
 use crate::item::EvalItem;
 use crate::proof::ProofPlan;
 use crate::run::{CandidateResult, EvalResult};
+use crate::slices::SliceReport;
 use crate::stats::{Interval, PairedDifference, PairedTest, mean, mean_interval};
 use crate::verdict::Verdict;
 use crate::words::Language;
@@ -77,6 +78,9 @@ pub struct Report {
     /// Money by month and volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub economics: Option<Economics>,
+    /// The judged candidate by the values of the examples' fields, worst difference first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<SliceReport>,
     /// What was won and lost between the two that are compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Changed>,

@@ -328,6 +328,7 @@ impl Demo {
             plan: None,
             rules: Vec::new(),
             economics: None,
+            slices: Vec::new(),
             changed: None,
             seal: String::new(),
         })

@@ -1,6 +1,7 @@
 //! `metier prove`: candidates side by side on the sealed test set, with cost and a verdict.
 
 use super::data::read_options;
+use super::opened;
 use crate::cli::{ColumnArgs, ProveArgs, WeightArgs};
 use crate::config::ConfigFile;
 use crate::exit;
@@ -12,7 +13,7 @@ use crate::resolve::{self, Adapter, Base};
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
     BaselineCandidate, Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult,
-    FileDigest, Finding, Judge, Judgement, Licence, LocalCandidate, Opening, Prompted, ProofFacts,
+    FileDigest, Finding, Judge, Judgement, Licence, LocalCandidate, Prompted, ProofFacts,
     ProofFiles, ProofPlan, RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
 };
 use anyhow::{Context, Result, bail};
@@ -346,6 +347,8 @@ fn report(
         margin: setup.margin,
         max_cost_per_1000: setup.max_cost_per_1000,
         must_be_cheaper: setup.must_be_cheaper,
+        least_slice: setup.least_slice,
+        slice_margin: setup.slice_margin,
         economics,
         asked: facts.asked,
         findings,
@@ -382,23 +385,14 @@ fn report(
 fn opening_rule(setup: &ProveSetup) -> Rule {
     let names: Vec<&str> = setup.candidates.iter().map(|c| c.name.as_str()).collect();
     let by = format!("metier prove: {}", names.join(", "));
-    let opening = Opening { at: time::OffsetDateTime::now_utc().date().to_string(), by };
-    let counted = match std::fs::read(&setup.data) {
-        Ok(bytes) => {
-            let digest = model::sha256_hex(&bytes);
-            ::eval::count_opening(&::eval::openings_path(&setup.data), &digest, opening)
-                .map(|openings| openings.count)
-                .map_err(|error| error.to_string())
-        }
-        Err(_) => Err("it is a folder, whose openings are not counted".to_owned()),
-    };
+    let counted = opened::count(&setup.data, &by).map(|openings| openings.count);
     let (finding, evidence) = match counted {
-        Ok(1) => (Finding::Kept, "It was opened for the first time.".to_owned()),
-        Ok(n) => (
+        Some(1) => (Finding::Kept, "It was opened for the first time.".to_owned()),
+        Some(n) => (
             Finding::Warning,
             format!("It was opened {n} times; each look makes a chance finding likelier."),
         ),
-        Err(reason) => (Finding::Warning, format!("Its openings could not be counted: {reason}.")),
+        None => (Finding::Warning, "Its openings could not be counted.".to_owned()),
     };
     let asks = "The sealed test set is opened once.".to_owned();
     Rule { name: "openings".into(), asks, finding, evidence }
