@@ -1,6 +1,6 @@
 // Opens a report in headless Chromium as people would: on a phone and on a desk, light and dark.
 //
-//     npm install --prefix DIR puppeteer-core@PINNED axe-core@PINNED
+//     npm install --prefix DIR puppeteer-core@24.43.1 axe-core@4.14.1
 //     NODE_PATH=DIR/node_modules node scripts/check_report_page.mjs report.html SCREENSHOTS
 //
 // Fails when the console says anything, when anything but the file itself is requested, when the page
