@@ -199,7 +199,7 @@ pub(crate) struct PullArgs {
 #[command(after_help = "Examples:
   metier models
   metier models show nano
-  metier models prepare ./Llama-3.2-1B --dtype q8_0
+  metier models prepare ./SmolLM2-135M-Instruct --dtype q8_0
   metier models rm HuggingFaceTB/SmolLM2-135M-Instruct")]
 pub(crate) struct ModelsArgs {
     /// What to do [default: list]
@@ -223,9 +223,9 @@ pub(crate) enum ModelsCommand {
     },
     /// Lay a model's weights out on disk as they are used, so that later starts map them
     #[command(after_help = "Examples:
-  metier models prepare ./Llama-3.2-1B
-  metier models prepare ./Llama-3.2-1B --dtype q8_0
-  metier models prepare ./Llama-3.2-1B --dtype q8_0 --undo
+  metier models prepare ./SmolLM2-135M-Instruct
+  metier models prepare ./SmolLM2-135M-Instruct --dtype q8_0
+  metier models prepare ./SmolLM2-135M-Instruct --dtype q8_0 --undo
 
 Every command that loads this model in this type then starts without converting it, and processes
 that serve it share its memory. It takes as much disk as the weights take memory; --undo deletes it.
