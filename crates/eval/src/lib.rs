@@ -40,8 +40,8 @@ pub use error::EvalError;
 pub use item::EvalItem;
 pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
 pub use metrics::{
-    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Scale, Score,
-    metrics_by_name,
+    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Parts, Scale,
+    Score, metrics_by_name,
 };
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,

@@ -112,6 +112,9 @@ pub fn compare(
     Ok(paired_difference_in(a.scores_of(metric), b.scores_of(metric), &b.clusters, options)?)
 }
 
+/// A value of all answers and the numbers of each that it is made of.
+type CorpusParts<'a> = (&'a Corpus, Vec<Vec<f64>>);
+
 impl EvalResult {
     /// The candidate of this name.
     ///
@@ -185,7 +188,7 @@ impl EvalResult {
         &self,
         candidate: &CandidateResult,
         metric: usize,
-    ) -> Result<Option<(&Corpus, Vec<Vec<f64>>)>, EvalError> {
+    ) -> Result<Option<CorpusParts<'_>>, EvalError> {
         let Some(metric) = self.metrics.get(metric) else { return Ok(None) };
         let Some(corpus) = &metric.corpus else { return Ok(None) };
         let (found, expected) = (candidate.answers.len(), self.items.len());

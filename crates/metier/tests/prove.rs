@@ -33,7 +33,8 @@ fn write_test(dir: &Path, n: usize) {
 /// Answers of which every `step`-th is wrong.
 fn write_answers(dir: &Path, name: &str, step: usize) {
     let row = |i: usize| {
-        let answer = if i % step == 0 { "no".to_owned() } else { format!("label-{}", i % 5) };
+        let answer =
+            if i.is_multiple_of(step) { "no".to_owned() } else { format!("label-{}", i % 5) };
         json!({"id": format!("row-{i}"), "answer": answer, "prompt_tokens": 400 + i % 50, "answer_tokens": 5,
             "seconds": 0.5})
         .to_string()

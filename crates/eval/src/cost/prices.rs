@@ -266,7 +266,7 @@ fn find<'a, T>(rows: Vec<Row<'a, T>>, name: &str, date: &str) -> Result<&'a T, P
     let latest = named.iter().filter(valid).max_by_key(|row| row.2.unwrap_or(""));
     latest.map(|row| row.4).ok_or_else(|| {
         let hint = if named.is_empty() {
-            nearest(rows.iter().map(|row| full(row)).collect(), name)
+            nearest(rows.iter().map(full).collect(), name)
         } else {
             "\nhint: it has prices for other days only; state the price yourself".to_owned()
         };
@@ -459,8 +459,8 @@ fn genai_rates(prices: &Map<String, Value>, tier: Option<u64>) -> Result<Option<
     let amount = |name: &str| -> Result<Option<f64>, String> {
         let Some(price) = prices.get(name) else { return Ok(None) };
         let reached = |start: &Value| tier.is_some_and(|t| start.as_u64().is_some_and(|s| s <= t));
-        let tiers = price["tiers"].as_array().into_iter().flatten();
-        let tiered = tiers.filter(|tier| reached(&tier["start"])).next_back();
+        let mut tiers = price["tiers"].as_array().into_iter().flatten();
+        let tiered = tiers.rfind(|tier| reached(&tier["start"]));
         let number = tiered.map_or(price.get("base").unwrap_or(price), |tier| &tier["price"]);
         let found = || format!("{name} is {price}; expected a number, or base and tiers");
         number.as_f64().map(Some).ok_or_else(found)

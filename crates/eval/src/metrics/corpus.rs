@@ -6,12 +6,15 @@ use crate::stats::{Interval, PairedOptions};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+/// Numbers of an example and its answer.
+pub type Parts = dyn Fn(&EvalItem, &Answer) -> Result<Vec<f64>, String> + Send + Sync;
+
 /// How the value of a test set is made: numbers of each example, which are added up over all of them,
 /// and a value of the sums. Resampling examples is then adding up again.
 pub struct Corpus {
     /// The numbers of an example and its answer, as many for each; the reason when what they need is
     /// not known.
-    pub parts: &'static (dyn Fn(&EvalItem, &Answer) -> Result<Vec<f64>, String> + Send + Sync),
+    pub parts: &'static Parts,
     /// The value of the sums.
     pub value: fn(&[f64]) -> f64,
 }

@@ -49,7 +49,7 @@ use crate::candidate::Answer;
 use crate::item::EvalItem;
 use std::fmt;
 
-pub use corpus::{Corpus, CorpusDifference};
+pub use corpus::{Corpus, CorpusDifference, Parts};
 pub(crate) use named::known;
 pub use named::metrics_by_name;
 pub(crate) use python::{is_space as python_is_space, strip as python_strip};

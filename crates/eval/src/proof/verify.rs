@@ -11,7 +11,7 @@ use crate::run::{CandidateResult, EvalResult, evaluate};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 /// What was found right.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -165,7 +165,7 @@ fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalRe
     Ok(result)
 }
 
-fn read_items(path: &PathBuf) -> Result<Vec<EvalItem>, EvalError> {
+fn read_items(path: &Path) -> Result<Vec<EvalItem>, EvalError> {
     let text = read_text(path)?;
     let item = |(index, line): (usize, &str)| {
         serde_json::from_str(line)

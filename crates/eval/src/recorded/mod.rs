@@ -43,14 +43,17 @@ struct Form {
     /// Whether a file is of this form, by its first JSON value.
     is: fn(&Value) -> bool,
     /// Its answers, each with its line or place from 1.
-    read: fn(&[u8]) -> Result<Vec<(usize, Recorded)>, Wrong>,
+    read: fn(&[u8]) -> Placed,
 }
+
+/// Answers, each with its line or place from 1.
+type Placed = Result<Vec<(usize, Recorded)>, Wrong>;
 
 /// The forms; the first that recognises the file reads it. The last one is ours.
 const FORMS: &[Form] = &[lm_eval::FORM, inspect::FORM, promptfoo::FORM, lines::FORM];
 
 /// Reads the answers of a file, whatever its form.
-pub(crate) fn read(bytes: &[u8]) -> Result<Vec<(usize, Recorded)>, Wrong> {
+pub(crate) fn read(bytes: &[u8]) -> Placed {
     if bytes.starts_with(b"PK") {
         let reason = "found an archive, as inspect_ai's .eval logs are; expected JSON. hint: inspect log dump FILE.eval > FILE.json";
         return Err(Wrong { line: 1, reason: reason.to_owned() });

@@ -139,7 +139,7 @@ impl Endpoint {
                 .strip_prefix(*start)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
         };
-        if plain && self.key.is_some() && !local.iter().any(|start| is_local(start)) {
+        if plain && self.key.is_some() && !local.iter().any(is_local) {
             return Err(format!(
                 "found the address {:?}, over which the key would travel in the clear\nhint: use https://",
                 self.url

@@ -298,7 +298,8 @@ fn pair_view(language: Language, currency: &str, pair: &PairEconomics) -> PairVi
     let months = |v: f64| language.say("{n} months", &[("n", &significant(v))]);
     let change = |v: f64| points(-v).replace(" points", " %");
     let never = language.t("never");
-    let rows: [(&'static str, &Option<Estimate>, &dyn Fn(f64) -> String, &str); 5] = [
+    type Row<'a> = (&'static str, &'a Option<Estimate>, &'a dyn Fn(f64) -> String, &'a str);
+    let rows: [Row<'_>; 5] = [
         (language.t("Saved in a month at the volume stated"), &pair.saving_per_month, &amount, "–"),
         (language.t("Payback"), &pair.payback_months, &months, never),
         (

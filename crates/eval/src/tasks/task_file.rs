@@ -477,7 +477,10 @@ fn metric_entries(keys: &mut Keys, output: OutputType) -> Result<Vec<MetricEntry
     Ok(entries)
 }
 
-fn filters(keys: &mut Keys) -> Result<Vec<(String, Vec<Map<String, Value>>)>, TaskError> {
+/// A name and the steps of its pipeline.
+type NamedFilters = (String, Vec<Map<String, Value>>);
+
+fn filters(keys: &mut Keys) -> Result<Vec<NamedFilters>, TaskError> {
     let path = keys.path;
     let bad = |found: &Value| {
         let expected = "[{name: ..., filter: [{function: ...}]}]";
