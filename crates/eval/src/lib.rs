@@ -47,7 +47,7 @@ pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };
 pub use prompting::{Prompted, Prompting};
-pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, prove, verify};
+pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, plain_name, prove, verify};
 pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
 pub use report::{
     CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,

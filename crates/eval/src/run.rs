@@ -409,13 +409,14 @@ fn check_names(candidates: &[Box<dyn Candidate + '_>]) -> Result<(), EvalError> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::candidate::RecordedCandidate;
     use crate::metrics::metrics_by_name;
     use text::{Conversation, Message};
 
-    struct Given(&'static str, Vec<Answer>);
+    /// Answers as they are given.
+    pub(crate) struct Given(pub(crate) &'static str, pub(crate) Vec<Answer>);
 
     impl Candidate for Given {
         fn name(&self) -> &str {

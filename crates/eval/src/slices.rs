@@ -9,7 +9,7 @@ use crate::stats::{
 };
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// Most different values of a field that is sliced by; a field with more (a date, a name) says nothing.
 const MOST_VALUES: usize = 50;
@@ -235,11 +235,8 @@ pub fn without_leaks(
 /// How often each value of each field stands in the examples, for a look at a test set before it is used.
 pub fn slice_sizes(items: &[EvalItem]) -> IndexMap<String, IndexMap<String, usize>> {
     let mut sizes: IndexMap<String, IndexMap<String, usize>> = IndexMap::new();
-    let mut known: HashMap<(&str, &str), usize> = HashMap::new();
     for (field, value) in items.iter().flat_map(|item| &item.slices) {
-        *known.entry((field, value)).or_default() += 1;
-        let size = known[&(field.as_str(), value.as_str())];
-        sizes.entry(field.clone()).or_default().insert(value.clone(), size);
+        *sizes.entry(field.clone()).or_default().entry(value.clone()).or_default() += 1;
     }
     sizes
 }
@@ -249,34 +246,14 @@ mod tests {
     use super::*;
     use crate::candidate::{Answer, Candidate};
     use crate::metrics::metrics_by_name;
-    use crate::run::evaluate;
+    use crate::run::{evaluate, tests::Given};
     use text::{Conversation, Message};
 
-    struct Given(&'static str, Vec<&'static str>);
-
-    impl Candidate for Given {
-        fn name(&self) -> &str {
-            self.0
-        }
-
-        fn kind(&self) -> &'static str {
-            "given"
-        }
-
-        fn answer(
-            &mut self,
-            items: &[EvalItem],
-            _: &mut dyn FnMut(usize),
-        ) -> Result<Vec<Answer>, EvalError> {
-            let texts = (0..items.len()).map(|i| self.1[i % self.1.len()]);
-            Ok(texts.map(|text| Answer { error: None, ..answer(text) }).collect())
-        }
-    }
-
-    fn answer(text: &str) -> Answer {
-        let mut answer = Answer::failed("");
-        answer.text = text.to_owned();
-        answer
+    /// These texts in turn.
+    fn given(name: &'static str, texts: Vec<&'static str>) -> Given {
+        let answer =
+            |i: usize| Answer { text: texts[i % texts.len()].to_owned(), ..Answer::default() };
+        Given(name, (0..80).map(answer).collect())
     }
 
     /// 80 examples, half of them French; `refund` and `card` in turn.
@@ -292,7 +269,7 @@ mod tests {
             item
         });
         let mut candidates: [Box<dyn Candidate>; 2] =
-            [Box::new(Given("a", a)), Box::new(Given("b", b))];
+            [Box::new(given("a", a)), Box::new(given("b", b))];
         let metrics = metrics_by_name(&["exact_match"]).unwrap();
         evaluate(&mut candidates, items.collect(), metrics, &mut |_| ()).unwrap()
     }

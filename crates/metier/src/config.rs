@@ -1,6 +1,7 @@
 //! `metier.toml` and recipes: raw as written, then resolved over the defaults. Unknown keys are
 //! errors that name the nearest known key.
 
+use crate::cli::ColumnArgs;
 use anyhow::{Context, Result, bail};
 use eval::{CostPlan, MachinePrice, Traffic};
 use model::DecoderConfig;
@@ -71,6 +72,21 @@ pub(crate) struct DataSection {
     pub(crate) system_prompt: Option<String>,
     /// Licence of the data, kept in the manifest.
     pub(crate) license: Option<String>,
+}
+
+impl DataSection {
+    /// How its tables are read; what the command line says goes first.
+    pub(crate) fn columns(&self, typed: &ColumnArgs) -> ColumnArgs {
+        let one = |typed: &Option<String>, written: &Option<String>| {
+            typed.as_ref().or(written.as_ref()).cloned()
+        };
+        ColumnArgs {
+            prompt_column: one(&typed.prompt_column, &self.prompt_column),
+            completion_column: one(&typed.completion_column, &self.completion_column),
+            group_column: one(&typed.group_column, &self.group_column),
+            system_prompt: one(&typed.system_prompt, &self.system_prompt),
+        }
+    }
 }
 
 /// One of the files or folders to learn from: `"a.jsonl"`, or `{ path = "a.jsonl", weight = 0.5 }`.

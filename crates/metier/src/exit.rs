@@ -17,7 +17,7 @@ pub(crate) fn done() -> ExitCode {
 
 /// Not proven; of `watch`: a bound is proven to be crossed.
 pub(crate) fn not_proven() -> ExitCode {
-    ExitCode::from(3)
+    ExitCode::from(NOT_PROVEN)
 }
 
 /// Prints `error: ...` with its causes on standard error, one line each unless the cause is

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The model's own path, by which what is kept of it is found again, and the folder for it.
 fn places(model: &Path, options: &LoadOptions) -> Result<(PathBuf, PathBuf)> {
     let model = model.canonicalize().with_context(|| model.display().to_string())?;
-    let key = format!("{}\0{:?}", model.display(), options.dtype);
+    let key = format!("{}\0{}", model.display(), options.dtype.name());
     let name = &sha256_hex(key.as_bytes())[..16];
     let dir = state::dir(&StateArgs::default())?.join("laid-out").join(name);
     Ok((model, dir))

@@ -11,6 +11,26 @@ pub(crate) fn bar(what: &str, total: u64) -> ProgressBar {
     styled(what, total, "{prefix:>10} {wide_bar:.cyan/dim} {pos}/{len} {msg} ETA {eta}")
 }
 
+/// A bar that appears with the first count, since what is counted, and how far, is known only then; it
+/// goes when the value does.
+#[derive(Default)]
+pub(crate) struct Counted(Option<ProgressBar>);
+
+impl Counted {
+    /// `done` of `total`, named `what`.
+    pub(crate) fn set(&mut self, what: &str, done: usize, total: usize) {
+        self.0.get_or_insert_with(|| bar(what, total as u64)).set_position(done as u64);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn styled(what: &str, total: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
     let style = ProgressStyle::with_template(template);

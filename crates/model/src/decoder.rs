@@ -153,16 +153,23 @@ impl WeightDtype {
     /// The names that users write, but for "as published".
     pub const NAMES: [&'static str; 5] = ["f32", "bf16", "q8_0", "q4_0", "nf4"];
 
+    const NAMED: [WeightDtype; 5] = [
+        WeightDtype::F32,
+        WeightDtype::Bf16,
+        WeightDtype::Q8_0,
+        WeightDtype::Q4_0,
+        WeightDtype::Nf4,
+    ];
+
     /// The choice of this name.
     pub fn from_name(name: &str) -> Option<WeightDtype> {
-        match name {
-            "f32" => Some(WeightDtype::F32),
-            "bf16" => Some(WeightDtype::Bf16),
-            "q8_0" => Some(WeightDtype::Q8_0),
-            "q4_0" => Some(WeightDtype::Q4_0),
-            "nf4" => Some(WeightDtype::Nf4),
-            _ => None,
-        }
+        WeightDtype::NAMED.into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// Its name, or "as published".
+    pub fn name(self) -> &'static str {
+        let place = WeightDtype::NAMED.iter().position(|dtype| *dtype == self);
+        place.map_or("as published", |place| WeightDtype::NAMES[place])
     }
 }
 

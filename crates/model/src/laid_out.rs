@@ -92,7 +92,7 @@ impl Decoder {
             }
             file.flush()
         })?;
-        let (layout, dtype) = (LAYOUT, type_name(options));
+        let (layout, dtype) = (LAYOUT, options.dtype.name().to_owned());
         let kept = Index { layout, dtype, dir: model.clone(), sources, parts };
         let json = serde_json::to_vec_pretty(&kept).expect("plain data is JSON");
         write_atomic(&index, &json)
@@ -121,7 +121,7 @@ impl Decoder {
         let same = now.is_ok_and(|now| now == kept.sources)
             && kept.dir == model
             && kept.layout == LAYOUT
-            && kept.dtype == type_name(options);
+            && kept.dtype == options.dtype.name();
         if !same {
             return Ok(None);
         }
@@ -195,10 +195,6 @@ fn vector(len: usize, part: &Part, file: &MappedFile) -> Result<Vec<f32>, String
         format!("found {} bytes at {}, expected {len} values in f32", part.bytes, part.start)
     })?;
     Ok(bytemuck::pod_collect_to_vec(bytes))
-}
-
-fn type_name(options: &LoadOptions) -> String {
-    format!("{:?}", options.dtype)
 }
 
 fn damaged(path: &Path, problem: String) -> ModelError {

@@ -1,6 +1,7 @@
 //! What metrics of likelihoods share: the likelihoods of the choices, and that of the one text that
 //! was weighed.
 
+use super::{Corpus, Metric, Score};
 use crate::candidate::{Answer, Likelihood};
 use crate::item::EvalItem;
 
@@ -25,11 +26,54 @@ pub(super) fn choices<'a>(
 }
 
 /// The likelihood of the example's reference, which was weighed as a whole.
-pub(super) fn weighed(answer: &Answer) -> Result<Likelihood, String> {
+fn weighed(answer: &Answer) -> Result<Likelihood, String> {
     match answer.likelihoods[..] {
         [one] => Ok(one),
         _ => Err(NONE.to_owned()),
     }
+}
+
+/// What the loss of references is divided by, and what is told of it.
+pub(super) trait LossPer {
+    /// How much a reference weighs; one that weighs nothing cannot be scored against.
+    fn weight(reference: &str) -> f64;
+    /// The number that is told of a loss per weight, in nats.
+    fn value(loss: f64) -> f64 {
+        loss.exp()
+    }
+}
+
+/// A metric of the references' loss over their weight: of each one alone, and of all together.
+pub(super) const fn loss_metric<P: LossPer + 'static>(
+    name: &'static str,
+    what: &'static str,
+    reads_as: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        what,
+        reads_as,
+        score: Score::Item(&score::<P>),
+        corpus: Some(Corpus { parts: &parts::<P>, value: value::<P> }),
+        check_reference: check_reference::<P>,
+        ..Metric::LESS_OF
+    }
+}
+
+fn parts<P: LossPer>(item: &EvalItem, answer: &Answer) -> Result<Vec<f64>, String> {
+    Ok(vec![weighed(answer)?.sum, P::weight(&item.reference)])
+}
+
+fn value<P: LossPer>(sums: &[f64]) -> f64 {
+    P::value(-sums[0] / sums[1])
+}
+
+fn score<P: LossPer>(item: &EvalItem, answer: &Answer) -> Result<f64, String> {
+    Ok(value::<P>(&parts::<P>(item, answer)?))
+}
+
+fn check_reference<P: LossPer>(reference: &str) -> Result<(), String> {
+    if P::weight(reference) > 0.0 { Ok(()) } else { Err("it is empty".to_owned()) }
 }
 
 /// The choices' probabilities: softmax of their log-likelihoods.

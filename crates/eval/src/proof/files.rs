@@ -86,9 +86,13 @@ pub(super) fn forms(report: &Report) -> Result<[(&'static str, String); 3], Eval
 
 /// A file name that any system takes, and that no two candidates share.
 pub(super) fn answers_path(place: usize, candidate: &CandidateResult) -> String {
+    format!("answers/{}_{}.jsonl", place + 1, plain_name(&candidate.name))
+}
+
+/// A candidate's name as part of a file's: 60 letters, digits, `-` and `_` at most.
+pub fn plain_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
-    let name: String = candidate.name.chars().take(60).map(plain).collect();
-    format!("answers/{}_{name}.jsonl", place + 1)
+    name.chars().take(60).map(plain).collect()
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

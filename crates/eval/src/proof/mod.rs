@@ -8,7 +8,7 @@ mod files;
 mod rules;
 mod verify;
 
-pub use files::ProofFiles;
+pub use files::{ProofFiles, plain_name};
 pub use verify::{Verified, verify};
 
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
@@ -21,7 +21,7 @@ use crate::report::{
     example_report, field_reports,
 };
 use crate::run::{CandidateResult, EvalResult, compare};
-use crate::slices::slice_reports;
+use crate::slices::{Outcomes, outcomes, slice_reports};
 use crate::stats::PairedOptions;
 use crate::verdict::{Decision, decide, sentences_in};
 use crate::words::Language;
@@ -173,7 +173,8 @@ pub fn prove(
         }
         None => (decide(&decision), sentences_in(&decision, plan.language)),
     };
-    let changed = changed(result, against, judged, index);
+    let Outcomes { won, lost, .. } = outcomes(result, against, judged, index);
+    let changed = Changed { a: against.name.clone(), b: judged.name.clone(), won, lost };
     let examples = shown(result, index, &candidates, &changed);
     Ok(Report {
         schema_version: SCHEMA_VERSION,
@@ -244,25 +245,6 @@ fn wrong(result: &EvalResult, candidate: &CandidateResult, metric: usize) -> Vec
     let scores = candidate.scores_of(metric).iter();
     let wrong = result.items.iter().zip(scores).filter(|(_, score)| **score < 1.0);
     wrong.map(|(item, _)| item.id.clone()).collect()
-}
-
-fn changed(
-    result: &EvalResult,
-    a: &CandidateResult,
-    b: &CandidateResult,
-    metric: usize,
-) -> Changed {
-    let scores = a.scores_of(metric).iter().zip(b.scores_of(metric));
-    let ids = |better: fn(f64, f64) -> bool| -> Vec<String> {
-        let items = result.items.iter().zip(scores.clone());
-        items.filter(|(_, (a, b))| better(**a, **b)).map(|(item, _)| item.id.clone()).collect()
-    };
-    Changed {
-        a: a.name.clone(),
-        b: b.name.clone(),
-        won: ids(|a, b| b > a),
-        lost: ids(|a, b| b < a),
-    }
 }
 
 /// The examples that the page shows, in the test set's order: some at even distances, then the first

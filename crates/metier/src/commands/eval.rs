@@ -8,12 +8,12 @@ use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
 use ::data::{FolderSplit, ReadOptions};
-use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric};
+use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric, Progress};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
-use engine::{EngineOptions, SamplingParams};
-use indicatif::ProgressBar;
+use engine::{Engine, EngineOptions, SamplingParams};
 use model::KvDtype;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -26,10 +26,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let Some(data) = &args.data else { return tasks::run(args) };
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
     let base = Base::load(&args.model, args.weights)?;
-    let adapter = match &args.adapter {
-        Some(dir) => Some(Adapter::load("adapted", dir, &base)?),
-        None => None,
-    };
+    let adapter = adapted(args.adapter.as_ref(), &base)?;
     let options = ReadOptions { split: FolderSplit::Test, ..read_options(&args.columns) };
     let mut examples = ::data::read(data, &options)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
@@ -86,7 +83,56 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     Ok(exit::done())
 }
 
-/// Asks base or adapter every item at temperature 0, with a progress bar, on the serving engine.
+/// The adapter of a folder, where one is named.
+pub(super) fn adapted(dir: Option<&PathBuf>, base: &Base) -> Result<Option<Adapter>> {
+    dir.map(|dir| Adapter::load("adapted", dir, base)).transpose()
+}
+
+/// An engine for tests on `base`, and the slot of `adapter` in it.
+pub(super) fn engine(
+    base: &Base,
+    adapter: Option<&Adapter>,
+    kv_cache_dtype: KvDtype,
+) -> Result<(Engine, Option<usize>)> {
+    let adapters: Vec<&Adapter> = adapter.into_iter().collect();
+    let options =
+        EngineOptions { max_num_seqs: MAX_NUM_SEQS, kv_cache_dtype, ..EngineOptions::default() };
+    let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, options)?;
+    Ok((engine, slots.first().copied()))
+}
+
+/// `base`, or the adapter on it, as a candidate that answers at temperature 0 on the serving engine.
+pub(super) fn local(
+    name: &str,
+    base: &Base,
+    adapter: Option<&Adapter>,
+    max_tokens: usize,
+    kv_cache_dtype: KvDtype,
+) -> Result<LocalCandidate> {
+    let (engine, slot) = engine(base, adapter, kv_cache_dtype)?;
+    let template = adapter.map_or(&base.template, |a| &a.template);
+    Ok(LocalCandidate::new(
+        name,
+        Arc::new(Mutex::new(engine)),
+        Arc::clone(&base.tokenizer),
+        Arc::new(template.clone()),
+        slot,
+        SamplingParams { max_tokens, ..SamplingParams::default() },
+    ))
+}
+
+/// Has a candidate answer every item, with a progress bar.
+pub(super) fn ask(
+    candidate: Box<dyn Candidate>,
+    items: Vec<EvalItem>,
+    metrics: Vec<&'static Metric>,
+) -> Result<EvalResult> {
+    let mut bar = progress::Counted::default();
+    let report = &mut |p: Progress<'_>| bar.set(p.candidate, p.done, p.total);
+    Ok(::eval::evaluate(&mut [candidate], items, metrics, report)?)
+}
+
+/// Asks base or adapter every item: [`local`], then [`ask`].
 pub(super) fn evaluate(
     base: &Base,
     adapter: Option<&Adapter>,
@@ -95,28 +141,7 @@ pub(super) fn evaluate(
     max_tokens: usize,
     kv_cache_dtype: KvDtype,
 ) -> Result<EvalResult> {
-    let adapters: Vec<&Adapter> = adapter.into_iter().collect();
-    let options =
-        EngineOptions { max_num_seqs: MAX_NUM_SEQS, kv_cache_dtype, ..EngineOptions::default() };
-    let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, options)?;
-    let template = adapter.map_or(&base.template, |a| &a.template);
-    let name = adapter.map_or_else(|| "base".to_owned(), |a| a.name.clone());
-    let candidate = LocalCandidate::new(
-        name,
-        Arc::new(Mutex::new(engine)),
-        Arc::clone(&base.tokenizer),
-        Arc::new(template.clone()),
-        slots.first().copied(),
-        SamplingParams { max_tokens, ..SamplingParams::default() },
-    );
-    let mut candidates: [Box<dyn Candidate>; 1] = [Box::new(candidate)];
-    let mut bar: Option<ProgressBar> = None;
-    let result = ::eval::evaluate(&mut candidates, items, metrics, &mut |p| {
-        bar.get_or_insert_with(|| progress::bar(p.candidate, p.total as u64))
-            .set_position(p.done as u64);
-    })?;
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    Ok(result)
+    let name = adapter.map_or("base", |a| &a.name);
+    let candidate = local(name, base, adapter, max_tokens, kv_cache_dtype)?;
+    ask(Box::new(candidate), items, metrics)
 }

@@ -1,6 +1,7 @@
 //! `metier prove`: candidates side by side on the sealed test set, with cost and a verdict.
 
 use super::data::read_options;
+use super::eval::{ask, local};
 use super::opened;
 use crate::cli::{ColumnArgs, ProveArgs, WeightArgs};
 use crate::config::ConfigFile;
@@ -9,26 +10,19 @@ use crate::gate;
 use crate::machine;
 use crate::progress;
 use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
-use crate::resolve::{self, Adapter, Base};
+use crate::resolve::{Adapter, Base};
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
     BaselineCandidate, Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult,
-    FileDigest, Finding, Judge, Judgement, Licence, LocalCandidate, Prompted, ProofFacts,
-    ProofFiles, ProofPlan, RecordedCandidate, RentedCandidate, Report, Rule, Verdict, stats,
+    FileDigest, Finding, Judge, Judgement, Licence, Prompted, ProofFacts, ProofFiles, ProofPlan,
+    RecordedCandidate, RentedCandidate, Report, Rule, Verdict, plain_name, stats,
 };
 use anyhow::{Context, Result, bail};
-use engine::{EngineOptions, SamplingParams};
 use indexmap::IndexMap;
-use indicatif::ProgressBar;
-use model::WeightDtype;
+use model::{KvDtype, WeightDtype};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
-
-/// Memory for the KV cache of a local candidate.
-const KV_BYTES: usize = 1 << 30;
-/// Answers of a local candidate under way at once.
-const MAX_NUM_SEQS: usize = 64;
+use std::rc::Rc;
 
 pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let config = ConfigFile::read(&args.config)?;
@@ -38,7 +32,7 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     if metrics.iter().any(|m| m.name == setup.metric && m.better == Better::Lower) {
         bail!("{}: of {} less is better, so it cannot decide", args.config.display(), setup.metric);
     }
-    let options = read_options(&columns(&config));
+    let options = read_options(&config.data.columns(&ColumnArgs::default()));
     let test_options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
     let mut test = ::data::read(&setup.data, &test_options)?;
     test.truncate(setup.limit.unwrap_or(usize::MAX));
@@ -49,7 +43,8 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let train = read_train(&config, &options)?;
     let shots = worked_examples(&train);
     let opened = opening_rule(&setup);
-    let mut run = Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default() };
+    let mut run =
+        Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default(), base: None };
     let mut result =
         EvalResult { items: Vec::new(), metrics: metrics.clone(), candidates: Vec::new() };
     for plan in &setup.candidates {
@@ -77,16 +72,6 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
         (opened, args.lang),
     )?;
     finish(args, &setup, &result, report)
-}
-
-/// The table's columns, as `[data]` names them.
-fn columns(config: &ConfigFile) -> ColumnArgs {
-    ColumnArgs {
-        prompt_column: config.data.prompt_column.clone(),
-        completion_column: config.data.completion_column.clone(),
-        group_column: config.data.group_column.clone(),
-        system_prompt: config.data.system_prompt.clone(),
-    }
 }
 
 fn dry_run(setup: &ProveSetup, n: usize) -> Result<ExitCode> {
@@ -143,6 +128,8 @@ struct Run<'a> {
     train: &'a [Example],
     shots: &'a [(String, String)],
     facts: Facts,
+    /// The base of the last local candidate, by name and type.
+    base: Option<(String, Option<WeightDtype>, Rc<Base>)>,
 }
 
 impl Run<'_> {
@@ -176,62 +163,45 @@ impl Run<'_> {
             }
             Who::Rented(endpoint) => {
                 words = format!("{} at {}, {words}", endpoint.model, endpoint.url);
-                let path = self.setup.out.join("records").join(file_name(&plan.name));
+                let path = self.setup.out.join("records").join(plain_name(&plan.name) + ".jsonl");
                 let rented = RentedCandidate::new(&plan.name, (**endpoint).clone(), path)?;
                 Box::new(Prompted::new(rented, prompting))
             }
             Who::Local { model, adapter, dtype } => {
-                let base = Base::load(model, WeightArgs { dtype: *dtype })?;
+                let base = self.base(model, *dtype)?;
                 let adapter = adapter
                     .as_ref()
                     .map(|dir| Adapter::load(&plan.name, dir, &base))
                     .transpose()?;
-                let held = dtype.and_then(|d| {
-                    WeightDtype::NAMES
-                        .into_iter()
-                        .find(|name| WeightDtype::from_name(name) == Some(d))
-                });
-                words = format!(
-                    "{model}{}, {words}",
-                    held.map_or(String::new(), |d| format!(" as {d}"))
-                );
+                let held = dtype.map_or(String::new(), |d| format!(" as {}", d.name()));
+                words = format!("{model}{held}, {words}");
                 self.note(plan, &base, adapter.as_ref())?;
-                Box::new(Prompted::new(self.local(plan, &base, adapter.as_ref())?, prompting))
+                let max_tokens = self.setup.max_tokens;
+                let dtype = KvDtype::default();
+                let candidate = local(&plan.name, &base, adapter.as_ref(), max_tokens, dtype)?;
+                Box::new(Prompted::new(candidate, prompting))
             }
         };
         self.facts.asked.insert(plan.name.clone(), words);
-        let mut bar: Option<ProgressBar> = None;
-        let result =
-            ::eval::evaluate(&mut [candidate], items.to_vec(), metrics.to_vec(), &mut |p| {
-                bar.get_or_insert_with(|| progress::bar(p.candidate, p.total as u64))
-                    .set_position(p.done as u64);
-            })?;
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
+        let result = ask(candidate, items.to_vec(), metrics.to_vec())?;
         let result =
             result.candidates.into_iter().next().context("one candidate gave no result")?;
         Ok(CandidateResult { name: plan.name.clone(), ..result })
     }
 
-    fn local(
-        &self,
-        plan: &CandidatePlan,
-        base: &Base,
-        adapter: Option<&Adapter>,
-    ) -> Result<LocalCandidate> {
-        let adapters: Vec<&Adapter> = adapter.into_iter().collect();
-        let options = EngineOptions { max_num_seqs: MAX_NUM_SEQS, ..EngineOptions::default() };
-        let (engine, slots) = resolve::engine(base, &adapters, KV_BYTES, options)?;
-        let template = adapter.map_or(&base.template, |a| &a.template);
-        Ok(LocalCandidate::new(
-            &plan.name,
-            Arc::new(Mutex::new(engine)),
-            Arc::clone(&base.tokenizer),
-            Arc::new(template.clone()),
-            slots.first().copied(),
-            SamplingParams { max_tokens: self.setup.max_tokens, ..SamplingParams::default() },
-        ))
+    /// A base as it is held: candidates on the same one, which follow each other as a rule, share it.
+    fn base(&mut self, model: &str, dtype: Option<WeightDtype>) -> Result<Rc<Base>> {
+        if let Some((name, held, base)) = &self.base
+            && name == model
+            && *held == dtype
+        {
+            return Ok(Rc::clone(base));
+        }
+        // The one before goes first: two may not fit.
+        self.base = None;
+        let base = Rc::new(Base::load(model, WeightArgs { dtype })?);
+        self.base = Some((model.to_owned(), dtype, Rc::clone(&base)));
+        Ok(base)
     }
 
     /// Digests and licences of a local candidate.
@@ -277,11 +247,6 @@ fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Judgement>> {
 
 fn judge_records(setup: &ProveSetup) -> PathBuf {
     setup.out.join("records").join("judge.jsonl")
-}
-
-fn file_name(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
-    name.chars().take(60).map(plain).collect::<String>() + ".jsonl"
 }
 
 /// The judged candidate's answers of an earlier report. The report's seal and the digest of those
@@ -488,7 +453,7 @@ fn finish(
         Some(_) => regression(setup, &report)?,
         None => match report.verdict {
             Verdict::WorthIt => exit::done(),
-            Verdict::NotProven => ExitCode::from(exit::NOT_PROVEN),
+            Verdict::NotProven => exit::not_proven(),
             Verdict::NotWorthIt => ExitCode::from(exit::NOT_WORTH_IT),
         },
     })

@@ -1,23 +1,17 @@
 //! `metier eval --tasks`: task files of lm-evaluation-harness.
 
+use super::eval::{adapted, engine};
 use crate::cli::EvalArgs;
 use crate::exit;
 use crate::progress;
-use crate::resolve::{self, Adapter, Base};
+use crate::resolve::Base;
 use ::eval::{Task, TaskModel, TaskResult};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
-use engine::EngineOptions;
-use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-
-/// Memory for the KV cache.
-const KV_BYTES: usize = 1 << 30;
-/// Requests under way at once.
-const MAX_NUM_SEQS: usize = 64;
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let mut tasks = Vec::new();
@@ -30,32 +24,19 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         tasks.push(task);
     }
     let base = Base::load(&args.model, args.weights)?;
-    let adapter = match &args.adapter {
-        Some(dir) => Some(Adapter::load("adapted", dir, &base)?),
-        None => None,
-    };
-    let adapters: Vec<&Adapter> = adapter.as_ref().into_iter().collect();
-    let kv_cache_dtype = args.kv_cache.dtype();
-    let options =
-        EngineOptions { max_num_seqs: MAX_NUM_SEQS, kv_cache_dtype, ..EngineOptions::default() };
-    let (mut engine, slots) = resolve::engine(&base, &adapters, KV_BYTES, options)?;
+    let adapter = adapted(args.adapter.as_ref(), &base)?;
+    let (mut engine, slot) = engine(&base, adapter.as_ref(), args.kv_cache.dtype())?;
     let mut model = TaskModel {
         engine: &mut engine,
         tokenizer: Arc::clone(&base.tokenizer),
-        adapter: slots.first().copied(),
+        adapter: slot,
         stop_ids: Vec::new(),
     };
     let mut results = Vec::new();
     for task in &tasks {
-        let mut bar: Option<ProgressBar> = None;
-        let result = task.run(&mut model, &mut |done, total| {
-            bar.get_or_insert_with(|| progress::bar(task.name(), total as u64))
-                .set_position(done as u64);
-        })?;
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
-        results.push(result);
+        let mut bar = progress::Counted::default();
+        let report = &mut |done, total| bar.set(task.name(), done, total);
+        results.push(task.run(&mut model, report)?);
     }
     if let Some(path) = &args.answers {
         write_samples(&results, path)?;
@@ -152,13 +133,5 @@ fn write_samples(results: &[TaskResult], path: &Path) -> Result<()> {
             lines.push('\n');
         }
     }
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let wrote = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
-        std::io::Write::write_all(&mut file, lines.as_bytes())?;
-        file.persist(path).map_err(|error| error.error)
-    });
-    wrote.map(|_| ()).with_context(|| format!("cannot write {}", path.display()))
+    Ok(model::write_atomic(path, lines.as_bytes())?)
 }

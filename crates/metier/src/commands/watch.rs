@@ -2,7 +2,7 @@
 
 use crate::cli::WatchArgs;
 use crate::exit;
-use crate::resolve::{Adapter, Base};
+use crate::resolve::Base;
 use crate::state;
 use ::data::{FolderSplit, ReadOptions};
 use ::eval::stats::{Conclusion, PairedOptions, ShareAlarm};
@@ -165,10 +165,7 @@ fn anchors(args: &WatchArgs) -> Result<Option<Watched>> {
     let model = args.model.as_ref().context("--anchors without --model: who shall answer them?")?;
     let metrics = ::eval::metrics_by_name(&[args.metric.as_str()])?;
     let base = Base::load(model, args.weights)?;
-    let adapter = match &args.adapter {
-        Some(dir) => Some(Adapter::load("adapted", dir, &base)?),
-        None => None,
-    };
+    let adapter = super::eval::adapted(args.adapter.as_ref(), &base)?;
     let options = ReadOptions { split: FolderSplit::Test, ..ReadOptions::default() };
     let examples = ::data::read(path, &options)?;
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;

@@ -3,7 +3,7 @@
 use super::jobs::JobData;
 use super::sealed;
 use super::start::Start;
-use crate::cli::{ColumnArgs, TrainArgs};
+use crate::cli::TrainArgs;
 use crate::commands::data::read_options;
 use crate::config::{ConfigFile, RunSection, Source};
 use crate::general_text;
@@ -52,25 +52,7 @@ pub(super) fn load(
     let named: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
     let valid = [run.valid.as_ref(), args.valid.as_ref(), file.data.valid.as_ref()];
     let valid = valid.into_iter().flatten().next();
-    let columns = ColumnArgs {
-        prompt_column: args
-            .columns
-            .prompt_column
-            .clone()
-            .or_else(|| file.data.prompt_column.clone()),
-        completion_column: args
-            .columns
-            .completion_column
-            .clone()
-            .or_else(|| file.data.completion_column.clone()),
-        group_column: args.columns.group_column.clone().or_else(|| file.data.group_column.clone()),
-        system_prompt: args
-            .columns
-            .system_prompt
-            .clone()
-            .or_else(|| file.data.system_prompt.clone()),
-    };
-    let options = read_options(&columns);
+    let options = read_options(&file.data.columns(&args.columns));
     let split = SplitOptions {
         valid_fraction: file.data.valid_fraction.unwrap_or(VALID_FRACTION),
         test_fraction: 0.0,
