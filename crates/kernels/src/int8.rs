@@ -22,7 +22,7 @@
 
 use crate::formats::PART;
 use crate::formats::lanes::{Layout, Places, QUADS, places};
-use crate::matmul::{SERIAL_WORK, in_tasks};
+use crate::matmul::{LINE, SERIAL_WORK, in_tasks};
 use crate::packed::{PANEL, Quantised};
 use crate::simd::{
     Dots, DotsKernel, Kernel, Level, Simd, dispatch_at, dispatch_dots, signed_offset,
@@ -59,6 +59,7 @@ thread_local! {
 }
 
 /// y `[T, N]` = x `[T, K]` · Wᵀ, or y += when `accumulate`, with x in 8 bits. None of T, N and K is 0.
+/// Memory that `next` names is asked for meanwhile: it is read right after.
 pub(crate) fn matmul_at(
     level: Level,
     y: &mut [f32],
@@ -66,6 +67,7 @@ pub(crate) fn matmul_at(
     w: &Quantised,
     (t, n, k): (usize, usize, usize),
     accumulate: bool,
+    next: &[&[u8]],
 ) {
     let layout = Layout::new(w.dtype);
     let mut activations = ACTIVATIONS.take();
@@ -79,6 +81,7 @@ pub(crate) fn matmul_at(
         n,
         parts: k / PART,
         accumulate,
+        next: Next::new(next),
     };
     in_tasks(t, n, k, |rows, panels| product.run(level, rows, panels));
     ACTIVATIONS.set(activations);
@@ -179,6 +182,7 @@ struct Product<'a> {
     n: usize,
     parts: usize,
     accumulate: bool,
+    next: Next<'a>,
 }
 
 // SAFETY: x and w are only read, and every task writes its own elements of y.
@@ -238,6 +242,36 @@ impl Product<'_> {
     }
 }
 
+/// Memory that is read after a product. With many rows a product waits for arithmetic, not for
+/// memory, so what comes next can be on its way.
+#[derive(Clone, Copy)]
+struct Next<'a> {
+    pieces: &'a [&'a [u8]],
+    /// Cache lines of all pieces together.
+    lines: usize,
+}
+
+impl<'a> Next<'a> {
+    fn new(pieces: &'a [&'a [u8]]) -> Self {
+        Next { pieces, lines: pieces.iter().map(|piece| piece.len().div_ceil(LINE)).sum() }
+    }
+
+    /// Share `i` of `of` equal ones: where each cache line starts.
+    fn share(self, i: usize, of: usize) -> impl Iterator<Item = *const u8> + use<'a> {
+        let (start, end) = (i * self.lines / of, (i + 1) * self.lines / of);
+        let mut pieces = self.pieces.iter().copied();
+        let (mut piece, mut skipped): (&[u8], _) = (&[], start);
+        (start..end).map(move |_| {
+            while skipped * LINE >= piece.len() {
+                skipped -= piece.len().div_ceil(LINE);
+                piece = pieces.next().expect("the lines are those of the pieces");
+            }
+            skipped += 1;
+            piece[(skipped - 1) * LINE..].as_ptr()
+        })
+    }
+}
+
 #[repr(C, align(64))]
 struct Sums([[f32; PANEL]; BLOCK_ROWS]);
 
@@ -277,15 +311,21 @@ impl Block<'_, '_> {
         let Block { product, panel, row: first, sums } = self;
         let quads = QUADS / GROUPS;
         let few = sums.len() <= FEW_ROWS;
+        let panels = product.n.div_ceil(PANEL);
+        // Each panel asks for its share, with the first rows that it meets.
+        let wanted = if first == 0 { product.next } else { Next::new(&[]) };
+        let each = wanted.lines.div_ceil(panels).div_ceil(product.parts);
+        let mut wanted = wanted.share(panel, panels);
         // SAFETY: every offset is inside the panel's part, x or the sums.
         unsafe {
             for (part, places) in product.places(panel).enumerate() {
                 let rows = product.rows(part, first, GROUPS);
                 if few {
-                    for line in (0..product.layout.part_bytes()).step_by(64) {
+                    for line in (0..product.layout.part_bytes()).step_by(LINE) {
                         S::prefetch(places.ahead(AHEAD + line));
                     }
                 }
+                wanted.by_ref().take(each).for_each(|line| S::prefetch(line));
                 for lane in (0..PANEL).step_by(S::LANES) {
                     let codes = product.codes::<S, LOW, HIGH, TABLE>(&places, lane);
                     let scales = places.scales::<S>(product.layout, lane);
@@ -417,7 +457,23 @@ mod tests {
 
     fn product(level: Level, x: &[f32], w: &PackedMatrix, y: &mut [f32], accumulate: bool) {
         let Storage::Quantised(q) = &w.storage else { unreachable!("only quantised weights") };
-        matmul_at(level, y, x, q, (y.len() / w.n(), w.n(), w.k()), accumulate);
+        matmul_at(level, y, x, q, (y.len() / w.n(), w.n(), w.k()), accumulate, &[]);
+    }
+
+    #[test]
+    fn the_shares_of_what_comes_next_are_its_cache_lines_each_once() {
+        let memory = [0u8; 1000];
+        let pieces =
+            [&memory[..0], &memory[..65], &memory[100..100], &memory[200..264], &memory[300..1000]];
+        let next = Next::new(&pieces);
+        let lines = pieces.iter().flat_map(|piece| piece.chunks(LINE).map(<[u8]>::as_ptr));
+        let lines: Vec<_> = lines.collect();
+        assert_eq!(next.lines, lines.len());
+        for of in [1, 2, 5, 14, 40] {
+            let shares: Vec<_> = (0..of).flat_map(|i| next.share(i, of)).collect();
+            assert_eq!(shares, lines, "{of} shares");
+        }
+        assert_eq!(Next::new(&[]).share(0, 3).count(), 0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use crate::blocks::{self, Rider};
 use crate::matmul::{
-    Panels, matmul_at, matmul_dw_at, matmul_dx_at, matmul_dx_riders, matmul_riders, panels_of,
+    Panels, matmul_at, matmul_before, matmul_dw_at, matmul_dx_at, matmul_dx_riders, matmul_riders,
+    panels_of,
 };
 use crate::packed::PackedMatrix;
 use crate::simd::Level;
@@ -102,7 +103,9 @@ fn matmul_lora_at(
     let (n, k) = (w.n(), w.k());
     groups.iter().for_each(|(_, lora)| check(lora, n, k));
     if !ride(groups, t, n, k) || w.in_integers() {
-        matmul_at(level, y, x, w, t, accumulate);
+        let next: Vec<&[u8]> =
+            (groups.iter()).flat_map(|(_, lora)| [lora.a.laid_out(), lora.b.laid_out()]).collect();
+        matmul_before(level, y, x, w, t, accumulate, &next);
         return lora_at(level, y, x, groups, n, k);
     }
     let mut inner = results(groups);

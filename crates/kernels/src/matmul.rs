@@ -58,6 +58,28 @@ pub(crate) fn matmul_at(
     t: usize,
     accumulate: bool,
 ) {
+    matmul_before(level, y, x, w, t, accumulate, &[]);
+}
+
+/// [`matmul_at`] that asks for memory which is read next, where the product leaves time for it.
+pub(crate) fn matmul_before(
+    level: Level,
+    y: &mut [f32],
+    x: &[f32],
+    w: &PackedMatrix,
+    t: usize,
+    accumulate: bool,
+    next: &[&[u8]],
+) {
+    check("y", y, t, w.n);
+    check("x", x, t, w.k);
+    if w.in_integers()
+        && let Storage::Quantised(q) = &w.storage
+        && !x.is_empty()
+        && !y.is_empty()
+    {
+        return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate, next);
+    }
     matmul_riders(level, y, x, w, t, accumulate, Vec::new());
 }
 
@@ -74,14 +96,6 @@ pub(crate) fn matmul_riders(
 ) {
     check("y", y, t, w.n);
     check("x", x, t, w.k);
-    if w.in_integers()
-        && let Storage::Quantised(q) = &w.storage
-        && !x.is_empty()
-        && !y.is_empty()
-    {
-        assert!(riders.is_empty(), "products in integers carry no adapters");
-        return int8::matmul_at(level, y, x, q, (t, w.n, w.k), accumulate);
-    }
     let a = Strided { start: x, row: w.k, depth: 1 };
     product(level, y, w.n, a, panels_of(w), t, w.k, accumulate, riders);
 }
@@ -556,7 +570,7 @@ impl Ahead {
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Where a block of B lies: its first value, and how far rows and panels are apart.
 #[derive(Clone, Copy)]

@@ -154,6 +154,15 @@ pub(crate) struct KvCacheArgs {
 }
 
 impl KvCacheArgs {
+    /// With the value of a config file where the command line has none.
+    ///
+    /// # Errors
+    /// When there is no such type.
+    pub(crate) fn or_of_file(self, written: Option<&str>) -> Result<KvCacheArgs, String> {
+        let written = written.map(kv_dtype).transpose()?;
+        Ok(KvCacheArgs { kv_cache_dtype: self.kv_cache_dtype.or(written) })
+    }
+
     pub(crate) fn dtype(self) -> KvDtype {
         self.kv_cache_dtype.unwrap_or_default()
     }
@@ -790,19 +799,19 @@ pub(crate) struct ServeArgs {
     pub(crate) tls_key: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
-    /// Memory for the KV cache in MiB
-    #[arg(long, default_value_t = 512)]
-    pub(crate) kv_cache_mib: usize,
-    /// Most sequences running at once
-    #[arg(long, default_value_t = 32)]
-    pub(crate) max_num_seqs: usize,
+    /// Memory for the KV cache in MiB [default: 512]
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_cache_mib: Option<usize>,
+    /// Most sequences running at once [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
     /// Do not keep the keys and values of finished requests for those that begin alike
     #[arg(long)]
     pub(crate) no_prefix_caching: bool,
     /// Most tokens guessed at a time, by --draft-model or from what the conversation says already;
-    /// changes no answer, 0 guesses nothing
-    #[arg(long, default_value_t = 4)]
-    pub(crate) num_speculative_tokens: usize,
+    /// changes no answer, 0 guesses nothing [default: 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) num_speculative_tokens: Option<usize>,
     /// Small model of the same tokenizer that guesses what comes next
     #[arg(long, value_name = "M")]
     pub(crate) draft_model: Option<String>,

@@ -4,6 +4,7 @@
 use crate::cli::ColumnArgs;
 use anyhow::{Context, Result, bail};
 use eval::{CostPlan, MachinePrice, Traffic};
+use indexmap::IndexMap;
 use model::DecoderConfig;
 use serde::{Deserialize, Serialize};
 use serve::{Prices, ServePlan};
@@ -159,6 +160,42 @@ struct CostSection {
     tokens_per_second: Option<f64>,
     utilisation: Option<f64>,
 }
+
+/// Keys of `[serve]` that are read once, at the start.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ServeStart {
+    /// Adapters to load, by name.
+    pub(crate) adapters: IndexMap<String, PathBuf>,
+    /// Those that never leave memory for another.
+    pub(crate) pin: Vec<String>,
+    /// See `metier serve --help`.
+    pub(crate) embedding_model: Option<String>,
+    /// See `metier serve --help`.
+    pub(crate) draft_model: Option<String>,
+    /// See `metier serve --help`.
+    pub(crate) num_speculative_tokens: Option<usize>,
+    /// See `metier serve --help`.
+    pub(crate) max_num_seqs: Option<usize>,
+    /// See `metier serve --help`.
+    pub(crate) kv_cache_mib: Option<usize>,
+    /// See `metier serve --help`.
+    pub(crate) kv_cache_dtype: Option<String>,
+    /// Whether keys and values of finished requests are kept for those that begin alike.
+    pub(crate) enable_prefix_caching: Option<bool>,
+}
+
+const SERVE_START_KEYS: &[&str] = &[
+    "adapters",
+    "pin",
+    "embedding_model",
+    "draft_model",
+    "num_speculative_tokens",
+    "max_num_seqs",
+    "kv_cache_mib",
+    "kv_cache_dtype",
+    "enable_prefix_caching",
+];
 
 const COST_KEYS: &[&str] = &[
     "currency",
@@ -319,9 +356,10 @@ impl ConfigFile {
         let mut merged = serde_json::to_value(ServePlan::default())?;
         let fields = merged.as_object_mut().context("a plan is an object")?;
         let known: Vec<String> = fields.keys().cloned().collect();
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        check_keys(&self.serve, &known, &format!("{shown}: [serve]"))?;
-        for (key, value) in &self.serve {
+        let known = known.iter().map(String::as_str).chain(SERVE_START_KEYS.iter().copied());
+        check_keys(&self.serve, &known.collect::<Vec<&str>>(), &format!("{shown}: [serve]"))?;
+        let of_plan = |(key, _): &(&String, _)| !SERVE_START_KEYS.contains(&key.as_str());
+        for (key, value) in self.serve.iter().filter(of_plan) {
             fields.insert(key.clone(), serde_json::to_value(value)?);
         }
         let mut plan: ServePlan =
@@ -332,6 +370,24 @@ impl ConfigFile {
         plan.adapter_dirs = plan.adapter_dirs.iter().map(|dir| self.anchored(dir)).collect();
         plan.prices = self.prices()?;
         Ok(plan)
+    }
+
+    /// What a server is started with.
+    pub(crate) fn serve_start(&self) -> Result<ServeStart> {
+        let of_start = |(key, _): &(&String, _)| SERVE_START_KEYS.contains(&key.as_str());
+        let table: Table = (self.serve.iter().filter(of_start))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let place = || format!("{}: [serve]", self.path.display());
+        let start: ServeStart = table.try_into().with_context(place)?;
+        let model = |name: Option<String>| name.map(|name| self.model(&name));
+        let adapters = start.adapters.into_iter();
+        Ok(ServeStart {
+            adapters: adapters.map(|(name, dir)| (name, self.anchored(&dir))).collect(),
+            embedding_model: model(start.embedding_model),
+            draft_model: model(start.draft_model),
+            ..start
+        })
     }
 
     /// What tokens cost, where the file says so.
@@ -425,15 +481,24 @@ impl ConfigFile {
         }
     }
 
+    /// A model as the file names it: a folder or a .gguf file from the file's folder on, a name of the
+    /// Hub, or `nano`.
+    pub(crate) fn model(&self, name: &str) -> String {
+        let path = self.anchored(Path::new(name));
+        let (owner, rest) = name.split_once('/').unwrap_or_default();
+        let of_hub = !owner.is_empty() && !owner.starts_with('.') && !rest.contains('/');
+        match path.exists() || name != "nano" && !of_hub {
+            true => path.to_string_lossy().into_owned(),
+            false => name.to_owned(),
+        }
+    }
+
     fn anchor(&mut self) {
         let data = std::mem::take(&mut self.data);
         let all = |paths: &[PathBuf]| paths.iter().map(|p| self.anchored(p)).collect();
         let one = |path: &Option<PathBuf>| path.as_ref().map(|p| self.anchored(p));
         let (init, tokenizer) = (one(&self.base.init), one(&self.base.tokenizer));
-        let model = self.base.model.as_ref().map(|m| match m.as_str() {
-            "nano" => m.clone(),
-            folder => self.anchored(Path::new(folder)).to_string_lossy().into_owned(),
-        });
+        let model = self.base.model.as_deref().map(|name| self.model(name));
         self.data = DataSection {
             train: data
                 .train
@@ -568,6 +633,28 @@ mod tests {
             let Err(error) = parse(text) else { panic!("{text} was accepted") };
             assert!(format!("{error:#}").contains(expected), "{text}: {error:#}");
         }
+    }
+
+    #[test]
+    fn what_a_server_starts_with_is_read_beside_its_plan() {
+        let parse = |text: &str| ConfigFile::parse(text, Path::new("dir/m.toml"));
+        let text = "[base]\nmodel = 'org/base'\n[serve]\nport = 9000\nmax_num_seqs = 8\npin = ['a']\n\
+            adapters = { a = 'out/a', b = '/b' }\nembedding_model = './bge'\ndraft_model = 'nano'";
+        let config = parse(text).unwrap();
+        assert_eq!(config.serve_plan().unwrap().port, 9000);
+        let start = config.serve_start().unwrap();
+        let adapters: Vec<_> =
+            start.adapters.iter().map(|(n, d)| (n.as_str(), d.as_path())).collect();
+        assert_eq!(adapters, [("a", "dir/out/a".as_ref()), ("b", "/b".as_ref())]);
+        assert_eq!((start.max_num_seqs, start.kv_cache_mib), (Some(8), None));
+        assert_eq!(start.embedding_model.as_deref(), Some("dir/./bge"));
+        assert_eq!(start.draft_model.as_deref(), Some("nano"));
+        assert_eq!(config.base.model.as_deref(), Some("org/base"), "a name of the Hub");
+
+        let wrong = parse("[serve]\nmax_num_seqs = 'many'").unwrap().serve_start();
+        assert!(format!("{:#}", wrong.err().unwrap()).contains("max_num_seqs"));
+        let error = parse("[serve]\nadapter = {}").unwrap().serve_plan().unwrap_err();
+        assert!(format!("{error:#}").contains("did you mean \"adapters\""), "{error:#}");
     }
 
     #[test]

@@ -456,15 +456,7 @@ fn candidate(
         }
         (None, None) => {
             let model = match s.model.as_deref() {
-                Some("nano") => "nano".to_owned(),
-                Some(name) => {
-                    let folder = config.anchored(Path::new(name));
-                    if folder.exists() {
-                        folder.to_string_lossy().into_owned()
-                    } else {
-                        name.to_owned()
-                    }
-                }
+                Some(name) => config.model(name),
                 None => config.base.model.clone().unwrap_or_else(|| "nano".to_owned()),
             };
             let dtype = match &s.dtype {

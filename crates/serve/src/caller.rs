@@ -9,6 +9,7 @@ use crate::limits::check_budget;
 use crate::metrics::Ended;
 use crate::state::{ServedModel, State as Shared, unix_seconds};
 use crate::store::{Answer, Contents, Database, Identity, Key, StoreError, UsageRecord};
+use crate::traces::RequestSpan;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
@@ -36,6 +37,7 @@ struct Inner {
     /// The path in the table, or `other`.
     endpoint: &'static str,
     arrived: Instant,
+    span: RequestSpan,
     first_token: OnceLock<Instant>,
     /// Tokens that the engine has generated, over all choices.
     generated: AtomicUsize,
@@ -72,6 +74,7 @@ pub(crate) async fn admit(
     let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let endpoint = matched.and_then(|path| endpoints::find(path, &method));
     let name = endpoint.map_or("other", |e| e.path);
+    let span = RequestSpan::start(request.headers(), &method, name, &id);
 
     let admitted = check_head(&request, state.plan().max_header_bytes)
         .and_then(|()| identify(&state, request.headers()))
@@ -79,7 +82,7 @@ pub(crate) async fn admit(
     let (mut response, key) = match admitted {
         Err(refused) => (refused.into_response(), None),
         Ok(key) => {
-            let caller = Caller::new(&state, key.clone(), id.clone(), name, arrived);
+            let caller = Caller::new(&state, key.clone(), id.clone(), name, arrived, span.clone());
             let limited = match (&key, method == Method::POST) {
                 (Some(key), true) => state.limits.request(key, arrived),
                 _ => Ok(()),
@@ -102,6 +105,7 @@ pub(crate) async fn admit(
 
     let status = response.status();
     state.metrics.answered(name, status);
+    span.answered(status);
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::try_from(&id) {
         headers.insert("x-request-id", id);
@@ -204,6 +208,7 @@ impl Caller {
         id: String,
         endpoint: &'static str,
         arrived: Instant,
+        span: RequestSpan,
     ) -> Caller {
         let inner = Inner {
             state: Arc::clone(state),
@@ -211,6 +216,7 @@ impl Caller {
             id,
             endpoint,
             arrived,
+            span,
             first_token: OnceLock::new(),
             generated: AtomicUsize::new(0),
             cached: AtomicUsize::new(0),
@@ -376,6 +382,7 @@ impl Inner {
                 / (completion_tokens - 1).try_into().unwrap_or(u32::MAX)
         });
         self.state.metrics.ended(&Ended { record: &record, per_token });
+        self.span.ended(&record);
         tracing::info!(
             request_id = record.request_id,
             adapter = record.model,

@@ -27,6 +27,7 @@ mod sse;
 mod state;
 mod store;
 mod structured;
+mod traces;
 
 pub use adapters::{LoadAdapter, LoadedAdapter};
 pub use connections::TlsFiles;
@@ -38,3 +39,5 @@ pub use store::{
     Answer, Database, Happened, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret,
     Store, StoreError, UsageBy, UsageRow,
 };
+#[cfg(feature = "otel")]
+pub use traces::{SpanExport, export_spans};

@@ -7,8 +7,9 @@ use crate::exit;
 use crate::gate;
 use crate::resolve::{self, Adapter, Base, NANO};
 use crate::state;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::{EngineHandle, EngineOptions};
+use indexmap::IndexMap;
 use serve::{
     LoadAdapter, Reloader, RequireVerdict, ServePlan, ServedModel, Server, Store, TlsFiles,
 };
@@ -24,42 +25,55 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let settings = Settings::of(args);
     let config = settings.read()?;
     let plan = settings.plan(&config)?;
+    #[cfg(feature = "otel")]
+    let _spans = serve::export_spans().map_err(anyhow::Error::msg)?;
     // Before the model is loaded: what cannot be written to is better known at once.
     let state_dir = state::dir(&args.state)?;
     let store = Store::open(&state_dir)?;
-    let mut adapters = Vec::new();
+    let start = config.serve_start()?;
+    let mut typed = IndexMap::new();
     for spec in &args.adapter {
         let Some((name, dir)) =
             spec.split_once('=').filter(|(n, d)| !n.is_empty() && !d.is_empty())
         else {
             bail!("--adapter {spec}: expected NAME=FOLDER, such as tickets=out/tickets");
         };
-        adapters.push((name, Path::new(dir)));
+        if typed.insert(name.to_owned(), PathBuf::from(dir)).is_some() {
+            bail!("--adapter {spec}: this name is given twice");
+        }
     }
-    if let Some(pin) = args.pin.iter().find(|pin| adapters.iter().all(|(name, _)| name != pin)) {
-        bail!("--pin {pin}: no --adapter has this name");
+    let mut adapters = start.adapters;
+    adapters.extend(typed);
+    let pins = [&args.pin[..], &start.pin].concat();
+    if let Some(pin) = pins.iter().find(|pin| !adapters.contains_key(*pin)) {
+        bail!("--pin {pin}: no adapter has this name; expected that of an --adapter");
     }
+    let embedding_model = args.embedding_model.as_ref().or(start.embedding_model.as_ref());
+    let draft_model = args.draft_model.as_ref().or(start.draft_model.as_ref());
+    let kv_cache = args.kv_cache.or_of_file(start.kv_cache_dtype.as_deref());
+    let kv_cache = kv_cache.map_err(|error| anyhow!("[serve] kv_cache_dtype: {error}"))?;
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
     let options = EngineOptions {
-        kv_cache_dtype: args.kv_cache.dtype(),
-        max_num_seqs: args.max_num_seqs,
-        prefix_caching: !args.no_prefix_caching,
-        num_speculative_tokens: args.num_speculative_tokens,
+        kv_cache_dtype: kv_cache.dtype(),
+        max_num_seqs: args.max_num_seqs.or(start.max_num_seqs).unwrap_or(32),
+        prefix_caching: !args.no_prefix_caching && start.enable_prefix_caching.unwrap_or(true),
+        num_speculative_tokens: (args.num_speculative_tokens.or(start.num_speculative_tokens))
+            .unwrap_or(4),
         ..EngineOptions::default()
     };
     // The wishes are for the model that is there for embeddings, if there is one.
     let wishes = EmbeddingArgs { pooling: plan.pooling, matryoshka: plan.matryoshka };
-    let (of_base, of_other) = match args.embedding_model {
+    let (of_base, of_other) = match embedding_model {
         None => (wishes, EmbeddingArgs::default()),
         Some(_) => (EmbeddingArgs::default(), wishes),
     };
-    let kv_bytes = args.kv_cache_mib << 20;
+    let kv_bytes = args.kv_cache_mib.or(start.kv_cache_mib).unwrap_or(512) << 20;
     let mut digests = Vec::new();
     let server = if names_encoder(name)? {
         if let Some((name, _)) = adapters.first() {
             bail!("--adapter {name}: the base is an encoder, which takes none");
         }
-        if let Some(name) = &args.draft_model {
+        if let Some(name) = draft_model {
             bail!("--draft-model {name}: the base is an encoder, for which nothing is guessed");
         }
         let embedder = Embedder::load(name, args.weights, of_base)?;
@@ -79,7 +93,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         };
         digests.push((served.name.clone(), served.digest.clone()));
         let (mut engine, _) = resolve::engine(&base, &[], kv_bytes, options)?;
-        if let Some(name) = &args.draft_model {
+        if let Some(name) = draft_model {
             let draft = resolve::draft_model(name, &base, engine.options())?;
             engine = engine.with_drafter(draft);
         }
@@ -87,7 +101,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         Server::new(plan.clone(), host, vec![served], store)?
             .with_loader(loader(base, plan.require_verdict))
     };
-    let server = match &args.embedding_model {
+    let server = match embedding_model {
         None => server,
         Some(name) => {
             let embedder = Embedder::load(name, args.weights, of_other)?;
@@ -98,13 +112,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         }
     };
     let mut names: Vec<String> = digests.iter().map(|(name, _)| name.clone()).collect();
-    names.extend(adapters.iter().map(|(name, _)| (*name).to_owned()));
+    names.extend(adapters.keys().cloned());
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         for (name, dir) in adapters {
-            let pinned = args.pin.iter().any(|pin| pin == name);
-            server.add_adapter(name, dir, pinned).await?;
+            let pinned = pins.contains(&name);
+            server.add_adapter(&name, &dir, pinned).await?;
         }
         let listener = plan.bind().await.with_context(|| {
             format!(

@@ -24,7 +24,17 @@ impl Serving {
     }
 
     pub(crate) fn start_with(state: Arc<TempDir>, model: &Path, more: &[&str]) -> Serving {
-        let mut child = Command::new(METIER)
+        Self::start_from(Command::new(METIER), state, model, more)
+    }
+
+    /// With the environment of `metier`, a command for the program.
+    pub(crate) fn start_from(
+        mut metier: Command,
+        state: Arc<TempDir>,
+        model: &Path,
+        more: &[&str],
+    ) -> Serving {
+        let mut child = metier
             .args(["serve", "--port", "0", "--model", model.to_str().unwrap()])
             .args(more)
             .env("METIER_STATE", state.path())
