@@ -2,6 +2,7 @@
 //! errors that name the nearest known key.
 
 use crate::cli::ColumnArgs;
+use crate::resolve::NANO;
 use anyhow::{Context, Result, bail};
 use eval::{CostPlan, MachinePrice, Traffic};
 use indexmap::IndexMap;
@@ -484,10 +485,13 @@ impl ConfigFile {
     /// A model as the file names it: a folder or a .gguf file from the file's folder on, a name of the
     /// Hub, or `nano`.
     pub(crate) fn model(&self, name: &str) -> String {
+        if name == NANO {
+            return name.to_owned();
+        }
         let path = self.anchored(Path::new(name));
         let (owner, rest) = name.split_once('/').unwrap_or_default();
         let of_hub = !owner.is_empty() && !owner.starts_with('.') && !rest.contains('/');
-        match path.exists() || name != "nano" && !of_hub {
+        match path.exists() || !of_hub {
             true => path.to_string_lossy().into_owned(),
             false => name.to_owned(),
         }
@@ -650,6 +654,11 @@ mod tests {
         assert_eq!(start.embedding_model.as_deref(), Some("dir/./bge"));
         assert_eq!(start.draft_model.as_deref(), Some("nano"));
         assert_eq!(config.base.model.as_deref(), Some("org/base"), "a name of the Hub");
+        // Whatever lies beside the config file, such as a folder of that name.
+        let beside = tempfile::tempdir().unwrap();
+        std::fs::create_dir(beside.path().join("nano")).unwrap();
+        let config = ConfigFile::parse("[base]\nmodel = 'nano'", &beside.path().join("m.toml"));
+        assert_eq!(config.unwrap().base.model.as_deref(), Some("nano"));
 
         let wrong = parse("[serve]\nmax_num_seqs = 'many'").unwrap().serve_start();
         assert!(format!("{:#}", wrong.err().unwrap()).contains("max_num_seqs"));

@@ -1,4 +1,4 @@
-//! A server that was built with the feature `otel`, and a collector that takes what it sends.
+//! A server built with the feature `otel`, as tests build it (Cargo.toml), and a collector that takes what it sends.
 #![cfg(unix)]
 
 mod common;
@@ -63,10 +63,8 @@ async fn requests_are_spans_below_those_of_their_callers() {
         .unwrap();
     let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
     let answer: Value = answer.json().await.unwrap();
-    assert_eq!(
-        server.try_post("/chat/completions", &json!({"model": "none"})).await.unwrap().0,
-        404
-    );
+    let unknown = json!({"model": "none", "messages": [{"role": "user", "content": "Hello"}]});
+    assert_eq!(server.try_post("/chat/completions", &unknown).await.unwrap().0, 404);
     // What has not been sent yet is sent at the end.
     let ended = tokio::task::spawn_blocking(move || server.terminate()).await.unwrap();
     assert!(ended.success());

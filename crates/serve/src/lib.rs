@@ -39,5 +39,4 @@ pub use store::{
     Answer, Database, Happened, Kept, Key, NewKey, Prices, RETENTION_DAYS, STATE_FILE, Secret,
     Store, StoreError, UsageBy, UsageRow,
 };
-#[cfg(feature = "otel")]
 pub use traces::{SpanExport, export_spans};

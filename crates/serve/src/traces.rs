@@ -3,13 +3,13 @@
 //! did. Names, ids, counts and times by the conventions for HTTP servers and for generative models; no
 //! contents. Without the feature nothing here does anything.
 
-#[cfg(feature = "otel")]
-pub(crate) use on::RequestSpan;
-#[cfg(feature = "otel")]
-pub use on::{SpanExport, export_spans};
-
 #[cfg(not(feature = "otel"))]
-pub(crate) use off::RequestSpan;
+use off as here;
+#[cfg(feature = "otel")]
+use on as here;
+
+pub(crate) use here::RequestSpan;
+pub use here::{SpanExport, export_spans};
 
 #[cfg(not(feature = "otel"))]
 mod off {
@@ -29,6 +29,17 @@ mod off {
 
         pub(crate) fn ended(&self, _: &UsageRecord) {}
     }
+
+    /// Built without the feature `otel`: no spans are sent.
+    ///
+    /// # Errors
+    /// None.
+    pub fn export_spans() -> Result<Option<SpanExport>, String> {
+        Ok(None)
+    }
+
+    /// Spans are being sent, which this build never does.
+    pub enum SpanExport {}
 }
 
 #[cfg(feature = "otel")]

@@ -25,7 +25,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let settings = Settings::of(args);
     let config = settings.read()?;
     let plan = settings.plan(&config)?;
-    #[cfg(feature = "otel")]
     let _spans = serve::export_spans().map_err(anyhow::Error::msg)?;
     // Before the model is loaded: what cannot be written to is better known at once.
     let state_dir = state::dir(&args.state)?;
