@@ -73,6 +73,8 @@ pub(crate) struct DataSection {
     pub(crate) system_prompt: Option<String>,
     /// Licence of the data, kept in the manifest.
     pub(crate) license: Option<String>,
+    /// Models that wrote it, kept in the manifest: their providers' terms may forbid to train on it.
+    pub(crate) generated_by: Vec<String>,
 }
 
 impl DataSection {
@@ -230,6 +232,7 @@ const DATA_KEYS: &[&str] = &[
     "group_column",
     "system_prompt",
     "license",
+    "generated_by",
 ];
 
 impl ConfigFile {
@@ -265,6 +268,11 @@ impl ConfigFile {
         check_keys(&cost, COST_KEYS, &format!("{shown}: [cost]"))?;
         check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
         check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
+        let mut data = data;
+        // One name need not be a list.
+        if let Some(Value::String(name)) = data.get("generated_by").cloned() {
+            data.insert("generated_by".to_owned(), Value::Array(vec![Value::String(name)]));
+        }
         let mut config = ConfigFile {
             base: base.try_into().with_context(|| format!("{shown}: [base]"))?,
             data: data.try_into().with_context(|| format!("{shown}: [data]"))?,
