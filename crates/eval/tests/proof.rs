@@ -674,7 +674,9 @@ fn the_report_can_be_french() {
     let french = report(&ProofPlan { language: Language::Fr, ..plan(Some(500_000.0)) });
     let english = report(&plan(Some(500_000.0)));
     assert_eq!(french.verdict, english.verdict);
-    assert_eq!(french.candidates, english.candidates);
+    for (fr, en) in french.candidates.iter().zip(&english.candidates) {
+        assert_eq!((&fr.metrics, &fr.wrong), (&en.metrics, &en.wrong));
+    }
     assert!(
         french.sentences[0].starts_with("Sur les mêmes 200 exemples"),
         "{}",
@@ -934,8 +936,10 @@ fn no_english_is_left_in_a_french_report() {
         "label",
     ];
     let html = report.to_html().unwrap();
-    let texts =
-        [("report.html", visible_words(&html)), ("report.md", words_of(&report.to_markdown()))];
+    let texts = [
+        ("report.html", visible_words(&html)),
+        ("report.md", words_of(&report.to_markdown().replace('\\', ""))),
+    ];
     for (name, words) in texts {
         assert!(words.len() > 300, "{name}: {}", words.len());
         let left: std::collections::BTreeSet<&String> = words
