@@ -466,8 +466,12 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "Pour {n} candidats jugés ensemble, une affirmation fausse sur l’un d’eux a une probabilité de 5 % au plus (Holm).",
     ),
     (
-        "None is worth it; the verdict is about {name}, named first.",
-        "Aucun n’est rentable ; le verdict porte sur {name}, nommé en premier.",
+        "None is proven worth it; the verdict is about {name}, the first named that is not ruled out.",
+        "Aucun n’est prouvé rentable ; le verdict porte sur {name}, le premier nommé qui n’est pas exclu.",
+    ),
+    (
+        "All are ruled out; the verdict is about {name}, named first.",
+        "Tous sont exclus ; le verdict porte sur {name}, nommé en premier.",
     ),
     (
         "Worth it: {names}; the verdict is about {name}, which gains the most.",
@@ -489,7 +493,7 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "{judged} and {against} are asked alike: chat template, first token, tokens that end an answer.",
         "{judged} et {against} sont interrogés de même : modèle de conversation, premier jeton, jetons qui finissent une réponse.",
     ),
-    ("{token}, which begins a text", "{token}, qui commence un texte"),
+    ("the beginning token {token}", "le jeton de début {token}"),
     ("the chat template", "le modèle de conversation"),
     ("the first token ({b} against {a})", "le premier jeton ({b} contre {a})"),
     (

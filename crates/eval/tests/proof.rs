@@ -351,13 +351,26 @@ fn of_several_judged_the_best_that_is_worth_it_decides() {
     assert!(found.comparisons.iter().any(|c| c.a == "gpt" && c.b == "base"));
     assert!(found.to_html().unwrap().contains("All judged candidates"));
     assert!(found.to_markdown().contains("| Judged |"));
-    // Where none is worth it, the one named first decides, in whatever place it is.
-    let none = report(&two_judged("base", "tickets", 0.2));
-    assert_eq!(none.changed.as_ref().unwrap().b, "base");
-    assert!(rule(&none, "family").evidence.contains("None is worth it"));
-    let none = report(&two_judged("tickets", "base", 0.2));
-    assert_eq!(none.changed.as_ref().unwrap().b, "tickets");
-    assert!((none.judged[0].confidence - 0.975).abs() < 1e-12);
+    // Where none is worth it, the first that is not ruled out decides; where all are, the first.
+    let none = report(&two_judged("base", "tickets", 0.06));
+    assert_eq!(
+        (none.verdict, none.changed.as_ref().unwrap().b.as_str()),
+        (Verdict::NotProven, "tickets")
+    );
+    assert!(
+        rule(&none, "family")
+            .evidence
+            .contains("about tickets, the first named that is not ruled out")
+    );
+    let all = report(&two_judged("base", "tickets", 0.2));
+    assert_eq!(
+        (all.verdict, all.changed.as_ref().unwrap().b.as_str()),
+        (Verdict::NotWorthIt, "base")
+    );
+    assert!(rule(&all, "family").evidence.contains("All are ruled out"));
+    let turned = report(&two_judged("tickets", "base", 0.2));
+    assert_eq!(turned.changed.as_ref().unwrap().b, "tickets");
+    assert!((turned.judged[0].confidence - 0.975).abs() < 1e-12);
     // One alone has no family.
     let alone = report(&plan(Some(500_000.0)));
     assert!(alone.rules.iter().all(|r| r.name != "family") && alone.judged.len() == 1);

@@ -666,6 +666,17 @@ mod tests {
     }
 
     #[test]
+    fn who_wrote_the_data_is_one_or_several() {
+        let written = |value: &str| {
+            let text = format!("[data]\ngenerated_by = {value}");
+            ConfigFile::parse(&text, Path::new("m.toml")).map(|config| config.data.generated_by)
+        };
+        assert_eq!(written("'gpt-4o'").unwrap(), ["gpt-4o"]);
+        assert_eq!(written("['gpt-4o', 'claude']").unwrap(), ["gpt-4o", "claude"]);
+        assert!(written("3").is_err());
+    }
+
+    #[test]
     fn a_source_has_a_weight() {
         let parse = |train: &str| {
             ConfigFile::parse(&format!("[data]\ntrain = {train}"), Path::new("dir/m.toml"))

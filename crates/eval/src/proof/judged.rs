@@ -36,7 +36,8 @@ pub(super) struct Judged {
 impl Evidence<'_> {
     /// The candidate that the report is about, and what there is to say of each. Of those that are worth it
     /// it is the one with the greatest difference, which may be picked afterwards since the claims hold for
-    /// all together ([`paired_family`]); where none is worth it, the one named first.
+    /// all together ([`paired_family`]); where none is worth it, the one named first of those that are not
+    /// ruled out; where all are, the one named first.
     pub(super) fn judge(&self) -> Result<(Judged, Vec<JudgedReport>), EvalError> {
         let names = self.plan.all_judged();
         let family = names.map(|name| self.result.candidate(name));
@@ -57,11 +58,13 @@ impl Evidence<'_> {
         let gain = |place: usize| judged[place].member.paired.difference;
         // The first of the best.
         let best = worth.iter().copied().reduce(|a, b| if gain(b) > gain(a) { b } else { a });
-        let place = best.unwrap_or(0);
+        let open = judged.iter().position(|j| j.verdict == Verdict::NotProven);
+        let place = best.or(open).unwrap_or(0);
         let reports = judged.iter().enumerate().map(|(i, j)| j.report(i == place)).collect();
         if judged.len() > 1 {
             let worth: Vec<&str> = worth.iter().map(|&i| judged[i].name.as_str()).collect();
-            let rule = rules::family(self.plan.language, &worth, &judged[place].name, judged.len());
+            let about = (judged[place].name.as_str(), judged[place].verdict);
+            let rule = rules::family(self.plan.language, &worth, about, judged.len());
             judged[place].rules.insert(1, rule);
         }
         Ok((judged.swap_remove(place), reports))

@@ -44,7 +44,7 @@ pub struct ProofPlan {
     /// The candidate that is judged; of several the one named first.
     pub judged: String,
     /// Further candidates that are judged on the same test set. The verdict is about the best of those that
-    /// are worth it, else about the one named first; claims hold for all together.
+    /// are worth it, else about the first named that is not ruled out; claims hold for all together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_judged: Vec<String>,
     /// The candidate that it is compared with.

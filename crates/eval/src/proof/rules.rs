@@ -7,6 +7,7 @@ use crate::report::{CandidateReport, Finding, Rule, volume_words};
 use crate::run::CandidateResult;
 use crate::slices::SliceReport;
 use crate::stats::{CONFIDENCE, PairedDifference};
+use crate::verdict::Verdict;
 use crate::words::Language;
 
 /// Rise of the loss on general text, nats per token, from which on the reader is warned where no bound is
@@ -52,19 +53,30 @@ pub(super) fn quality(plan: &ProofPlan, judged: &str, paired: &PairedDifference)
 }
 
 /// Which of `all` candidates judged together are worth it, and which one the verdict is about.
-pub(super) fn family(language: Language, worth: &[&str], about: &str, all: usize) -> Rule {
+pub(super) fn family(
+    language: Language,
+    worth: &[&str],
+    (about, verdict): (&str, Verdict),
+    all: usize,
+) -> Rule {
     let asks = language.say(
         "Of {n} candidates judged together, a false claim about any has a chance of at most 5 % (Holm).",
         &[("n", &all)],
     );
-    let evidence = match worth {
-        [] => language.say(
-            "None is worth it; the verdict is about {name}, named first.",
-            &[("name", &about)],
-        ),
-        _ => language.say(
+    let names = worth.join(", ");
+    let values: &[(&str, &dyn std::fmt::Display)] = &[("names", &names), ("name", &about)];
+    let evidence = match verdict {
+        Verdict::WorthIt => language.say(
             "Worth it: {names}; the verdict is about {name}, which gains the most.",
-            &[("names", &worth.join(", ")), ("name", &about)],
+            values,
+        ),
+        Verdict::NotProven => language.say(
+            "None is proven worth it; the verdict is about {name}, the first named that is not ruled out.",
+            values,
+        ),
+        Verdict::NotWorthIt => language.say(
+            "All are ruled out; the verdict is about {name}, named first.",
+            values,
         ),
     };
     rule("family", asks, Finding::Kept, evidence)
@@ -146,7 +158,7 @@ pub(super) fn arms(plan: &ProofPlan, judged: &str) -> Option<Rule> {
         &[("judged", &judged), ("against", &plan.against)],
     );
     let first = |arm: &Arm| match arm.bos {
-        true => language.say("{token}, which begins a text", &[("token", &arm.first_token)]),
+        true => language.say("the beginning token {token}", &[("token", &arm.first_token)]),
         false => arm.first_token.clone(),
     };
     let mut differ: Vec<String> = Vec::new();
