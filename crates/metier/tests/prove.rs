@@ -293,3 +293,43 @@ fn local_candidates_are_asked_with_instructions_and_examples() {
     let output = metier(dir.path(), &["verify", "proof/report.json"]);
     assert_eq!(code(&output), 0, "{}", said(&output));
 }
+
+/// An adapter trained here: its manifest brings what it forgot and who wrote its data into the proof.
+#[test]
+fn an_adapter_s_manifest_speaks_in_its_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    write_test(dir.path(), 4);
+    let row = |i: usize| json!({"prompt": format!("train {i}"), "completion": "yes"}).to_string();
+    let rows: Vec<String> = (0..8).map(row).collect();
+    std::fs::write(dir.path().join("train.jsonl"), rows.join("\n")).unwrap();
+    let data =
+        "[data]\ntrain = ['train.jsonl']\ngenerated_by = 'gpt-4o'\n[train]\nmax_steps = 1\nr = 2\n";
+    std::fs::write(dir.path().join("train.toml"), data).unwrap();
+    let output = metier(dir.path(), &["train", "--config", "train.toml", "--out", "adapter"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    let card = std::fs::read_to_string(dir.path().join("adapter/README.md")).unwrap();
+    assert!(card.contains("written by gpt-4o"), "{card}");
+    let manifest = std::fs::read(dir.path().join("adapter/metier_manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let prove = "[data]\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 2\nmax_forgetting = 5.0\n
+[[prove.candidate]]\nname = 'base'\nmodel = 'nano'\n[[prove.candidate]]\nname = 'ours'\nadapter = 'adapter'\n";
+    std::fs::write(dir.path().join("metier.toml"), prove).unwrap();
+    let output = metier(dir.path(), &["prove"]);
+    assert_eq!(code(&output), 3, "{}", said(&output));
+    let report = report(dir.path());
+    let forgotten = &report["plan"]["forgotten"]["ours"];
+    assert_eq!(forgotten["loss_before"], manifest["guard"]["loss_before"]);
+    assert!(forgotten["tokens"].as_u64().unwrap() > 100, "{forgotten}");
+    let rule = |name: &str| {
+        let rules = report["rules"].as_array().unwrap();
+        rules.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("{name}")).clone()
+    };
+    assert_eq!(rule("forgetting")["finding"], "kept", "{}", rule("forgetting"));
+    assert_eq!(rule("arms")["finding"], "kept", "{}", rule("arms"));
+    assert!(rule("terms_of_use")["evidence"].as_str().unwrap().contains("gpt-4o"));
+    let carried = std::fs::read(dir.path().join("adapter/metier_verdict.json")).unwrap();
+    let carried: Value = serde_json::from_slice(&carried).unwrap();
+    assert_eq!(carried["verdict"], "not_proven");
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+}
