@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import accuracy_score
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 HOURS = 730.0
@@ -101,9 +102,13 @@ METRICS = {
 }
 
 
-def interval(scores):
+# Metrics that give parts of a point, whatever this test set's scores happen to be.
+GRADED = {"token_f1", "json_field_accuracy"}
+
+
+def interval(scores, metric):
     n, values = len(scores), set(scores.tolist())
-    if values <= {0.0, 1.0}:
+    if values <= {0.0, 1.0} and metric not in GRADED:
         return proportion_confint(scores.sum(), n, method="wilson")
     if scores.var() == 0:
         return proportion_confint(scores.mean() * n, n, method="wilson")
@@ -140,7 +145,7 @@ def check_candidate(report, candidate, rows, items):
                 same(f"score {name} {metric} {row['id']}", one, row["scores"][metric], 1e-9)
         scores[metric] = recorded
         same(f"mean {name} {metric}", recorded.mean(), said["value"], 1e-9)
-        low, high = interval(recorded)
+        low, high = interval(recorded, metric)
         same(f"interval {name} {metric} low", low, said["ci95"][0], 1e-6)
         same(f"interval {name} {metric} high", high, said["ci95"][1], 1e-6)
         exactly(f"count {name} {metric}", len(rows), said["n"])
@@ -176,6 +181,156 @@ def check_comparison(report, comparison, scores, rng):
         exactly(f"discordant {place}", [only_b, only_a], [test["only_b"], test["only_a"]])
         p = mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue if only_a + only_b else 1.0
         same(f"p-value {place}", p, comparison["p_value"], 1e-9 + 1e-6 * p)
+
+
+def decided(scores, report, alpha):
+    """Holm's procedure on intervals drawn anew: the confidence that each judged candidate's must have."""
+    plan, metric = report["plan"], report["metric"]
+    names = [plan["judged"], *plan.get("also_judged", [])]
+    difference = {name: scores[name][metric] - scores[plan["against"]][metric] for name in names}
+    p = {name: paired_p(scores[plan["against"]][metric], scores[name][metric]) for name in names}
+    said = {j["name"]: j for j in report["judged"]}
+    undecided, found = list(names), {}
+    while undecided:
+        level = alpha / len(undecided)
+        proven = []
+        for name in undecided:
+            found[name] = 1 - level
+            # The interval itself is checked below; here its place decides what is left.
+            beyond = said[name]["interval"][0] > plan["margin"] and said[name]["confidence"] >= 1 - level - 1e-9
+            exact = plan["margin"] < 0 or said[name]["p_value"] <= level + 1e-12
+            if beyond and exact:
+                proven.append(name)
+        if not proven:
+            break
+        undecided = [name for name in undecided if name not in proven]
+    return names, difference, p, found
+
+
+def paired_p(a, b):
+    """The exact p-value where scores are zeros and ones, else None: it is resampled."""
+    if not set(a.tolist()) | set(b.tolist()) <= {0.0, 1.0}:
+        return None
+    only_b, only_a = int((b > a).sum()), int((b < a).sum())
+    return mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue if only_a + only_b else 1.0
+
+
+def tango(d, confidence):
+    """All differences that the score test does not refuse (Tango 1998), by search."""
+    n, c, b = len(d), int((d < 0).sum()), int((d > 0).sum())
+    z = stats.norm.ppf(0.5 + confidence / 2)
+
+    def score(delta):
+        # The shares of discordant examples that are likeliest under this difference.
+        a_, b_, c_ = 2 * n, -b - c + (2 * n - b + c) * delta, -c * delta * (1 - delta)
+        q = (math.sqrt(max(b_ * b_ - 4 * a_ * c_, 0)) - b_) / (2 * a_)
+        variance = n * (2 * q + delta * (1 - delta))
+        above = b - c - n * delta
+        if variance <= 1e-15:
+            return 0.0 if abs(above) < 1e-9 else math.copysign(math.inf, above)
+        return above / math.sqrt(variance)
+
+    def end(outside):
+        inside = (b - c) / n
+        if abs(score(outside)) <= z:
+            return outside
+        for _ in range(200):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if abs(score(middle)) > z else (middle, outside)
+        return inside
+
+    return end(-1.0), end(1.0)
+
+
+def check_judged(report, scores, clustered):
+    look = report["plan"].get("look")
+    alpha = 0.05
+    if look:
+        shares = [k / look["planned"] for k in range(1, min(look["at"], look["planned"]) + 1)]
+        spent = [0.0] + [2 - 2 * stats.norm.cdf(stats.norm.ppf(0.975) / math.sqrt(t)) for t in shares]
+        alpha = spent[-1] - spent[-2]
+    names, difference, p, confidence = decided(scores, report, alpha)
+    # In groups, and for graded scores, the interval is another one: its place is checked, its ends are not.
+    exactly("judged names", names, [j["name"] for j in report["judged"]])
+    exactly("judged one decides", 1, sum(j["decides"] for j in report["judged"]))
+    worth = [j for j in report["judged"] if j["verdict"] == "worth_it"]
+    open_ = [j for j in report["judged"] if j["verdict"] == "not_proven"]
+    best = max(worth, key=lambda j: j["difference"]) if worth else (open_ or report["judged"])[0]
+    exactly("judged decides", best["name"], next(j["name"] for j in report["judged"] if j["decides"]))
+    exactly("judged verdict", best["verdict"], report["verdict"])
+    for j in report["judged"]:
+        place = f"judged {j['name']}"
+        d = difference[j["name"]]
+        same(f"{place} difference", d.mean(), j["difference"], 1e-9)
+        same(f"{place} confidence", confidence[j["name"]], j["confidence"], 1e-7)
+        if p[j["name"]] is not None and not clustered:
+            same(f"{place} p", p[j["name"]], j["p_value"], 1e-9)
+            low, high = tango(d, j["confidence"])
+            same(f"{place} low", low, j["interval"][0], 1e-6)
+            same(f"{place} high", high, j["interval"][1], 1e-6)
+    adjusted = multipletests([j["p_value"] for j in report["judged"]], method="holm")[1]
+    for j, ours in zip(report["judged"], adjusted):
+        same(f"judged {j['name']} holm", ours, j["p_holm"], 1e-9)
+
+
+def check_confused(report, items, rows):
+    """Which right answers the candidate that the verdict is about takes for which others."""
+    references = [item["reference"].strip() for item in items]
+    classes = set(references)
+    pairs = {}
+    if all(len(i["reference"].encode()) <= 100 for i in items) and 2 * len(classes) <= len(items):
+        for item, row, reference in zip(items, rows, references):
+            said = (row["answer"] or "").strip() if row.get("error") is None else ""
+            said = said if said in classes else ""
+            if said != reference:
+                pairs.setdefault((reference, said), []).append(item["id"])
+    found = sorted(pairs.items(), key=lambda pair: -len(pair[1]))[:20]
+    said = [((pair["reference"], pair["answer"]), pair["ids"]) for pair in report.get("confused", [])]
+    exactly("confused", found, said)
+
+
+def check_leaks(report, items, scores):
+    leaked = set(report["plan"].get("leaked", []))
+    clean = np.array([item["id"] not in leaked for item in items])
+    said = report.get("without_leaks")
+    exactly("leaks any", not clean.all(), said is not None)
+    if said is None:
+        return
+    exactly("leaks leaked", int((~clean).sum()), said["leaked"])
+    metric = report["metric"]
+    for name, found in said["scores"].items():
+        ours = scores[name][metric]
+        same(f"leaks {name} all", ours.mean(), found["all"], 1e-9)
+        same(f"leaks {name} clean", ours[clean].mean() if clean.any() else None, found["clean"], 1e-9)
+        exactly(f"leaks {name} n", int(clean.sum()), found["n"])
+    if said["difference"] is not None:
+        a, b = report["changed"]["a"], report["changed"]["b"]
+        d = scores[b][metric][clean] - scores[a][metric][clean]
+        same("leaks difference", d.mean(), said["difference"], 1e-9)
+
+
+def check_judgement(report, games, said, items, answers):
+    """What the games of a judge come to."""
+    value = {"a": 0.0, "tie": 0.5, "b": 1.0}
+    results = [value[g[0]] if g[0] is not None and g[0] == g[1] else 0.5 for g in games["played"]]
+    flips = [g[0] is not None and g[1] is not None and g[0] != g[1] for g in games["played"]]
+    place = f"judge {games['judge']} {games['b']}"
+    exactly(f"{place} results", results, said["results"])
+    same(f"{place} win-rate", np.mean(results), said["win_rate"], 1e-9)
+    same(f"{place} flips", np.mean(flips), said["position_flips"], 1e-9)
+    exactly(f"{place} failed", sum(o is None for g in games["played"] for o in g), said["failed"])
+    longer = [len(b["answer"] or "") - len(a["answer"] or "") for a, b in zip(answers[games["a"]], answers[games["b"]])]
+    decided_ = [(r == 1.0) == (l > 0) for r, l in zip(results, longer) if r != 0.5 and l != 0]
+    same(f"{place} longer", np.mean(decided_) if decided_ else None, said["longer_wins"], 1e-9)
+    names = {0.0: "a", 0.5: "tie", 1.0: "b"}
+    pairs = [(names[r], games["labels"][i["id"]]) for r, i in zip(results, items) if i["id"] in games["labels"]]
+    exactly(f"{place} labels", bool(pairs), said["agreement"] is not None)
+    if pairs:
+        observed = np.mean([x == y for x, y in pairs])
+        chance = sum(np.mean([x == k for x, _ in pairs]) * np.mean([y == k for _, y in pairs]) for k in value)
+        same(f"{place} agreement", observed, said["agreement"]["agreement"], 1e-9)
+        kappa = (observed - chance) / (1 - chance) if chance < 1 else 1.0
+        same(f"{place} kappa", kappa, said["agreement"]["kappa"], 1e-9)
 
 
 def rates(price, tokens, service):
@@ -317,6 +472,14 @@ def main():
     d = scores[changed["b"]][metric] - scores[changed["a"]][metric]
     exactly("won", [i["id"] for i, x in zip(items, d) if x > 0], changed["won"])
     exactly("lost", [i["id"] for i, x in zip(items, d) if x < 0], changed["lost"])
+    clustered = len({item["group"] for item in items if item.get("group")}) < sum(bool(item.get("group")) for item in items)
+    check_judged(report, scores, clustered)
+    check_confused(report, items, answers[changed["b"]])
+    check_leaks(report, items, scores)
+    games, judgements = report["plan"].get("games", []), report.get("judgements", [])
+    exactly("judge count", len(games), len(judgements))
+    for recorded, said in zip(games, judgements):
+        check_judgement(report, recorded, said, items, answers)
     if report.get("economics"):
         check_money(report, answers, scores, rng)
     for what, count in sorted(checked.items()):

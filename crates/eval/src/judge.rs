@@ -13,6 +13,8 @@ use crate::item::EvalItem;
 use crate::rented::{Endpoint, Protocol, RentedCandidate};
 use crate::run::CandidateResult;
 use crate::stats::{Interval, PairedOptions, mean, paired_difference};
+use crate::words::Language;
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -32,6 +34,23 @@ pub struct Judge {
     pub criteria: String,
     /// Where its answers are kept.
     pub records: PathBuf,
+}
+
+/// What a judge answered of two candidates, game by game: all that a [`Judgement`] is computed from, beside
+/// the candidates' answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Games {
+    /// Name of the candidate compared with.
+    pub a: String,
+    /// Name of the candidate judged.
+    pub b: String,
+    /// The judge's model.
+    pub judge: String,
+    /// For each example, in the test set's order, what was better with the answer of `a` in front, and with
+    /// that of `b` in front; null where the judge's answer could not be read.
+    pub played: Vec<[Option<Preference>; 2]>,
+    /// People's preferences, by example.
+    pub labels: IndexMap<String, Preference>,
 }
 
 /// What a judge said of two candidates.
@@ -75,7 +94,7 @@ pub struct Agreement {
 }
 
 /// What came of one example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Preference {
     /// `a` is better.
@@ -109,17 +128,8 @@ impl Judge {
         b: &CandidateResult,
         labels: &HashMap<String, Preference>,
         progress: &mut dyn FnMut(usize),
-    ) -> Result<Judgement, EvalError> {
-        for candidate in [a, b] {
-            let (found, expected) = (candidate.answers.len(), items.len());
-            if found != expected {
-                return Err(EvalError::AnswerCount {
-                    name: candidate.name.clone(),
-                    found,
-                    expected,
-                });
-            }
-        }
+    ) -> Result<Games, EvalError> {
+        check_counts(items, a, b)?;
         let games: Vec<EvalItem> = items
             .iter()
             .enumerate()
@@ -133,16 +143,14 @@ impl Judge {
             json!({"better": {"type": "string", "enum": ["1", "2", "tie"]}}),
             progress,
         )?;
-        let outcomes = outcomes(&answers);
-        let lengths = |c: &CandidateResult| -> Vec<f64> {
-            c.answers.iter().map(|answer| answer.text.chars().count() as f64).collect()
-        };
-        let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
-        let mut judgement = summary(&outcomes, &lengths(a), &lengths(b), &ids, labels)?;
-        (judgement.a, judgement.b) = (a.name.clone(), b.name.clone());
-        judgement.judge = self.endpoint.model.clone();
-        judgement.warnings.extend(self.kinship(&[a, b]));
-        Ok(judgement)
+        let label = |item: &EvalItem| Some((item.id.clone(), *labels.get(&item.id)?));
+        Ok(Games {
+            a: a.name.clone(),
+            b: b.name.clone(),
+            judge: self.endpoint.model.clone(),
+            played: played(&answers),
+            labels: items.iter().filter_map(label).collect(),
+        })
     }
 
     /// How good a candidate's answers are, 0 to 1, by the criteria: the judge gives 1 to 5. A game
@@ -228,22 +236,75 @@ impl Judge {
         endpoint.parameters.entry(field).or_insert(format);
         RentedCandidate::new("judge", endpoint, self.records.clone())?.answer(games, progress)
     }
+}
+
+impl Games {
+    /// What the games say of the two candidates, whose results these must be.
+    ///
+    /// # Errors
+    /// [`EvalError::AnswerCount`] for games or answers of other examples; [`EvalError::Stats`].
+    pub fn judgement(
+        &self,
+        items: &[EvalItem],
+        a: &CandidateResult,
+        b: &CandidateResult,
+        language: Language,
+    ) -> Result<Judgement, EvalError> {
+        check_counts(items, a, b)?;
+        if self.played.len() != items.len() {
+            let (name, found) = (self.judge.clone(), self.played.len());
+            return Err(EvalError::AnswerCount { name, found, expected: items.len() });
+        }
+        let outcomes: Vec<Outcome> = self.played.iter().copied().map(outcome).collect();
+        let length = |c: &CandidateResult, i: usize| c.answers[i].text.chars().count() as f64;
+        let longer: Vec<f64> = (0..items.len()).map(|i| length(b, i) - length(a, i)).collect();
+        let ids = items.iter().map(|item| item.id.as_str());
+        let pairs = outcomes.iter().zip(ids);
+        let pairs: Vec<(Preference, Preference)> =
+            pairs.filter_map(|(o, id)| Some((o.preference, *self.labels.get(id)?))).collect();
+        let mut judgement = summary(&outcomes, &longer, &pairs)?;
+        (judgement.a, judgement.b) = (self.a.clone(), self.b.clone());
+        judgement.judge.clone_from(&self.judge);
+        if pairs.len() < LEAST_LABELS {
+            judgement.warnings.push(language.say(
+                "The judge is not validated: {n} examples have a human label, expected at least {least}.",
+                &[("n", &pairs.len()), ("least", &LEAST_LABELS)],
+            ));
+        }
+        judgement.warnings.extend(self.kinship(&[a, b], language));
+        Ok(judgement)
+    }
 
     /// A judge of an arm's own family prefers it.
-    fn kinship(&self, arms: &[&CandidateResult]) -> Vec<String> {
-        let judge = family(&self.endpoint.model);
+    fn kinship(&self, arms: &[&CandidateResult], language: Language) -> Vec<String> {
+        let judge = family(&self.judge);
         let kin = |arm: &&&CandidateResult| {
             let models = arm.answers.iter().filter_map(|answer| answer.model.as_deref());
             !judge.is_empty()
                 && models.chain([arm.name.as_str()]).any(|model| family(model) == judge)
         };
         let warn = |arm: &&CandidateResult| {
-            format!(
-                "The judge {} is of the same family as {}; judges prefer their own kind.",
-                self.endpoint.model, arm.name
+            language.say(
+                "The judge {judge} is of the same family as {name}; judges prefer their own kind.",
+                &[("judge", &self.judge), ("name", &arm.name)],
             )
         };
         arms.iter().filter(kin).map(warn).collect()
+    }
+}
+
+fn check_counts(
+    items: &[EvalItem],
+    a: &CandidateResult,
+    b: &CandidateResult,
+) -> Result<(), EvalError> {
+    let expected = items.len();
+    match [a, b].into_iter().find(|candidate| candidate.answers.len() != expected) {
+        None => Ok(()),
+        Some(other) => {
+            let (name, found) = (other.name.clone(), other.answers.len());
+            Err(EvalError::AnswerCount { name, found, expected })
+        }
     }
 }
 
@@ -279,62 +340,48 @@ struct Outcome {
     failed: usize,
 }
 
-fn outcomes(answers: &[Answer]) -> Vec<Outcome> {
-    let better = |answer: &Answer| {
+/// What the judge's answers say, two by two: what is better in the first order and in the second, in which
+/// the places are changed.
+fn played(answers: &[Answer]) -> Vec<[Option<Preference>; 2]> {
+    let better = |answer: &Answer, [first, second]: [Preference; 2]| {
         let value = parsed(answer)?;
         match value["better"].as_str()? {
-            "1" => Some(Preference::A),
-            "2" => Some(Preference::B),
+            "1" => Some(first),
+            "2" => Some(second),
             "tie" => Some(Preference::Tie),
             _ => None,
         }
     };
-    let outcome = |games: &[Answer]| {
-        let first = better(&games[0]);
-        // In the second game the places are changed.
-        let second = better(&games[1]).map(|p| match p {
-            Preference::A => Preference::B,
-            Preference::B => Preference::A,
-            Preference::Tie => Preference::Tie,
-        });
-        let failed = usize::from(first.is_none()) + usize::from(second.is_none());
-        match (first, second) {
-            (Some(one), Some(other)) if one == other => {
-                Outcome { preference: one, flipped: false, failed }
-            }
-            (Some(_), Some(_)) => Outcome { preference: Preference::Tie, flipped: true, failed },
-            _ => Outcome { preference: Preference::Tie, flipped: false, failed },
-        }
-    };
-    answers.chunks_exact(2).map(outcome).collect()
+    let (a, b) = (Preference::A, Preference::B);
+    answers.chunks_exact(2).map(|two| [better(&two[0], [a, b]), better(&two[1], [b, a])]).collect()
 }
 
+/// A disagreement of the two orders is a tie, and so is what cannot be read.
+fn outcome(game: [Option<Preference>; 2]) -> Outcome {
+    let failed = game.iter().filter(|order| order.is_none()).count();
+    match game {
+        [Some(one), Some(other)] if one == other => {
+            Outcome { preference: one, flipped: false, failed }
+        }
+        [Some(_), Some(_)] => Outcome { preference: Preference::Tie, flipped: true, failed },
+        _ => Outcome { preference: Preference::Tie, flipped: false, failed },
+    }
+}
+
+/// `longer`: by how much b's answers are the longer ones; `pairs`: judge and human, where both are known.
 fn summary(
     outcomes: &[Outcome],
-    lengths_a: &[f64],
-    lengths_b: &[f64],
-    ids: &[&str],
-    labels: &HashMap<String, Preference>,
+    longer: &[f64],
+    pairs: &[(Preference, Preference)],
 ) -> Result<Judgement, EvalError> {
     let results: Vec<f64> = outcomes.iter().map(|o| o.preference.share()).collect();
-    let longer: Vec<f64> = lengths_b.iter().zip(lengths_a).map(|(b, a)| b - a).collect();
     let decided: Vec<bool> = results
         .iter()
-        .zip(&longer)
+        .zip(longer)
         .filter(|(result, longer)| **result != 0.5 && **longer != 0.0)
         .map(|(result, longer)| (*result == 1.0) == (*longer > 0.0))
         .collect();
     let share = |count: usize, of: usize| (of > 0).then(|| count as f64 / of as f64);
-    let pairs =
-        outcomes.iter().zip(ids).filter_map(|(o, id)| Some((o.preference, *labels.get(*id)?)));
-    let pairs: Vec<(Preference, Preference)> = pairs.collect();
-    let mut warnings = Vec::new();
-    if pairs.len() < LEAST_LABELS {
-        warnings.push(format!(
-            "The judge is not validated: {} examples have a human label, expected at least {LEAST_LABELS}.",
-            pairs.len()
-        ));
-    }
     // The mean is the difference to nothing at all.
     let nothing = vec![0.0; results.len()];
     let ci95 =
@@ -346,12 +393,12 @@ fn summary(
         judge: String::new(),
         win_rate: mean(&results),
         ci95,
-        length_controlled: without_length(&results, &longer),
+        length_controlled: without_length(&results, longer),
         position_flips: share(flips, outcomes.len()).unwrap_or(0.0),
         longer_wins: share(decided.iter().filter(|won| **won).count(), decided.len()),
         failed: outcomes.iter().map(|o| o.failed).sum(),
-        agreement: agreement(&pairs),
-        warnings,
+        agreement: agreement(pairs),
+        warnings: Vec::new(),
         results,
     })
 }
@@ -453,7 +500,7 @@ mod tests {
             ("tie", "1", 0.5, true),
         ];
         for (first, second, expected, flipped) in games {
-            let outcome = &outcomes(&[said(first), said(second)])[0];
+            let outcome = outcome(played(&[said(first), said(second)])[0]);
             assert_eq!(
                 (outcome.preference.share(), outcome.flipped),
                 (expected, flipped),
@@ -461,7 +508,7 @@ mod tests {
             );
         }
         let garbage = Answer { text: "I think".into(), ..Answer::default() };
-        let outcome = &outcomes(&[garbage, Answer::failed("timeout")])[0];
+        let outcome = outcome(played(&[garbage, Answer::failed("timeout")])[0]);
         assert_eq!((outcome.preference, outcome.failed), (Preference::Tie, 2));
     }
 

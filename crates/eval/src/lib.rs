@@ -10,6 +10,7 @@ mod candidate;
 mod cost;
 mod error;
 mod files;
+mod french;
 mod item;
 mod judge;
 mod metrics;
@@ -38,7 +39,7 @@ pub use cost::{
 };
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
+pub use judge::{Agreement, Games, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
 pub use metrics::{
     Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Parts, Scale,
     Score, metrics_by_name,
@@ -47,19 +48,22 @@ pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };
 pub use prompting::{Prompted, Prompting};
-pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, plain_name, prove, verify};
+pub use proof::{
+    Arm, Forgotten, Look, ProofFacts, ProofFiles, ProofPlan, Sealed, Verified, plain_name, prove,
+    read_sealed, verify,
+};
 pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
 pub use report::{
     CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
-    FieldCell, FieldReport, FileDigest, Finding, Latency, Licence, LossPoint, Machine, Measurement,
-    MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary,
-    candidate_reports, comparison_report, example_reports, field_reports,
+    FieldCell, FieldReport, FileDigest, Finding, JudgedReport, Latency, Licence, LossPoint,
+    Machine, Measurement, MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION,
+    TrainSummary, candidate_reports, comparison_report, example_reports, field_reports,
 };
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
 pub use slices::{
-    ConfusedPair, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes, slice_reports,
-    slice_sizes, without_leaks,
+    ConfusedPair, LeakScores, Outcomes, SliceReport, WithoutLeaks, confused_pairs, outcomes,
+    slice_reports, slice_sizes, without_leaks,
 };
 pub use tasks::{OutputType, Task, TaskError, TaskModel, TaskResult, TaskSample, TaskValue};
 pub use verdict::{Decision, Verdict, decide, sentences, sentences_in};

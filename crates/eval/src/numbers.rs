@@ -23,6 +23,14 @@ pub(crate) fn p_value(p: f64) -> String {
     if p < 0.0001 { "p < 0.0001".to_owned() } else { format!("p = {p:.4}") }
 }
 
+/// A confidence as percent, never rounded up: `95 %`, `99.5 %`, `99.9988 %`.
+pub(crate) fn confidence(share: f64) -> String {
+    let left = 100.0 * (1.0 - share);
+    let decimals = if left >= 0.1 { 1 } else { (-left.log10()).clamp(0.0, 9.0) as i32 + 2 };
+    let scale = 10f64.powi(decimals);
+    format!("{} %", (100.0 * share * scale + 1e-6).floor() / scale)
+}
+
 /// An amount with three significant digits and no exponent: `0.0123 EUR`, `1,234 EUR`.
 pub(crate) fn money(amount: f64, currency: &str) -> String {
     format!("{} {currency}", significant(amount))
@@ -113,6 +121,11 @@ mod tests {
             (points(0.75312), "+75.3 points"),
             (points(-0.0001), "0.0 points"),
             (points(-0.021), "-2.1 points"),
+            (confidence(0.95), "95 %"),
+            (confidence(0.995), "99.5 %"),
+            (confidence(1.0 - 0.05 / 3.0), "98.3 %"),
+            (confidence(1.0 - 1.2e-5), "99.9988 %"),
+            (confidence(0.99999), "99.999 %"),
             (p_value(0.00315), "p = 0.0032"),
             (p_value(1e-99), "p < 0.0001"),
             (money(0.012345, "EUR"), "0.0123 EUR"),

@@ -6,6 +6,7 @@ use crate::error::EvalError;
 use crate::files::write_atomic;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub struct Openings {
     pub count: usize,
     /// The last of them, at most 200.
     pub last: Vec<Opening>,
+    /// Size of the test set, by which one that grew is known again; 0 where it was not noted.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 impl Openings {
@@ -46,7 +50,8 @@ impl Openings {
     }
 }
 
-/// The file: openings by SHA-256 of the test set, so that another test set of the same name starts anew.
+/// The file: openings by SHA-256 of the test set, so that another test set of the same name starts anew. One
+/// that only got more rows at its end goes on: it shows what its beginning showed before.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Record {
     test_sets: IndexMap<String, Openings>,
@@ -59,23 +64,42 @@ pub fn openings_path(test_set: &Path) -> PathBuf {
     test_set.with_file_name(name)
 }
 
-/// Counts a run on the test set of this digest in the file at `path` and returns all of its openings, this
-/// one among them. Runs at the same time are counted one after the other (a lock file beside it), and a
-/// crash leaves the old count or the new one.
+/// Counts a run on a test set, whose bytes are `content`, in the file at `path` and returns all of its
+/// openings, this one and those of its beginning among them. Runs at the same time are counted one after the
+/// other (a lock file beside it), and a crash leaves the old count or the new one.
 ///
 /// # Errors
 /// [`EvalError::Io`] naming the file; [`EvalError::Openings`] for a file that is no record of openings.
-pub fn count_opening(path: &Path, digest: &str, opening: Opening) -> Result<Openings, EvalError> {
+pub fn count_opening(path: &Path, content: &[u8], opening: Opening) -> Result<Openings, EvalError> {
     let io = |action| move |source| EvalError::Io { action, path: path.to_owned(), source };
     let lock = OpenOptions::new().create(true).append(true).open(lock_path(path));
     let lock: File = lock.map_err(io("write"))?;
     lock.lock().map_err(io("lock"))?;
     let mut record = read(path)?;
-    let opened = record.test_sets.shift_remove(digest).unwrap_or_default().opened(opening);
-    record.test_sets.insert(digest.to_owned(), opened.clone());
+    let digest = digest_of(content);
+    let before = match record.test_sets.shift_remove(&digest) {
+        Some(same) => same,
+        None => grown_from(&record, content).cloned().unwrap_or_default(),
+    };
+    let opened = Openings { bytes: content.len() as u64, ..before.opened(opening) };
+    record.test_sets.insert(digest, opened.clone());
     let text = serde_json::to_string_pretty(&record).unwrap_or_default();
     write_atomic(path, text.as_bytes())?;
     Ok(opened)
+}
+
+/// The longest test set on record that `content` begins with.
+fn grown_from<'a>(record: &'a Record, content: &[u8]) -> Option<&'a Openings> {
+    let begins = |(digest, openings): &(&String, &Openings)| {
+        let beginning = usize::try_from(openings.bytes).ok().and_then(|n| content.get(..n));
+        beginning.is_some_and(|b| !b.is_empty() && digest_of(b) == **digest)
+    };
+    let known = record.test_sets.iter().filter(begins);
+    known.map(|(_, openings)| openings).max_by_key(|openings| openings.bytes)
+}
+
+fn digest_of(content: &[u8]) -> String {
+    crate::proof::hex(&Sha256::digest(content))
 }
 
 /// Digests of the test sets that the file at `path` counts: sealed ones, which nobody may train on. None
@@ -138,12 +162,33 @@ mod tests {
         let path = openings_path(&dir.path().join("test.jsonl"));
         assert!(path.ends_with("test.jsonl.openings"));
         assert!(sealed_digests(&path).unwrap().is_empty());
-        assert_eq!(count_opening(&path, "aa", opening("eval")).unwrap().count, 1);
-        assert_eq!(count_opening(&path, "aa", opening("prove")).unwrap().count, 2);
-        let other = count_opening(&path, "bb", opening("eval")).unwrap();
+        assert_eq!(count_opening(&path, b"aa", opening("eval")).unwrap().count, 1);
+        assert_eq!(count_opening(&path, b"aa", opening("prove")).unwrap().count, 2);
+        let other = count_opening(&path, b"bb", opening("eval")).unwrap();
         assert_eq!((other.count, other.last), (1, vec![opening("eval")]));
-        assert_eq!(sealed_digests(&path).unwrap(), ["aa", "bb"]);
+        assert_eq!(sealed_digests(&path).unwrap(), [digest_of(b"aa"), digest_of(b"bb")]);
         assert_eq!(openings_in(dir.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_test_set_that_grew_goes_on_counting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.openings");
+        let count = |content: &[u8]| count_opening(&path, content, opening("x")).unwrap().count;
+        assert_eq!(
+            [count(b"row 1"), count(b"row 1\nrow 2"), count(b"row 1\nrow 2\nrow 3")],
+            [1, 2, 3]
+        );
+        // The shorter one is still the one it was, and a row changed is another test set.
+        assert_eq!([count(b"row 1"), count(b"row 2\nrow 1")], [2, 1]);
+        assert_eq!(sealed_digests(&path).unwrap().len(), 4);
+        // A record without sizes is read, and knows only the very same test set again.
+        let old = format!(
+            "{{\"test_sets\": {{\"{}\": {{\"count\": 7, \"last\": []}}}}}}",
+            digest_of(b"a")
+        );
+        fs::write(&path, old).unwrap();
+        assert_eq!([count(b"ab"), count(b"a")], [1, 8]);
     }
 
     #[test]
@@ -154,12 +199,12 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5 {
-                        count_opening(&path, "aa", opening("eval")).unwrap();
+                        count_opening(&path, b"aa", opening("eval")).unwrap();
                     }
                 });
             }
         });
-        assert_eq!(count_opening(&path, "aa", opening("eval")).unwrap().count, 21);
+        assert_eq!(count_opening(&path, b"aa", opening("eval")).unwrap().count, 21);
     }
 
     #[test]
@@ -172,7 +217,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.openings");
         fs::write(&path, "{\"test_sets\": 3}").unwrap();
-        let error = count_opening(&path, "aa", opening("x")).unwrap_err().to_string();
+        let error = count_opening(&path, b"aa", opening("x")).unwrap_err().to_string();
         assert!(error.contains("t.openings") && error.contains("hint"), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 use crate::candidate::{Answer, Candidate};
 use crate::error::EvalError;
 use crate::item::EvalItem;
+use crate::words::Language;
 use text::Message;
 
 /// What stands in front of every question.
@@ -38,15 +39,19 @@ impl Prompting {
     }
 
     /// In words, for the report.
-    pub fn in_words(&self) -> String {
+    pub fn in_words(&self, language: Language) -> String {
         let instructions = match &self.instructions {
-            Some(text) => format!("with instructions of {} characters", text.chars().count()),
-            None => "without instructions".to_owned(),
+            Some(text) => {
+                let n = language.count(text.chars().count());
+                language.say("with instructions of {n} characters", &[("n", &n)])
+            }
+            None => language.t("without instructions").to_owned(),
         };
-        match self.shots.len() {
-            0 => format!("{instructions}, without worked examples"),
-            n => format!("{instructions}, with {n} worked examples in front"),
-        }
+        let shots = match self.shots.len() {
+            0 => language.t("without worked examples").to_owned(),
+            n => language.say("with {n} worked examples in front", &[("n", &language.count(n))]),
+        };
+        format!("{instructions}, {shots}")
     }
 }
 
@@ -111,6 +116,6 @@ mod tests {
         );
         assert_eq!(prompting.apply(&plain).reference, "y");
         assert_eq!(Prompting::default().apply(&plain), plain);
-        assert!(prompting.in_words().contains("1 worked examples"));
+        assert!(prompting.in_words(Language::En).contains("1 worked examples"));
     }
 }

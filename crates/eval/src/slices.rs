@@ -5,7 +5,8 @@ use crate::item::EvalItem;
 use crate::metrics::Scale;
 use crate::run::{CandidateResult, EvalResult};
 use crate::stats::{
-    Interval, PairedOptions, clusters_at, holm, mean, mean_interval_in, paired_difference_in,
+    CONFIDENCE, Interval, PairedOptions, clusters_at, holm, mean, mean_interval_in,
+    paired_difference_in, paired_interval,
 };
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -109,11 +110,11 @@ fn members(items: &[EvalItem], least: usize) -> Vec<((&str, &str), Vec<usize>)> 
 }
 
 /// A right answer and the wrong one that was given for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ConfusedPair {
     /// The right answer.
     pub reference: String,
-    /// The answer given.
+    /// The answer given; empty for an answer that failed or is none of the right answers of the test set.
     pub answer: String,
     /// Ids of the examples.
     pub ids: Vec<String>,
@@ -188,8 +189,21 @@ pub fn outcomes(
     found
 }
 
+/// Scores by one metric with and without the examples that the training data gives away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct LeakScores {
+    /// Examples that the training data gives away.
+    pub leaked: usize,
+    /// Every candidate's score, by its name.
+    pub scores: IndexMap<String, WithoutLeaks>,
+    /// Mean of judged minus compared over the clean examples; None without two of them.
+    pub difference: Option<f64>,
+    /// Its 95 % interval; None also when all clean examples belong to one group.
+    pub ci95: Option<Interval>,
+}
+
 /// A score with all examples, and without those that the training data gives away.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct WithoutLeaks {
     /// Mean over all examples.
     pub all: f64,
@@ -203,29 +217,57 @@ pub struct WithoutLeaks {
     pub n: usize,
 }
 
-/// The candidate's score with and without the examples whose ids are `leaked`
-/// (`data::LeakReport::leaked_ids`).
+/// All candidates' scores with and without the examples whose ids are `leaked`
+/// (`data::LeakReport::leaked_ids`), and what is left of the difference of `b` to `a`. None when none of
+/// them is in the test set.
 ///
 /// # Errors
 /// [`EvalError::Stats`] without scores.
 pub fn without_leaks(
     result: &EvalResult,
-    candidate: &CandidateResult,
+    (a, b): (&CandidateResult, &CandidateResult),
     metric: usize,
     leaked: &[String],
-) -> Result<WithoutLeaks, EvalError> {
-    let (all, all_ci95) = candidate.summary(&result.metrics, metric)?;
+) -> Result<Option<LeakScores>, EvalError> {
     let leaked: HashSet<&str> = leaked.iter().map(String::as_str).collect();
     let clean = result.items.iter().enumerate();
     let clean = clean.filter(|(_, item)| !leaked.contains(item.id.as_str()));
     let places: Vec<usize> = clean.map(|(place, _)| place).collect();
+    if places.len() == result.items.len() {
+        return Ok(None);
+    }
+    let score =
+        |c: &CandidateResult| Ok((c.name.clone(), clean_score(result, c, metric, &places)?));
+    let scores = result.candidates.iter().map(score).collect::<Result<_, EvalError>>()?;
+    let of = |c: &CandidateResult| -> Vec<f64> {
+        places.iter().map(|&place| c.scores_of(metric)[place]).collect()
+    };
+    let (a, clusters) = (of(a), clusters_at(&b.clusters, &places));
+    let b = of(b);
+    let difference = (places.len() > 1).then(|| mean(&b) - mean(&a));
+    let ci95 = match clusters.filter(|_| difference.is_some()) {
+        Some(clusters) => Some(paired_interval(&a, &b, &clusters, CONFIDENCE)?),
+        None => None,
+    };
+    let leaked = result.items.len() - places.len();
+    Ok(Some(LeakScores { leaked, scores, difference, ci95 }))
+}
+
+/// The candidate's score with all examples and with those at `places`.
+fn clean_score(
+    result: &EvalResult,
+    candidate: &CandidateResult,
+    metric: usize,
+    places: &[usize],
+) -> Result<WithoutLeaks, EvalError> {
+    let (all, all_ci95) = candidate.summary(&result.metrics, metric)?;
     let n = places.len();
     if n == 0 {
         return Ok(WithoutLeaks { all, all_ci95, clean: None, clean_ci95: None, n });
     }
     let scores: Vec<f64> = places.iter().map(|&p| candidate.scores_of(metric)[p]).collect();
     let binary = result.metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
-    let clean_ci95 = match clusters_at(&candidate.clusters, &places) {
+    let clean_ci95 = match clusters_at(&candidate.clusters, places) {
         Some(clusters) => Some(mean_interval_in(&scores, binary, &clusters)?),
         None => None,
     };
@@ -310,11 +352,17 @@ mod tests {
     #[test]
     fn scores_with_and_without_what_leaked() {
         let result = run(vec!["refund"], vec!["refund", "card"]);
-        let a = &result.candidates[0];
+        let pair = (&result.candidates[0], &result.candidates[1]);
         let leaked: Vec<String> = (0..40).map(|i| format!("{}", i * 2)).collect();
-        let found = without_leaks(&result, a, 0, &leaked).unwrap();
-        assert_eq!((found.all, found.clean, found.n), (0.5, Some(0.0), 40));
+        let found = without_leaks(&result, pair, 0, &leaked).unwrap().unwrap();
+        let a = &found.scores["a"];
+        assert_eq!((a.all, a.clean, a.n, found.leaked), (0.5, Some(0.0), 40, 40));
+        // b has all of the clean ones right, a none.
+        assert_eq!(found.difference, Some(1.0));
+        assert!(found.ci95.unwrap().lo > 0.8, "{found:?}");
         let all: Vec<String> = (0..80).map(|i| i.to_string()).collect();
-        assert_eq!(without_leaks(&result, a, 0, &all).unwrap().clean, None);
+        let none = without_leaks(&result, pair, 0, &all).unwrap().unwrap();
+        assert_eq!((none.scores["a"].clean, none.difference, none.ci95), (None, None, None));
+        assert_eq!(without_leaks(&result, pair, 0, &["elsewhere".to_owned()]).unwrap(), None);
     }
 }

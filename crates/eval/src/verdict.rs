@@ -143,8 +143,7 @@ fn how_sure(d: &Decision, lang: Language) -> String {
             format!("ce qui ne dit pas s'il est au-dessus {}", of(&line)),
         )
     };
-    let confidence = (d.paired.confidence * 1000.0).round() / 10.0;
-    let confidence = lang.number(format!("{confidence} %"));
+    let confidence = lang.confidence(d.paired.confidence);
     let seen = lang.number(points(d.paired.difference));
     let (lo, hi) = (lang.number(signed(interval.lo)), lang.number(points(interval.hi)));
     lang.pick(

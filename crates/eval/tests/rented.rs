@@ -2,8 +2,8 @@
 //! socket: nothing that was recorded is lost, nothing is paid for twice, failed rows stay.
 
 use eval::{
-    Answer, Candidate, CandidateResult, Endpoint, EvalError, EvalItem, Judge, Key, Preference,
-    Protocol, Record, RentedCandidate, evaluate, metrics_by_name,
+    Answer, Candidate, CandidateResult, Endpoint, EvalError, EvalItem, Judge, Key, Language,
+    Preference, Protocol, Record, RentedCandidate, evaluate, metrics_by_name,
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -422,7 +422,8 @@ fn a_judge_is_asked_in_both_orders_with_a_grammar_and_validated() {
         };
         (item.id.clone(), better)
     });
-    let found = judge.pairwise(&items, &a, &b, &labels.collect(), &mut |_| ()).unwrap();
+    let games = judge.pairwise(&items, &a, &b, &labels.collect(), &mut |_| ()).unwrap();
+    let found = games.judgement(&items, &a, &b, Language::En).unwrap();
     // Of 10: five are won or lost by right against wrong (4 and 1), one is wrong twice and follows the
     // place, four are right twice.
     assert!((found.win_rate - (48.0 + 0.5 * 60.0) / 120.0).abs() < 1e-12, "{}", found.win_rate);
@@ -441,6 +442,8 @@ fn a_judge_is_asked_in_both_orders_with_a_grammar_and_validated() {
     let body = server.seen.lock().unwrap()[0].body.clone();
     assert_eq!(body["response_format"]["json_schema"]["schema"]["required"], json!(["better"]));
     let few = judge.pairwise(&items, &a, &b, &Default::default(), &mut |_| ()).unwrap();
+    let few = few.judgement(&items, &a, &b, Language::En).unwrap();
+    assert!(games.judgement(&items[..9], &a, &b, Language::En).is_err());
     assert_eq!(server.count(), 192, "the rerun asked again");
     assert!(few.agreement.is_none() && few.warnings.iter().any(|w| w.contains("not validated")));
 }

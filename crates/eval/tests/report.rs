@@ -423,6 +423,10 @@ fn fixture() -> Report {
         economics: None,
         slices: Vec::new(),
         changed: None,
+        judged: Vec::new(),
+        confused: Vec::new(),
+        without_leaks: None,
+        judgements: Vec::new(),
         seal: String::new(),
     }
 }

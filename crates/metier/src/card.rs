@@ -151,6 +151,14 @@ impl Card<'_> {
             }
             (None, _) => {}
         }
+        if let Some(writers) = self.manifest.map(|m| &m.generated_by).filter(|w| !w.is_empty()) {
+            let _ = writeln!(
+                out,
+                "\nThe training data was written by {}: the provider's terms of use on training models with its \
+                 output apply.",
+                writers.join(", ")
+            );
+        }
     }
 }
 

@@ -611,11 +611,15 @@ pub(crate) struct ProveArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   metier verify proof/report.json
-  metier verify proof/report.json --json")]
+  metier verify proof/report.json --json
+  metier verify proof/report.json --run-commands    # one's own report: its command: metrics are run again")]
 pub(crate) struct VerifyArgs {
     /// The report of a proof, in its folder
     #[arg(value_name = "REPORT")]
     pub(crate) report: PathBuf,
+    /// Run the programs of `command:` metrics again, which the report names: only for one's own reports
+    #[arg(long)]
+    pub(crate) run_commands: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,

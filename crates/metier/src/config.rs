@@ -74,6 +74,8 @@ pub(crate) struct DataSection {
     pub(crate) system_prompt: Option<String>,
     /// Licence of the data, kept in the manifest.
     pub(crate) license: Option<String>,
+    /// Models that wrote it, kept in the manifest: their providers' terms may forbid to train on it.
+    pub(crate) generated_by: Vec<String>,
 }
 
 impl DataSection {
@@ -231,6 +233,7 @@ const DATA_KEYS: &[&str] = &[
     "group_column",
     "system_prompt",
     "license",
+    "generated_by",
 ];
 
 impl ConfigFile {
@@ -266,6 +269,11 @@ impl ConfigFile {
         check_keys(&cost, COST_KEYS, &format!("{shown}: [cost]"))?;
         check_keys(&base, BASE_KEYS, &format!("{shown}: [base]"))?;
         check_keys(&data, DATA_KEYS, &format!("{shown}: [data]"))?;
+        let mut data = data;
+        // One name need not be a list.
+        if let Some(Value::String(name)) = data.get("generated_by").cloned() {
+            data.insert("generated_by".to_owned(), Value::Array(vec![Value::String(name)]));
+        }
         let mut config = ConfigFile {
             base: base.try_into().with_context(|| format!("{shown}: [base]"))?,
             data: data.try_into().with_context(|| format!("{shown}: [data]"))?,
@@ -664,6 +672,17 @@ mod tests {
         assert!(format!("{:#}", wrong.err().unwrap()).contains("max_num_seqs"));
         let error = parse("[serve]\nadapter = {}").unwrap().serve_plan().unwrap_err();
         assert!(format!("{error:#}").contains("did you mean \"adapters\""), "{error:#}");
+    }
+
+    #[test]
+    fn who_wrote_the_data_is_one_or_several() {
+        let written = |value: &str| {
+            let text = format!("[data]\ngenerated_by = {value}");
+            ConfigFile::parse(&text, Path::new("m.toml")).map(|config| config.data.generated_by)
+        };
+        assert_eq!(written("'gpt-4o'").unwrap(), ["gpt-4o"]);
+        assert_eq!(written("['gpt-4o', 'claude']").unwrap(), ["gpt-4o", "claude"]);
+        assert!(written("3").is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The verdict that an adapter carries: a small file in its folder, which the server may ask for.
 
-use ::eval::{Report, Verdict};
+use ::eval::{JudgedReport, Report, Verdict};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -35,13 +35,18 @@ pub(crate) struct Carried {
     pub(crate) report_sha256: String,
 }
 
-/// Puts the verdict of `report`, which lies at `path`, into the adapter's folder.
-pub(crate) fn write(dir: &Path, report: &Report, judged: &str, path: &Path) -> Result<()> {
+/// Puts what `report`, which lies at `path`, says of a judged adapter into its folder.
+pub(crate) fn write(
+    dir: &Path,
+    report: &Report,
+    JudgedReport { name: judged, verdict, .. }: &JudgedReport,
+    path: &Path,
+) -> Result<()> {
     let digest = |name: &str| report.files.get(name).map(|f| f.sha256.clone()).unwrap_or_default();
     let text = std::fs::read(path).with_context(|| path.display().to_string())?;
     let carried = Carried {
         schema_version: 1,
-        verdict: report.verdict,
+        verdict: *verdict,
         metric: report.metric.clone(),
         margin: report.margin,
         created: report.created.clone(),

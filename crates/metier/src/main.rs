@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod embedder;
 mod exit;
+mod findings;
 mod gate;
 mod general_text;
 mod hub;

@@ -2,8 +2,8 @@
 
 use crate::config::{ConfigFile, check_keys};
 use ::eval::{
-    ArmPlan, EconomicsPlan, Endpoint, Exchange, Key, MachinePlan, OneOff, PairPlan, PriceTable,
-    Prompting, Protocol, Running, Throughput, own_machine_per_hour,
+    ArmPlan, EconomicsPlan, Endpoint, Exchange, Key, Language, MachinePlan, OneOff, PairPlan,
+    PriceTable, Prompting, Protocol, Running, Throughput, own_machine_per_hour,
 };
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
@@ -30,6 +30,8 @@ const PROVE_KEYS: &[&str] = &[
     "pairwise",
     "least_slice",
     "slice_margin",
+    "looks",
+    "max_forgetting",
 ];
 const PAIRWISE_KEYS: &[&str] = &[
     "rented",
@@ -97,9 +99,11 @@ struct ProveSection {
     data: Option<PathBuf>,
     metrics: Vec<String>,
     metric: Option<String>,
-    judge: Option<String>,
+    judge: Option<Names>,
     against: Option<String>,
     margin: Option<f64>,
+    looks: Option<usize>,
+    max_forgetting: Option<f64>,
     max_cost_per_1000: Option<f64>,
     must_be_cheaper: Option<bool>,
     least_slice: Option<usize>,
@@ -107,6 +111,23 @@ struct ProveSection {
     max_tokens: Option<usize>,
     limit: Option<usize>,
     out: Option<PathBuf>,
+}
+
+/// A name, or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a candidate's name, or a list of them")]
+enum Names {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Names {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Names::One(name) => vec![name],
+            Names::Several(names) => names,
+        }
+    }
 }
 
 /// `[[prove.candidate]]` as written.
@@ -216,8 +237,8 @@ pub(crate) struct ProveSetup {
     pub(crate) metrics: Vec<String>,
     /// The metric that decides.
     pub(crate) metric: String,
-    /// Who is judged.
-    pub(crate) judged: String,
+    /// Who is judged, at least one.
+    pub(crate) judged: Vec<String>,
     /// Who is compared with.
     pub(crate) against: String,
     /// Gain that must be exceeded, as a share.
@@ -230,6 +251,12 @@ pub(crate) struct ProveSetup {
     pub(crate) least_slice: usize,
     /// What no slice may be proven to lose beyond, as a share.
     pub(crate) slice_margin: Option<f64>,
+    /// Looks planned at the test set; None: it is meant to be opened once.
+    pub(crate) looks: Option<usize>,
+    /// What a judged adapter may lose on general text at most, nats per token.
+    pub(crate) max_forgetting: Option<f64>,
+    /// Language of the report.
+    pub(crate) language: Language,
     /// Longest answer, tokens.
     pub(crate) max_tokens: usize,
     /// Only the first examples.
@@ -267,12 +294,13 @@ struct CostSetup {
 
 impl ProveSetup {
     /// Resolves the sections. `today` is the day whose prices hold, year-month-day; `out` replaces the
-    /// file's folder.
+    /// file's folder; `language` is that of the report.
     pub(crate) fn resolve(
         config: &ConfigFile,
         out: Option<&Path>,
         retry_failed: bool,
         today: &str,
+        language: Language,
     ) -> Result<ProveSetup> {
         let place = format!("{}: [prove]", config.path.display());
         let mut table = config.prove.clone();
@@ -295,10 +323,21 @@ impl ProveSetup {
                 names.len()
             );
         }
-        let judged = named(prove.judge, &names, names.len() - 1, &format!("{place}: judge"))?;
-        let against = named(prove.against, &names, 0, &format!("{place}: against"))?;
-        if judged == against {
-            bail!("{place}: judge and against are both \"{judged}\"; expected two candidates");
+        let last = || vec![names[names.len() - 1].to_owned()];
+        let judged = prove.judge.map_or_else(last, Names::into_list);
+        let against = prove.against.unwrap_or_else(|| names[0].to_owned());
+        check_named(&judged, &names, &format!("{place}: judge"))?;
+        check_named(std::slice::from_ref(&against), &names, &format!("{place}: against"))?;
+        if judged.contains(&against) {
+            bail!("{place}: judge and against are both \"{against}\"; expected two candidates");
+        }
+        if prove.looks == Some(0) {
+            bail!(
+                "{place}: looks is 0; expected how often the test set may be looked at, such as 3"
+            );
+        }
+        if let Some(bound) = prove.max_forgetting.filter(|bound| !(0.0..=100.0).contains(bound)) {
+            bail!("{place}: max_forgetting is {bound}; expected nats per token, such as 0.05");
         }
         let mut metrics = prove.metrics;
         let metric = match (prove.metric, metrics.first()) {
@@ -323,15 +362,18 @@ impl ProveSetup {
         }
         let of = |name: &str| candidates.iter().find(|c| c.name == name);
         let rented = of(&against).is_some_and(|c| c.cost.price.is_some());
-        let costed =
-            of(&judged).is_some_and(|c| c.cost.price.is_some() || c.cost.runs_on.is_some());
+        let stated = |c: &CandidatePlan| c.cost.price.is_some() || c.cost.runs_on.is_some();
+        let costed = judged.iter().all(|name| of(name).is_some_and(stated));
         let out = match (out, prove.out) {
             (Some(out), _) => out.to_owned(),
             (None, Some(out)) => config.anchored(&out),
             (None, None) => config.anchored(Path::new("proof")),
         };
         Ok(ProveSetup {
-            title: prove.title.unwrap_or_else(|| format!("{judged} beside {against}")),
+            title: prove.title.unwrap_or_else(|| {
+                let judged = judged.join(", ");
+                language.say("{b} beside {a}", &[("a", &against), ("b", &judged)])
+            }),
             data,
             metrics,
             metric,
@@ -340,6 +382,9 @@ impl ProveSetup {
             must_be_cheaper: prove.must_be_cheaper.unwrap_or(rented && costed),
             least_slice: prove.least_slice.unwrap_or(20),
             slice_margin: prove.slice_margin,
+            looks: prove.looks,
+            max_forgetting: prove.max_forgetting,
+            language,
             max_tokens,
             limit: prove.limit,
             out,
@@ -360,7 +405,7 @@ impl ProveSetup {
     ) -> Result<Option<EconomicsPlan>> {
         let arms = self.candidates.iter().filter_map(|candidate| {
             let speed = measured.get(&candidate.name).copied();
-            self.costs.arm(candidate, speed, here).transpose()
+            self.costs.arm(candidate, speed, here, self.language).transpose()
         });
         let arms = arms.collect::<Result<Vec<ArmPlan>>>()?;
         if arms.is_empty() {
@@ -370,12 +415,15 @@ impl ProveSetup {
             bail!("{}: currency is missing; expected a code such as \"EUR\"", self.costs.place)
         };
         let priced = |name: &str| arms.iter().any(|arm| arm.name == name);
-        let others = arms.iter().map(|arm| arm.name.clone()).filter(|name| *name != self.judged);
-        let mut pairs: Vec<PairPlan> = match priced(&self.judged) {
-            true => others.map(|a| PairPlan { a, b: self.judged.clone() }).collect(),
-            false => Vec::new(),
+        let others = arms.iter().map(|arm| &arm.name).filter(|name| !self.judged.contains(name));
+        let others: Vec<&String> = others.collect();
+        let judged = self.judged.iter().filter(|name| priced(name));
+        let pairs_of = |b: &String| {
+            let pair = |a: &&String| PairPlan { a: (*a).clone(), b: b.clone() };
+            others.iter().map(pair).collect::<Vec<_>>()
         };
-        // The pair that decides stands first.
+        let mut pairs: Vec<PairPlan> = judged.flat_map(pairs_of).collect();
+        // The pairs that decide stand first.
         pairs.sort_by_key(|pair| pair.a != self.against);
         Ok(Some(EconomicsPlan {
             currency,
@@ -408,14 +456,20 @@ fn tables<T: for<'a> Deserialize<'a>>(
     list.into_iter().enumerate().map(section).collect()
 }
 
-fn named(given: Option<String>, names: &[&str], default: usize, place: &str) -> Result<String> {
-    match given {
-        Some(name) if names.contains(&name.as_str()) => Ok(name),
-        Some(name) => {
-            bail!("{place}: there is no candidate \"{name}\"; there are {}", names.join(", "))
-        }
-        None => Ok(names[default].to_owned()),
+/// Every name must be a candidate's, and none may be there twice.
+fn check_named(given: &[String], names: &[&str], place: &str) -> Result<()> {
+    if given.is_empty() {
+        bail!("{place}: found no name; expected at least one of {}", names.join(", "));
     }
+    for (index, name) in given.iter().enumerate() {
+        if !names.contains(&name.as_str()) {
+            bail!("{place}: there is no candidate \"{name}\"; there are {}", names.join(", "));
+        }
+        if given[..index].contains(name) {
+            bail!("{place}: \"{name}\" is named twice; expected each candidate once");
+        }
+    }
+    Ok(())
 }
 
 fn candidate(
@@ -632,6 +686,7 @@ impl CostSetup {
         candidate: &CandidatePlan,
         speed: Option<f64>,
         here: &str,
+        language: Language,
     ) -> Result<Option<ArmPlan>> {
         let cost = &candidate.cost;
         let running = match (&cost.price, &cost.runs_on) {
@@ -640,7 +695,9 @@ impl CostSetup {
                 service: cost.service.clone(),
                 cached_share: cost.cached_share,
             },
-            (None, Some(name)) => Running::Machine(self.machine(name, candidate, speed, here)?),
+            (None, Some(name)) => {
+                Running::Machine(self.machine(name, candidate, speed, here, language)?)
+            }
             (None, None) => return Ok(None),
         };
         Ok(Some(ArmPlan {
@@ -657,6 +714,7 @@ impl CostSetup {
         candidate: &CandidatePlan,
         speed: Option<f64>,
         here: &str,
+        language: Language,
     ) -> Result<MachinePlan> {
         let known: Vec<&str> = self.machines.iter().map(|m| m.name.as_str()).collect();
         let Some(m) = self.machines.iter().find(|m| m.name == name) else {
@@ -669,9 +727,9 @@ impl CostSetup {
         };
         let place = format!("{} machine \"{name}\"", self.place);
         let machine = if m.this_machine { here.to_owned() } else { name.to_owned() };
-        let (price_per_hour, currency, price_source) = self.hour(m, &place)?;
+        let (price_per_hour, currency, price_source) = self.hour(m, &place, language)?;
         Ok(MachinePlan {
-            throughput: throughput(m, &machine, speed, &candidate.name, &place)?,
+            throughput: throughput(m, &machine, speed, &candidate.name, &place, language)?,
             machine,
             price_per_hour,
             currency,
@@ -684,7 +742,12 @@ impl CostSetup {
     }
 
     /// Price of an hour, its currency and its source.
-    fn hour(&self, m: &MachineSection, place: &str) -> Result<(f64, String, String)> {
+    fn hour(
+        &self,
+        m: &MachineSection,
+        place: &str,
+        language: Language,
+    ) -> Result<(f64, String, String)> {
         let currency = m.currency.clone().or(self.currency.clone());
         let stated = || {
             let currency =
@@ -697,9 +760,10 @@ impl CostSetup {
         match (&m.price, m.price_per_hour, m.purchase_price) {
             (Some(name), None, None) => {
                 let price = self.prices.machine(name, &self.date)?;
-                let source = format!(
-                    "{}/{}: {}, read {}",
-                    price.provider, price.machine, price.source, price.read
+                let name = format!("{}/{}", price.provider, price.machine);
+                let source = language.say(
+                    "{name}: {source}, read {day}",
+                    &[("name", &name), ("source", &price.source), ("day", &price.read)],
                 );
                 Ok((price.per_hour, price.currency.clone(), source))
             }
@@ -716,8 +780,15 @@ impl CostSetup {
                     )
                 };
                 let (currency, source) = stated()?;
-                let words = format!(
-                    "bought for {price}, used for {life} months, {watts} W at {power} per kWh; {source}"
+                let words = language.say(
+                    "bought for {price}, used for {life} months, {watts} W at {power} per kWh; {source}",
+                    &[
+                        ("price", &price),
+                        ("life", &life),
+                        ("watts", &watts),
+                        ("power", &power),
+                        ("source", &source),
+                    ],
                 );
                 Ok((own_machine_per_hour(price, life, watts, power)?, currency, words))
             }
@@ -735,6 +806,7 @@ fn throughput(
     speed: Option<f64>,
     candidate: &str,
     place: &str,
+    language: Language,
 ) -> Result<Throughput> {
     let both = m.tokens_per_second.map(|speed| (speed, speed));
     let stated = m.prefill_per_second.zip(m.decode_per_second).or(both);
@@ -745,12 +817,13 @@ fn throughput(
                     "{place}: measured_on is missing; expected the machine that the speed was measured on"
                 )
             };
-            let how =
-                m.measured_how.clone().unwrap_or_else(|| "as stated in the config file".to_owned());
+            let how = m.measured_how.clone();
+            let how = how.unwrap_or_else(|| language.say("as stated in the config file", &[]));
             (prefill, decode, on, how)
         }
         (None, Some(speed)) if m.this_machine => {
-            let how = "prompts and answers together, while the test set was answered".to_owned();
+            let how =
+                language.say("prompts and answers together, while the test set was answered", &[]);
             (speed, speed, machine.to_owned(), how)
         }
         (None, _) => bail!(
@@ -776,7 +849,7 @@ mod tests {
 
     fn setup(text: &str) -> Result<ProveSetup> {
         let config = ConfigFile::parse(text, Path::new("dir/m.toml"))?;
-        ProveSetup::resolve(&config, None, false, TODAY)
+        ProveSetup::resolve(&config, None, false, TODAY, Language::En)
     }
 
     const WHOLE: &str = "
@@ -811,7 +884,10 @@ this_machine = true
     #[test]
     fn a_whole_file_is_resolved() {
         let setup = setup(WHOLE).unwrap();
-        assert_eq!((setup.judged.as_str(), setup.against.as_str()), ("tickets", "gpt"));
+        assert_eq!(
+            (setup.judged.as_slice(), setup.against.as_str()),
+            (&["tickets".to_owned()][..], "gpt")
+        );
         assert_eq!((setup.metric.as_str(), setup.margin), ("exact_match", -0.02));
         assert_eq!(setup.out, Path::new("dir/proof"));
         assert!(setup.must_be_cheaper, "a rented arm with a price is to be beaten on cost");
@@ -836,6 +912,22 @@ this_machine = true
         // The server's own prices are not touched by the keys of the proof.
         let config = ConfigFile::parse(WHOLE, Path::new("dir/m.toml")).unwrap();
         assert!(config.prices().unwrap().is_none());
+    }
+
+    #[test]
+    fn several_candidates_can_be_judged_and_looks_planned() {
+        let more = "judge = ['tickets', 'other']\nlooks = 3\nmax_forgetting = 0.05";
+        let other =
+            "[[prove.candidate]]\nname = 'other'\nmodel = 'nano'\nruns_on = 'server'\n[cost]\n";
+        let text = WHOLE.replace("margin = -0.02", more).replacen("[cost]\n", other, 1);
+        let setup = setup(&text).unwrap();
+        assert_eq!(setup.judged, ["tickets", "other"]);
+        assert_eq!((setup.looks, setup.max_forgetting), (Some(3), Some(0.05)));
+        assert_eq!(setup.title, "tickets, other beside gpt");
+        let measured = [("tickets".to_owned(), 500.0), ("other".to_owned(), 400.0)].into();
+        let plan = setup.economics(&measured, "here").unwrap().unwrap();
+        let pairs: Vec<_> = plan.pairs.iter().map(|p| (p.a.as_str(), p.b.as_str())).collect();
+        assert_eq!(pairs, [("gpt", "tickets"), ("gpt", "other")]);
     }
 
     #[test]
@@ -865,6 +957,13 @@ this_machine = true
             (with("this_machine = true", "this_machien = true"), "did you mean \"this_machine\""),
             (with("margin = -0.02", "margin = 2"), "margin is 2"),
             (with("margin = -0.02", "judge = 'x'"), "there are gpt, tickets"),
+            (with("margin = -0.02", "judge = ['tickets', 'x']"), "there are gpt, tickets"),
+            (with("margin = -0.02", "judge = ['tickets', 'tickets']"), "is named twice"),
+            (with("margin = -0.02", "judge = ['tickets', 'gpt']"), "both \"gpt\""),
+            (with("margin = -0.02", "judge = []"), "found no name"),
+            (with("margin = -0.02", "judge = 3"), "or a list of them"),
+            (with("margin = -0.02", "looks = 0"), "looks is 0"),
+            (with("margin = -0.02", "max_forgetting = -1.0"), "max_forgetting is -1"),
             (with("margin = -0.02", "judge = 'gpt'"), "both \"gpt\""),
             (with("name = 'gpt'", "name = ''"), "name is missing"),
             (with("shots = 4", "answers = 'a.jsonl'"), "rented and answers"),

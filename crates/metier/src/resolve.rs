@@ -160,21 +160,27 @@ impl Adapter {
     }
 }
 
-/// An adapter that Metier trained names the base and the tokenizer it was trained with.
-fn check_manifest(dir: &Path, base: &Base) -> Result<()> {
+/// The manifest in the folder of an adapter; None where Metier did not train it.
+pub(crate) fn manifest(dir: &Path) -> Result<Option<train::Manifest>> {
     /// Manifests are a few kilobytes; their plan holds no lists without end.
     const MOST_BYTES: u64 = 16 << 20;
     let path = dir.join(train::MANIFEST_FILE);
     if !path.is_file() {
-        return Ok(());
+        return Ok(None);
     }
     let size = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
     if size > MOST_BYTES {
         bail!("{}: found {size} bytes, expected at most {MOST_BYTES}", path.display());
     }
     let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let manifest: train::Manifest = serde_json::from_slice(&text)
+    let manifest = serde_json::from_slice(&text)
         .with_context(|| format!("{}: not a manifest of Metier", path.display()))?;
+    Ok(Some(manifest))
+}
+
+/// An adapter that Metier trained names the base and the tokenizer it was trained with.
+fn check_manifest(dir: &Path, base: &Base) -> Result<()> {
+    let Some(manifest) = manifest(dir)? else { return Ok(()) };
     if manifest.tokenizer_sha256 != base.tokenizer.sha256() {
         bail!(
             "adapter {}: was trained with another tokenizer than {} has\n\

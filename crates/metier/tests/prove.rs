@@ -115,6 +115,13 @@ fn against_an_earlier_report_only_a_proven_regression_fails() {
         assert_eq!(report(dir.path())["candidates"][2]["name"], "ours (earlier)");
         assert_eq!(code(&metier(dir.path(), &["verify", "proof/report.json"])), 0);
     }
+    // Every file of the earlier proof must be as it was, also those that are not compared.
+    let items = dir.path().join("before/items.jsonl");
+    let whole = std::fs::read_to_string(&items).unwrap();
+    std::fs::write(&items, whole.replacen("message 0", "message O", 1)).unwrap();
+    let output = metier(dir.path(), &["prove", "--against", "before/report.json"]);
+    assert!(code(&output) == 1 && said(&output).contains("items.jsonl"), "{}", said(&output));
+    std::fs::write(&items, whole).unwrap();
     let answers = dir.path().join("before/answers/2_ours.jsonl");
     std::fs::write(&answers, std::fs::read_to_string(&answers).unwrap().replacen("no", "on", 1))
         .unwrap();
@@ -136,12 +143,113 @@ fn a_missing_candidate_is_no_verdict() {
     let output = metier(dir.path(), &["prove"]);
     assert_eq!(code(&output), 1);
     assert!(said(&output).contains("METIER_TEST_KEY"), "{}", said(&output));
+    // A run that came to no score has not looked at the test set.
+    assert!(!dir.path().join("test.jsonl.openings").exists());
     assert!(!dir.path().join("proof/report.json").exists());
     let gone = config(-0.03, "").replace("ours.jsonl", "nobody.jsonl");
     std::fs::write(dir.path().join("metier.toml"), gone).unwrap();
     let output = metier(dir.path(), &["prove"]);
     assert!(code(&output) == 1 && said(&output).contains("nobody.jsonl"), "{}", said(&output));
     assert!(!dir.path().join("proof/report.json").exists());
+}
+
+#[test]
+fn several_candidates_are_judged_together_and_the_best_one_decides() {
+    let dir = prepared(2, -0.03);
+    write_answers(dir.path(), "better.jsonl", 60);
+    let third =
+        "[[prove.candidate]]\nname = 'better'\nanswers = 'better.jsonl'\nruns_on = 'server'\n";
+    let text = config(-0.03, third).replace("margin", "judge = ['ours', 'better']\nmargin");
+    std::fs::write(dir.path().join("metier.toml"), text).unwrap();
+    let output = metier(dir.path(), &["prove", "--dry-run"]);
+    assert!(said(&output).contains("ours, better are judged against rented"), "{}", said(&output));
+    let output = metier(dir.path(), &["prove"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    let report = report(dir.path());
+    assert_eq!(
+        (&report["verdict"], &report["changed"]["b"]),
+        (&json!("worth_it"), &json!("better"))
+    );
+    let verdicts: Vec<_> =
+        report["judged"].as_array().unwrap().iter().map(|j| j["verdict"].clone()).collect();
+    assert_eq!(verdicts, ["not_worth_it", "worth_it"]);
+    let confidence = report["judged"][1]["confidence"].as_f64().unwrap();
+    assert!((confidence - 0.975).abs() < 1e-9, "{confidence}");
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+}
+
+#[test]
+fn planned_looks_are_counted_and_one_too_many_proves_nothing() {
+    let dir = prepared(40, -0.03);
+    let text = config(-0.03, "").replace("margin", "looks = 2\nmargin");
+    std::fs::write(dir.path().join("metier.toml"), text).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let output = metier(dir.path(), &["prove"]);
+        let report = report(dir.path());
+        let rules = report["rules"].as_array().unwrap();
+        let looks = rules.iter().find(|r| r["name"] == "looks").unwrap().clone();
+        assert!(rules.iter().all(|r| r["name"] != "openings"));
+        seen.push((
+            code(&output),
+            report["plan"]["look"]["at"].as_u64().unwrap(),
+            looks["finding"].as_str().unwrap().to_owned(),
+            report["judged"][0]["confidence"].as_f64().unwrap(),
+        ));
+        assert_eq!(code(&metier(dir.path(), &["verify", "proof/report.json"])), 0);
+    }
+    assert_eq!((seen[0].1, seen[1].1, seen[2].1), (1, 2, 3));
+    assert_eq!((seen[1].0, seen[2].0), (0, 3), "{seen:?}");
+    assert_eq!((seen[1].2.as_str(), seen[2].2.as_str()), ("kept", "open"));
+    assert!(seen[0].3 > 0.99 && seen[1].3 > 0.95 && seen[1].3 < 0.96, "{seen:?}");
+}
+
+/// Data that a rented model wrote, with personal data and test questions in it, proven in French.
+#[test]
+fn findings_about_the_data_are_told_in_the_language_of_the_report() {
+    let dir = prepared(40, -0.03);
+    let row = |i: usize| {
+        json!({"prompt": if i < 3 { format!("message {i}") } else { format!("write to anna{i}@firm.fr") },
+            "completion": "label-0", "source": "gpt-4o"})
+        .to_string()
+    };
+    let rows: Vec<String> = (0..20).map(row).collect();
+    std::fs::write(dir.path().join("train.jsonl"), rows.join("\n")).unwrap();
+    let text = config(-0.03, "").replace(
+        "test = 'test.jsonl'",
+        "train = ['train.jsonl']\ntest = 'test.jsonl'\ngenerated_by = 'claude-sonnet-5'",
+    );
+    std::fs::write(dir.path().join("metier.toml"), text).unwrap();
+    let output = metier(dir.path(), &["prove", "--lang", "fr"]);
+    assert_eq!(code(&output), 3, "{}", said(&output));
+    let report = report(dir.path());
+    let rule = |name: &str| {
+        let rules = report["rules"].as_array().unwrap();
+        rules.iter().find(|r| r["name"] == name).unwrap().clone()
+    };
+    let evidence = |name: &str| rule(name)["evidence"].as_str().unwrap().to_owned();
+    assert!(evidence("terms_of_use").contains("claude-sonnet-5, gpt-4o : lisez les conditions"));
+    assert!(
+        evidence("personal_data").contains("17 adresses électroniques"),
+        "{}",
+        evidence("personal_data")
+    );
+    assert_eq!(rule("leaks")["finding"], "open");
+    assert_eq!(report["plan"]["leaked"].as_array().unwrap().len(), 3);
+    assert_eq!(report["without_leaks"]["scores"]["ours"]["n"], N - 3);
+    let html = std::fs::read_to_string(dir.path().join("proof/report.html")).unwrap();
+    let markdown = std::fs::read_to_string(dir.path().join("proof/report.md")).unwrap();
+    for text in [html.split_once("<body>").unwrap().1, &markdown] {
+        for left in [" the ", " with ", " was ", " and ", " of ", " is "] {
+            let mut parts = text.split(left);
+            let before: Vec<char> = parts.next().unwrap().chars().rev().take(80).collect();
+            let before: String = before.into_iter().rev().collect();
+            assert_eq!(parts.next(), None, "{before}{left}");
+        }
+    }
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
 }
 
 #[test]
@@ -175,6 +283,53 @@ fn local_candidates_are_asked_with_instructions_and_examples() {
     assert!(report["economics"]["pairs"][0]["saving"]["prompt_tokens"].as_f64().unwrap() < 0.0);
     assert!(report["plan"]["asked"]["prompted"].as_str().unwrap().contains("q8_0"));
     assert_eq!(report["files"]["base of plain"]["sha256"].as_str().unwrap().len(), 64);
+    // Both are asked alike, and the report shows how.
+    let arms = report["rules"].as_array().unwrap().iter().find(|r| r["name"] == "arms").unwrap();
+    assert_eq!(arms["finding"], "kept", "{arms}");
+    let arm = &report["plan"]["arms"]["plain"];
+    assert!(arm["stops"].as_array().is_some_and(|stops| !stops.is_empty()), "{arm}");
+    assert_eq!(arm["template"].as_str().unwrap().len(), 64);
+    assert_eq!(report["without_leaks"]["scores"]["plain"]["clean"], Value::Null);
+    let output = metier(dir.path(), &["verify", "proof/report.json"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+}
+
+/// An adapter trained here: its manifest brings what it forgot and who wrote its data into the proof.
+#[test]
+fn an_adapter_s_manifest_speaks_in_its_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    write_test(dir.path(), 4);
+    let row = |i: usize| json!({"prompt": format!("train {i}"), "completion": "yes"}).to_string();
+    let rows: Vec<String> = (0..8).map(row).collect();
+    std::fs::write(dir.path().join("train.jsonl"), rows.join("\n")).unwrap();
+    let data =
+        "[data]\ntrain = ['train.jsonl']\ngenerated_by = 'gpt-4o'\n[train]\nmax_steps = 1\nr = 2\n";
+    std::fs::write(dir.path().join("train.toml"), data).unwrap();
+    let output = metier(dir.path(), &["train", "--config", "train.toml", "--out", "adapter"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    let card = std::fs::read_to_string(dir.path().join("adapter/README.md")).unwrap();
+    assert!(card.contains("written by gpt-4o"), "{card}");
+    let manifest = std::fs::read(dir.path().join("adapter/metier_manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let prove = "[data]\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 2\nmax_forgetting = 5.0\n
+[[prove.candidate]]\nname = 'base'\nmodel = 'nano'\n[[prove.candidate]]\nname = 'ours'\nadapter = 'adapter'\n";
+    std::fs::write(dir.path().join("metier.toml"), prove).unwrap();
+    let output = metier(dir.path(), &["prove"]);
+    assert_eq!(code(&output), 3, "{}", said(&output));
+    let report = report(dir.path());
+    let forgotten = &report["plan"]["forgotten"]["ours"];
+    assert_eq!(forgotten["loss_before"], manifest["guard"]["loss_before"]);
+    assert!(forgotten["tokens"].as_u64().unwrap() > 100, "{forgotten}");
+    let rule = |name: &str| {
+        let rules = report["rules"].as_array().unwrap();
+        rules.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("{name}")).clone()
+    };
+    assert_eq!(rule("forgetting")["finding"], "kept", "{}", rule("forgetting"));
+    assert_eq!(rule("arms")["finding"], "kept", "{}", rule("arms"));
+    assert!(rule("terms_of_use")["evidence"].as_str().unwrap().contains("gpt-4o"));
+    let carried = std::fs::read(dir.path().join("adapter/metier_verdict.json")).unwrap();
+    let carried: Value = serde_json::from_slice(&carried).unwrap();
+    assert_eq!(carried["verdict"], "not_proven");
     let output = metier(dir.path(), &["verify", "proof/report.json"]);
     assert_eq!(code(&output), 0, "{}", said(&output));
 }

@@ -24,6 +24,9 @@ pub struct Provenance {
     pub data_files: Vec<String>,
     /// Their licences.
     pub data_licences: Vec<String>,
+    /// Models that wrote the data, as the user states.
+    #[serde(default)]
+    pub generated_by: Vec<String>,
     /// SHA-256 of the tokenizer.
     pub tokenizer_sha256: String,
     /// Source of the chat template; empty when there is none (pretraining).
@@ -50,6 +53,9 @@ pub struct Manifest {
     pub data_files: Vec<String>,
     /// Licences of the data.
     pub data_licences: Vec<String>,
+    /// Models that wrote the data, as the user stated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generated_by: Vec<String>,
     /// Digest of the token rows, trained on and held out.
     pub data_sha256: String,
     /// Digest of the tokenizer.

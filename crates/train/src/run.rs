@@ -697,6 +697,7 @@ impl<'a> Lane<'a> {
             base_licence: provenance.base_licence.clone(),
             data_files: provenance.data_files.clone(),
             data_licences: provenance.data_licences.clone(),
+            generated_by: provenance.generated_by.clone(),
             data_sha256: self.identity.data_sha256.clone(),
             tokenizer_sha256: provenance.tokenizer_sha256.clone(),
             chat_template_sha256: if template.is_empty() {

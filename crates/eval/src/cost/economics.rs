@@ -13,7 +13,7 @@
 
 use super::prices::TokenPrice;
 use super::request::{CostError, not_negative, positive};
-use crate::numbers::{percent, significant};
+use crate::words::Language;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use serde::{Deserialize, Serialize};
@@ -262,6 +262,7 @@ pub fn own_machine_per_hour(
 
 /// Reckons arms and pairs. `tokens` has for each arm of the plan, in its order, the tokens of every
 /// request of the test set, in one order for all; `scores`, where it has an arm's, its score for each.
+/// Assumptions are said in `language`.
 ///
 /// # Errors
 /// [`CostError`] naming the number that makes no sense, the rate or service that is missing, or the
@@ -270,6 +271,7 @@ pub fn economics(
     plan: &EconomicsPlan,
     tokens: &[Vec<RequestTokens>],
     scores: &[Option<Vec<f64>>],
+    language: Language,
 ) -> Result<Economics, CostError> {
     positive("amortise_months", plan.amortise_months)?;
     if let Some(volume) = plan.requests_per_month {
@@ -291,7 +293,7 @@ pub fn economics(
         exchange: plan.exchange.clone(),
         requests_per_month: plan.requests_per_month,
         amortise_months: plan.amortise_months,
-        arms: arms.iter().map(|arm| arm.report(plan, &draws, furthest)).collect(),
+        arms: arms.iter().map(|arm| arm.report(plan, &draws, furthest, language)).collect(),
         pairs,
     })
 }
@@ -393,7 +395,13 @@ impl<'a> Arm<'a> {
         }
     }
 
-    fn report(&self, plan: &EconomicsPlan, draws: &Draws, furthest: f64) -> ArmEconomics {
+    fn report(
+        &self,
+        plan: &EconomicsPlan,
+        draws: &Draws,
+        furthest: f64,
+        language: Language,
+    ) -> ArmEconomics {
         let per_1000 = |takes: f64| match plan.requests_per_month {
             Some(volume) => self.line(takes).at(volume) / volume * 1000.0,
             None => self.running(takes) * 1000.0,
@@ -411,7 +419,7 @@ impl<'a> Arm<'a> {
             fixed_per_month: self.fixed,
             one_off: self.one_off,
             curve: volumes.map(|volume| (volume, line.at(volume))).collect(),
-            assumptions: self.assumptions(plan),
+            assumptions: self.assumptions(plan, language),
         }
     }
 
@@ -433,104 +441,144 @@ impl<'a> Arm<'a> {
         }
     }
 
-    fn assumptions(&self, plan: &EconomicsPlan) -> Vec<String> {
+    fn assumptions(&self, plan: &EconomicsPlan, language: Language) -> Vec<String> {
         let of = |part: fn(&RequestTokens) -> f64| {
-            significant(self.tokens.iter().map(part).sum::<f64>() / self.tokens.len() as f64)
+            language
+                .significant(self.tokens.iter().map(part).sum::<f64>() / self.tokens.len() as f64)
         };
-        let mut words = vec![format!(
-            "A request has {} prompt tokens, {} of them cached, and {} answer tokens, the mean of the test set.",
-            of(|t| t.input),
-            of(|t| t.cached),
-            of(|t| t.output)
+        let mut words = vec![language.say(
+            "A request has {prompt} prompt tokens, {cached} of them cached, and {answer} answer tokens, the mean of the test set.",
+            &[
+                ("prompt", &of(|t| t.input)),
+                ("cached", &of(|t| t.cached)),
+                ("answer", &of(|t| t.output)),
+            ],
         )];
         match &self.plan.running {
             Running::PerToken { price, service, cached_share } => {
-                words.extend(token_words(price, service.as_deref(), *cached_share));
+                words.extend(token_words(language, price, service.as_deref(), *cached_share));
             }
-            Running::Machine(machine) => words.extend(machine_words(machine)),
+            Running::Machine(machine) => words.extend(machine_words(language, machine)),
         }
         if let Some(used) = plan.exchange.iter().find(|e| e.rate == self.rate && self.rate != 1.0) {
-            let (rate, currency) = (significant(used.rate), &plan.currency);
-            words.push(format!("1 {} is {rate} {currency} ({}).", used.from, used.source));
+            words.push(language.say(
+                "1 {from} is {rate} {to} ({source}).",
+                &[
+                    ("from", &used.from),
+                    ("rate", &language.significant(used.rate)),
+                    ("to", &plan.currency),
+                    ("source", &used.source),
+                ],
+            ));
         }
         for one_off in &self.plan.one_off {
-            words.push(format!(
-                "Paid once: {}, {} {}, spread over {} months.",
-                one_off.what,
-                significant(one_off.amount),
-                plan.currency,
-                significant(plan.amortise_months)
+            words.push(language.say(
+                "Paid once: {what}, {amount}, spread over {months} months.",
+                &[
+                    ("what", &one_off.what),
+                    ("amount", &language.money(one_off.amount, &plan.currency)),
+                    ("months", &language.significant(plan.amortise_months)),
+                ],
             ));
         }
         if self.plan.one_off.is_empty() {
-            words.push("No cost of training, labelling or set-up was stated.".to_owned());
+            words.push(
+                language.t("No cost of training, labelling or set-up was stated.").to_owned(),
+            );
         }
         words.push(match self.plan.fixed_per_month {
-            0.0 => "No cost of operation was stated.".to_owned(),
-            fixed => format!("Operation costs {} {} a month.", significant(fixed), plan.currency),
+            0.0 => language.t("No cost of operation was stated.").to_owned(),
+            fixed => language.say(
+                "Operation costs {amount} a month.",
+                &[("amount", &language.money(fixed, &plan.currency))],
+            ),
         });
         words
     }
 }
 
 fn token_words(
+    language: Language,
     price: &TokenPrice,
     service: Option<&str>,
     cached_share: Option<f64>,
 ) -> Vec<String> {
     let rates = price.rates_for(0.0, service).unwrap_or(price.rates);
-    let currency = &price.currency;
+    let amount = |rate: f64| language.money(rate, &price.currency);
     let cached = match rates.cached {
-        Some(cached) => format!(", {} {currency} when read from the cache", significant(cached)),
+        Some(cached) => {
+            language.say(", {amount} when read from the cache", &[("amount", &amount(cached))])
+        }
         None => String::new(),
     };
-    let mut words = vec![format!(
-        "{} costs {} {currency} per million prompt tokens{cached} and {} {currency} per million answer tokens{} ({}, read {}).",
-        price.name(),
-        significant(rates.input),
-        significant(rates.output),
-        service.map_or(String::new(), |s| format!(" with the service {s}")),
-        price.source,
-        price.read
+    let service_words = match service {
+        Some(service) => language.say(" with the service {name}", &[("name", &service)]),
+        None => String::new(),
+    };
+    let mut words = vec![language.say(
+        "{name} costs {input} per million prompt tokens{cached} and {output} per million answer tokens{service} ({source}, read {day}).",
+        &[
+            ("name", &price.name()),
+            ("input", &amount(rates.input)),
+            ("cached", &cached),
+            ("output", &amount(rates.output)),
+            ("service", &service_words),
+            ("source", &price.source),
+            ("day", &price.read),
+        ],
     )];
     if let Some(share) = cached_share {
-        words.push(format!("In use, {} of the prompt is read from the cache.", percent(share)));
+        words.push(language.say(
+            "In use, {share} of the prompt is read from the cache.",
+            &[("share", &language.percent(share))],
+        ));
     }
     if let Some(tier) = price.tiers.first().filter(|_| service.is_none()) {
-        words.push(format!("Prompts above {} tokens cost more; that is reckoned.", tier.above));
+        words.push(
+            language.say(
+                "Prompts above {n} tokens cost more; that is reckoned.",
+                &[("n", &tier.above)],
+            ),
+        );
     }
     if price.serves_lora {
-        words.push("The host serves an adapter of one's own at this price.".to_owned());
+        words.push(language.t("The host serves an adapter of one's own at this price.").to_owned());
     }
     words
 }
 
-fn machine_words(machine: &MachinePlan) -> Vec<String> {
+fn machine_words(language: Language, machine: &MachinePlan) -> Vec<String> {
+    let number = |value: f64| language.significant(value);
+    let always_on = match machine.at_least {
+        0 | 1 => language.t("At least one is always on.").to_owned(),
+        n => language.say("At least {n} are always on.", &[("n", &n)]),
+    };
     vec![
-        format!(
-            "{} costs {} {} an hour ({}) and is on for {} hours a month.",
-            machine.machine,
-            significant(machine.price_per_hour),
-            machine.currency,
-            machine.price_source,
-            significant(machine.hours_per_month)
+        language.say(
+            "{name} costs {amount} an hour ({source}) and is on for {hours} hours a month.",
+            &[
+                ("name", &machine.machine),
+                ("amount", &language.money(machine.price_per_hour, &machine.currency)),
+                ("source", &machine.price_source),
+                ("hours", &number(machine.hours_per_month)),
+            ],
         ),
-        format!(
-            "It reads {} prompt tokens and writes {} answer tokens a second ({}, measured on {}).",
-            significant(machine.throughput.prefill),
-            significant(machine.throughput.decode),
-            machine.throughput.source,
-            machine.throughput.machine
+        language.say(
+            "It reads {prefill} prompt tokens and writes {decode} answer tokens a second ({source}, measured on {machine}).",
+            &[
+                ("prefill", &number(machine.throughput.prefill)),
+                ("decode", &number(machine.throughput.decode)),
+                ("source", &machine.throughput.source),
+                ("machine", &machine.throughput.machine),
+            ],
         ),
-        format!(
-            "At the busiest hour, {} times the mean, it is busy for at most {} of the time; then another is added. At least {} always on.",
-            significant(machine.peak),
-            percent(machine.utilisation),
-            if machine.at_least <= 1 {
-                "one is".to_owned()
-            } else {
-                format!("{} are", machine.at_least)
-            }
+        language.say(
+            "At the busiest hour, {peak} times the mean, it is busy for at most {share} of the time; then another is added. {always_on}",
+            &[
+                ("peak", &number(machine.peak)),
+                ("share", &language.percent(machine.utilisation)),
+                ("always_on", &always_on),
+            ],
         ),
     ]
 }
@@ -865,7 +913,7 @@ mod tests {
     }
 
     fn reckon(plan: &EconomicsPlan, tokens: &[RequestTokens]) -> Economics {
-        economics(plan, &[tokens.to_vec(), tokens.to_vec()], &[None, None]).unwrap()
+        economics(plan, &[tokens.to_vec(), tokens.to_vec()], &[None, None], Language::En).unwrap()
     }
 
     /// 600 tokens in, 60 out, one USD at 0.92 EUR, one always-on card: EUR per 1,000 requests and
@@ -1007,13 +1055,15 @@ mod tests {
         let score =
             |right: usize| Some((0..100).map(|i| f64::from(i < right)).collect::<Vec<f64>>());
         let cost = |a: usize, b: usize| {
-            economics(&plan, &tokens, &[score(a), score(b)]).unwrap().pairs[0].error_cost.unwrap()
+            economics(&plan, &tokens, &[score(a), score(b)], Language::En).unwrap().pairs[0]
+                .error_cost
+                .unwrap()
         };
         // The rented arm costs 1,355 more a month and has 50,000 more right.
         let found = cost(95, 90);
         assert!((found.value.unwrap() - (1932.0 - 577.0) / 50_000.0).abs() < 1e-9, "{found:?}");
         assert_eq!(cost(90, 95).value, None, "ours is cheaper and better");
-        let none = economics(&plan, &tokens, &[None, score(1)]).unwrap();
+        let none = economics(&plan, &tokens, &[None, score(1)], Language::En).unwrap();
         assert_eq!(none.pairs[0].error_cost, None);
     }
 
@@ -1023,7 +1073,7 @@ mod tests {
         prompted.name = "prompted".into();
         let plan = plan(vec![prompted, card(577.0, 1000.0)], Some(100_000.0));
         let tokens = [vec![request(1600.0, 60.0); 3], vec![request(600.0, 60.0); 3]];
-        let found = economics(&plan, &tokens, &[None, None]).unwrap();
+        let found = economics(&plan, &tokens, &[None, None], Language::En).unwrap();
         let saving = found.pairs[0].saving;
         assert_eq!(saving.prompt_tokens, 1000.0);
         // One machine either way: 1,000 requests take 577/100 EUR for 660 tokens each.
@@ -1045,7 +1095,9 @@ mod tests {
         let refused = |change: &dyn Fn(&mut EconomicsPlan)| {
             let mut plan = plan(vec![rented("openai/gpt-4o", DAY), card(577.0, 1.0)], Some(1.0));
             change(&mut plan);
-            economics(&plan, &[tokens.to_vec(), tokens.to_vec()], &[]).unwrap_err().to_string()
+            economics(&plan, &[tokens.to_vec(), tokens.to_vec()], &[], Language::En)
+                .unwrap_err()
+                .to_string()
         };
         let machine = |change: fn(&mut MachinePlan)| {
             move |plan: &mut EconomicsPlan| {
@@ -1070,6 +1122,6 @@ mod tests {
             assert!(found.contains(said), "{said}: {found}");
         }
         let plan = plan(vec![rented("openai/gpt-4o", DAY), card(577.0, 1.0)], None);
-        assert!(economics(&plan, &[Vec::new(), Vec::new()], &[]).is_err());
+        assert!(economics(&plan, &[Vec::new(), Vec::new()], &[], Language::En).is_err());
     }
 }

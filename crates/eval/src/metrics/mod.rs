@@ -49,6 +49,7 @@ use crate::candidate::Answer;
 use crate::item::EvalItem;
 use std::fmt;
 
+pub(crate) use command::runs_a_program;
 pub use corpus::{Corpus, CorpusDifference, Parts};
 pub(crate) use named::known;
 pub use named::metrics_by_name;

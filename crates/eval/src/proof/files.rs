@@ -95,7 +95,7 @@ pub fn plain_name(name: &str) -> String {
     name.chars().take(60).map(plain).collect()
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

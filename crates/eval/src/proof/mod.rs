@@ -5,25 +5,26 @@
 //! [`verify`] computes everything in that folder again and names what differs.
 
 mod files;
+mod judged;
 mod rules;
 mod verify;
 
+pub(crate) use files::hex;
 pub use files::{ProofFiles, plain_name};
-pub use verify::{Verified, verify};
+pub use verify::{Sealed, Verified, read_sealed, verify};
 
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
 use crate::error::EvalError;
-use crate::judge::Judgement;
+use crate::judge::{Games, Judgement};
 use crate::metrics::Scale;
 use crate::report::{
-    CandidateReport, Changed, DataSummary, FileDigest, Finding, Licence, Machine, Measurement,
-    Report, Rule, SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report,
-    example_report, field_reports,
+    CandidateReport, Changed, DataSummary, FileDigest, Licence, Machine, Measurement, Report, Rule,
+    SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_report,
+    field_reports,
 };
 use crate::run::{CandidateResult, EvalResult, compare};
-use crate::slices::{Outcomes, outcomes, slice_reports};
-use crate::stats::PairedOptions;
-use crate::verdict::{Decision, decide, sentences_in};
+use crate::slices::{ConfusedPair, Outcomes, confused_pairs, outcomes, without_leaks};
+use crate::stats::{Interval, PairedOptions};
 use crate::words::Language;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -40,8 +41,12 @@ pub struct ProofPlan {
     pub metrics: Vec<String>,
     /// The metric that decides.
     pub metric: String,
-    /// The candidate that is judged.
+    /// The candidate that is judged; of several the one named first.
     pub judged: String,
+    /// Further candidates that are judged on the same test set. The verdict is about the best of those that
+    /// are worth it, else about the first named that is not ruled out; claims hold for all together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_judged: Vec<String>,
     /// The candidate that it is compared with.
     pub against: String,
     /// The gain that must be exceeded, as a share; below 0, how much may be lost.
@@ -54,17 +59,86 @@ pub struct ProofPlan {
     pub least_slice: usize,
     /// What no slice may be proven to lose beyond, as a share; None: slices are shown only.
     pub slice_margin: Option<f64>,
+    /// Which of how many planned looks at the test set this is; None: it is meant to be the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<Look>,
+    /// What the judged candidate may lose on general text at most, nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_forgetting: Option<f64>,
     /// Arms and prices; None when no cost is stated.
     pub economics: Option<EconomicsPlan>,
     /// Facts about how each candidate was asked, by its name, for the reader.
     #[serde(default)]
     pub asked: IndexMap<String, String>,
+    /// How the candidates that ran here were asked, token by token, by name; of others it is not known.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub arms: IndexMap<String, Arm>,
+    /// What candidates forgot in training, by name, where that was measured.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub forgotten: IndexMap<String, Forgotten>,
+    /// Ids of test examples that are in the training data, exactly or nearly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaked: Vec<String>,
     /// Rules whose evidence comes from outside: leaks, licences, terms of use.
     #[serde(default)]
     pub findings: Vec<Rule>,
-    /// What a judge said; it decides nothing.
+    /// What a judge answered; it decides nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub judgements: Vec<Judgement>,
+    pub games: Vec<Games>,
+}
+
+impl ProofPlan {
+    /// Names of all judged candidates, the one named first in front.
+    pub fn all_judged(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.judged).chain(&self.also_judged).map(String::as_str)
+    }
+}
+
+/// A look at a test set that more looks are planned at, while it grows or after what was tried is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Look {
+    /// Looks planned, at least 1.
+    pub planned: usize,
+    /// Which one this is, from 1; above `planned` nothing can be claimed any more.
+    pub at: usize,
+}
+
+impl Look {
+    /// Shares of the way at which the looks so far were planned, as [`crate::stats::Protection`] wants them.
+    fn shares(self) -> Vec<f64> {
+        let planned = self.planned.max(1);
+        (1..=self.at.clamp(1, planned)).map(|k| k as f64 / planned as f64).collect()
+    }
+}
+
+/// How a candidate that runs here is asked, token by token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Arm {
+    /// SHA-256 of the base.
+    pub base: String,
+    /// SHA-256 of the chat template.
+    pub template: String,
+    /// The first token of its prompts.
+    pub first_token: String,
+    /// Whether that is the tokenizer's beginning-of-sequence token.
+    pub bos: bool,
+    /// Tokens that end an answer.
+    pub stops: Vec<String>,
+}
+
+/// What a training costs in general ability, on a text that has nothing to do with the task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Forgotten {
+    /// What was read.
+    pub text: String,
+    /// Tokens counted.
+    pub tokens: u64,
+    /// Mean loss of the base, nats per token.
+    pub loss_before: f64,
+    /// Mean loss of what was trained, nats per token.
+    pub loss_after: f64,
+    /// 95 % interval of the difference; None for a single piece of text.
+    pub ci95: Option<Interval>,
 }
 
 /// Facts from outside, which no answer tells.
@@ -111,6 +185,8 @@ impl ProofFacts {
 const SHOWN_EVENLY: usize = 10;
 /// Examples shown of those won, of those lost, and of those that a candidate has wrong.
 const SHOWN_EACH: usize = 25;
+/// Confused pairs that are named.
+const MOST_CONFUSED: usize = 20;
 
 /// The report of a run.
 ///
@@ -123,14 +199,13 @@ pub fn prove(
     result: &EvalResult,
 ) -> Result<Report, EvalError> {
     let index = result.metric(&plan.metric)?;
-    let (against, judged) = (result.candidate(&plan.against)?, result.candidate(&plan.judged)?);
-    let options = PairedOptions::default();
-    let paired = compare(against, judged, index, &options)?;
+    let against = result.candidate(&plan.against)?;
     let mut candidates = candidate_reports(result)?;
     for (report, candidate) in candidates.iter_mut().zip(&result.candidates) {
         report.wrong = wrong(result, candidate, index);
     }
-    let money = plan.economics.as_ref().map(|plan| reckon(plan, result, index)).transpose()?;
+    let money = plan.economics.as_ref();
+    let money = money.map(|money| reckon(money, plan.language, result, index)).transpose()?;
     for arm in money.iter().flat_map(|money| &money.arms) {
         let candidate = candidates.iter_mut().find(|c| c.name == arm.name);
         if let (Some(candidate), Some(money)) = (candidate, &money) {
@@ -141,51 +216,36 @@ pub fn prove(
             });
         }
     }
-    let of = |name: &str| candidates.iter().find(|c| c.name == name);
-    let mut rules = vec![rules::quality(plan, &paired)];
-    rules.extend(rules::failures(plan, against, judged));
-    rules.extend(rules::money(plan, of(&plan.judged), money.as_ref()));
-    let slices = slice_reports(result, against, judged, index, plan.least_slice)?;
-    rules.extend(rules::slices(plan, &slices));
-    rules.extend(plan.judgements.iter().map(|j| rules::judgement(plan.language, j)));
-    rules.extend(plan.findings.iter().cloned());
-    let broken: Vec<&Rule> = rules.iter().filter(|r| r.finding == Finding::Broken).collect();
-    let open =
-        rules.iter().skip(1).filter(|r| r.finding == Finding::Open || r.finding == Finding::Broken);
-    let blockers: Vec<String> = open.map(|rule| as_clause(&rule.evidence)).collect();
-    let score = |c: Option<&CandidateReport>| c.map_or(0.0, |c| c.metrics[&plan.metric].value);
-    let decision = Decision {
-        a: &plan.against,
-        b: &plan.judged,
-        metric: result.metrics[index],
-        score_a: score(of(&plan.against)),
-        score_b: score(of(&plan.judged)),
-        paired: &paired,
-        margin: plan.margin,
-        blockers: &blockers,
-        cost_a: of(&plan.against).and_then(|c| c.cost.as_ref()),
-        cost_b: of(&plan.judged).and_then(|c| c.cost.as_ref()),
+    let judgements = plan.games.iter().map(|games| {
+        let (a, b) = (result.candidate(&games.a)?, result.candidate(&games.b)?);
+        games.judgement(&result.items, a, b, plan.language)
+    });
+    let judgements = judgements.collect::<Result<Vec<Judgement>, EvalError>>()?;
+    let evidence = judged::Evidence {
+        plan,
+        result,
+        index,
+        against,
+        candidates: &candidates,
+        money: money.as_ref(),
+        judgements: &judgements,
     };
-    let (verdict, sentences) = match broken.iter().find(|rule| rule.name != "quality") {
-        Some(rule) => {
-            let [scored, sure, _] = sentences_in(&decision, plan.language);
-            (crate::Verdict::NotWorthIt, [scored, sure, rule.evidence.clone()])
-        }
-        None => (decide(&decision), sentences_in(&decision, plan.language)),
-    };
-    let Outcomes { won, lost, .. } = outcomes(result, against, judged, index);
-    let changed = Changed { a: against.name.clone(), b: judged.name.clone(), won, lost };
-    let examples = shown(result, index, &candidates, &changed);
+    let (chosen, judged) = evidence.judge()?;
+    let about = result.candidate(&chosen.name)?;
+    let Outcomes { won, lost, .. } = outcomes(result, against, about, index);
+    let changed = Changed { a: against.name.clone(), b: about.name.clone(), won, lost };
+    let confused = confused_pairs(result, about, MOST_CONFUSED);
+    let examples = shown(result, index, &candidates, &changed, &confused);
     Ok(Report {
         schema_version: SCHEMA_VERSION,
-        verdict,
-        sentences,
+        verdict: chosen.verdict,
+        sentences: chosen.sentences,
         metric: plan.metric.clone(),
         margin: plan.margin,
         title: facts.title,
         created: facts.created,
         program: facts.program,
-        comparisons: comparisons(plan, result, &options)?,
+        comparisons: comparisons(plan, result, about)?,
         fields: field_reports(result)?,
         examples,
         candidates,
@@ -196,48 +256,46 @@ pub fn prove(
         licences: facts.licences,
         files: facts.files,
         plan: Some(plan.clone()),
-        rules,
+        rules: chosen.rules,
         economics: money,
-        slices,
+        slices: chosen.slices,
+        without_leaks: without_leaks(result, (against, about), index, &plan.leaked)?,
         changed: Some(changed),
+        judged,
+        confused,
+        judgements,
         seal: String::new(),
     })
 }
 
-/// A sentence as the clause that completes "because ...".
-fn as_clause(sentence: &str) -> String {
-    let sentence = sentence.trim_end_matches('.');
-    let mut letters = sentence.chars();
-    let second_is_capital = sentence.chars().nth(1).is_some_and(char::is_uppercase);
-    match letters.next() {
-        Some(first) if first.is_uppercase() && !second_is_capital => {
-            first.to_lowercase().chain(letters).collect()
-        }
-        _ => sentence.to_owned(),
-    }
-}
-
-/// The judged candidate against each other one by the metric that decides, and against the one that it
-/// is compared with by every metric.
+/// Each judged candidate against each other one by the metric that decides, and against the one that it is
+/// compared with by every metric. `about` is the one that the verdict is about.
 fn comparisons(
     plan: &ProofPlan,
     result: &EvalResult,
-    options: &PairedOptions,
+    about: &CandidateResult,
 ) -> Result<Vec<crate::ComparisonReport>, EvalError> {
-    let judged = result.candidate(&plan.judged)?;
+    let judged = plan.all_judged().map(|name| result.candidate(name));
+    let judged = judged.collect::<Result<Vec<_>, _>>()?;
+    let is_judged = |name: &str| judged.iter().any(|c| c.name == name);
+    let options = PairedOptions::default();
     let mut found = Vec::new();
     for (place, metric) in result.metrics.iter().enumerate() {
-        for other in result.candidates.iter().filter(|c| c.name != judged.name) {
-            // What is no share, or no mean of scores, has no paired interval of shares.
-            let share = metric.scale != Scale::Unbounded && metric.corpus.is_none();
-            if share && (other.name == plan.against || metric.name == plan.metric) {
-                let paired = compare(other, judged, place, options)?;
-                found.push(comparison_report(metric.name, &other.name, &judged.name, &paired));
+        // What is no share, or no mean of scores, has no paired interval of shares.
+        if metric.scale == Scale::Unbounded || metric.corpus.is_some() {
+            continue;
+        }
+        for other in result.candidates.iter().filter(|c| !is_judged(&c.name)) {
+            if other.name == plan.against || metric.name == plan.metric {
+                for b in &judged {
+                    let paired = compare(other, b, place, &options)?;
+                    found.push(comparison_report(metric.name, &other.name, &b.name, &paired));
+                }
             }
         }
     }
     // The comparison that decides stands first.
-    found.sort_by_key(|c| (c.metric != plan.metric, c.a != plan.against));
+    found.sort_by_key(|c| (c.metric != plan.metric, c.a != plan.against, c.b != about.name));
     Ok(found)
 }
 
@@ -254,6 +312,7 @@ fn shown(
     metric: usize,
     candidates: &[CandidateReport],
     changed: &Changed,
+    confused: &[ConfusedPair],
 ) -> Vec<crate::ExampleReport> {
     let total = result.items.len();
     let evenly = SHOWN_EVENLY.min(total);
@@ -264,6 +323,8 @@ fn shown(
     for list in lists {
         places.extend(list.iter().take(SHOWN_EACH).filter_map(|id| place_of.get(id.as_str())));
     }
+    let first = confused.iter().filter_map(|pair| pair.ids.first());
+    places.extend(first.filter_map(|id| place_of.get(id.as_str())));
     places.sort_unstable();
     places.dedup();
     places.into_iter().map(|place| example_report(result, metric, place)).collect()
@@ -271,6 +332,7 @@ fn shown(
 
 fn reckon(
     plan: &EconomicsPlan,
+    language: Language,
     result: &EvalResult,
     metric: usize,
 ) -> Result<crate::cost::Economics, EvalError> {
@@ -290,22 +352,5 @@ fn reckon(
         .iter()
         .map(|arm| Some(places.iter().map(|&p| arm.scores_of(metric)[p]).collect()))
         .collect();
-    economics(plan, &tokens, &scores).map_err(EvalError::Cost)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sentences_become_clauses() {
-        for (sentence, clause) in [
-            ("Three answers failed.", "three answers failed"),
-            ("EUR 3 is too much.", "EUR 3 is too much"),
-            ("2 rows leak.", "2 rows leak"),
-            ("", ""),
-        ] {
-            assert_eq!(as_clause(sentence), clause);
-        }
-    }
+    economics(plan, &tokens, &scores, language).map_err(EvalError::Cost)
 }

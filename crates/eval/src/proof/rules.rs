@@ -1,22 +1,31 @@
 //! The rules of the verdict, each with its evidence in one sentence.
 
-use super::ProofPlan;
+use super::{Arm, Forgotten, Look, ProofPlan};
 use crate::cost::{Crossing, Economics, PairEconomics};
 use crate::judge::Judgement;
-use crate::numbers::{grouped, money as amount, percent, points, signed};
 use crate::report::{CandidateReport, Finding, Rule, volume_words};
 use crate::run::CandidateResult;
 use crate::slices::SliceReport;
 use crate::stats::{CONFIDENCE, PairedDifference};
+use crate::verdict::Verdict;
 use crate::words::Language;
+
+/// Rise of the loss on general text, nats per token, from which on the reader is warned where no bound is
+/// stated: the perplexity is a tenth higher.
+const FORGOTTEN: f64 = 0.1;
 
 fn rule(name: &str, asks: String, finding: Finding, evidence: String) -> Rule {
     Rule { name: name.to_owned(), asks, finding, evidence }
 }
 
-/// The gain against the margin.
-pub(super) fn quality(plan: &ProofPlan, paired: &PairedDifference) -> Rule {
-    let interval = paired.interval;
+/// A number of points without its sign.
+fn amount_of(language: Language, points: f64) -> String {
+    language.points(points.abs()).trim_start_matches('+').to_owned()
+}
+
+/// The gain of the candidate `judged` against the margin.
+pub(super) fn quality(plan: &ProofPlan, judged: &str, paired: &PairedDifference) -> Rule {
+    let (language, interval) = (plan.language, paired.interval);
     let finding = if paired.exceeds(plan.margin) {
         Finding::Kept
     } else if interval.hi < plan.margin {
@@ -24,25 +33,78 @@ pub(super) fn quality(plan: &ProofPlan, paired: &PairedDifference) -> Rule {
     } else {
         Finding::Open
     };
-    let (judged, against) = (&plan.judged, &plan.against);
-    let asks = if plan.margin < 0.0 {
-        let margin = points(-plan.margin).trim_start_matches('+').to_owned();
-        plan.language.say(
-            "{judged} loses less than {margin} against {against}.",
-            &[("judged", judged), ("against", against), ("margin", &margin)],
-        )
-    } else {
-        let margin = points(plan.margin).trim_start_matches('+').to_owned();
-        plan.language.say(
-            "{judged} gains more than {margin} over {against}.",
-            &[("judged", judged), ("against", against), ("margin", &margin)],
-        )
+    let margin = amount_of(language, plan.margin);
+    let values: &[(&str, &dyn std::fmt::Display)] =
+        &[("judged", &judged), ("against", &plan.against), ("margin", &margin)];
+    let asks = match plan.margin < 0.0 {
+        true => language.say("{judged} loses less than {margin} against {against}.", values),
+        false => language.say("{judged} gains more than {margin} over {against}.", values),
     };
-    let evidence = plan.language.say(
-        "The difference of {metric} lies between {lo} and {hi} with 95 % confidence.",
-        &[("metric", &plan.metric), ("lo", &signed(interval.lo)), ("hi", &points(interval.hi))],
+    let evidence = language.say(
+        "The difference of {metric} lies between {lo} and {hi} with {confidence} confidence.",
+        &[
+            ("metric", &plan.metric),
+            ("lo", &language.signed(interval.lo)),
+            ("hi", &language.points(interval.hi)),
+            ("confidence", &language.confidence(paired.confidence)),
+        ],
     );
     rule("quality", asks, finding, evidence)
+}
+
+/// Which of `all` candidates judged together are worth it, and which one the verdict is about.
+pub(super) fn family(
+    language: Language,
+    worth: &[&str],
+    (about, verdict): (&str, Verdict),
+    all: usize,
+) -> Rule {
+    let asks = language.say(
+        "Of {n} candidates judged together, a false claim about any has a chance of at most 5 % (Holm).",
+        &[("n", &all)],
+    );
+    let names = worth.join(", ");
+    let values: &[(&str, &dyn std::fmt::Display)] = &[("names", &names), ("name", &about)];
+    let evidence = match verdict {
+        Verdict::WorthIt => language.say(
+            "Worth it: {names}; the verdict is about {name}, which gains the most.",
+            values,
+        ),
+        Verdict::NotProven => language.say(
+            "None is proven worth it; the verdict is about {name}, the first named that is not ruled out.",
+            values,
+        ),
+        Verdict::NotWorthIt => language.say(
+            "All are ruled out; the verdict is about {name}, named first.",
+            values,
+        ),
+    };
+    rule("family", asks, Finding::Kept, evidence)
+}
+
+/// Looks at the test set, whose interval at this one has `confidence`.
+pub(super) fn looks(language: Language, look: Look, confidence: f64) -> Rule {
+    let asks = language.say(
+        "The sealed test set is looked at {planned} times at most; a false claim at any of them has a chance of at most 5 %.",
+        &[("planned", &look.planned)],
+    );
+    let values: &[(&str, &dyn std::fmt::Display)] = &[
+        ("at", &look.at),
+        ("planned", &look.planned),
+        ("confidence", &language.confidence(confidence)),
+    ];
+    if look.at > look.planned {
+        let evidence = language.say(
+            "This is look {at}, and {planned} were planned: no chance of error is left to spend, so that only a new test set can prove anything.",
+            values,
+        );
+        return rule("looks", asks, Finding::Open, evidence);
+    }
+    let evidence = language.say(
+        "This is look {at} of {planned}; it may claim what an interval of {confidence} confidence shows.",
+        values,
+    );
+    rule("looks", asks, Finding::Kept, evidence)
 }
 
 /// Failed answers. Those of the judged candidate count as wrong, which is hard enough on it; those of
@@ -52,18 +114,19 @@ pub(super) fn failures(
     against: &CandidateResult,
     judged: &CandidateResult,
 ) -> Vec<Rule> {
+    let language = plan.language;
     let words = |candidate: &CandidateResult| {
-        let (failed, n, name) = (candidate.failed(), candidate.answers.len(), &candidate.name);
+        let (failed, n) = (candidate.failed(), candidate.answers.len());
+        let (failed_words, n, name) = (language.count(failed), language.count(n), &candidate.name);
         if failed == 0 {
-            return plan
-                .language
+            return language
                 .say("All {n} answers of {name} are there.", &[("n", &n), ("name", name)]);
         }
         let first = candidate.answers.iter().find_map(|a| a.error.as_deref()).unwrap_or_default();
         let reason: String = first.chars().take(160).collect();
-        plan.language.say(
+        language.say(
             "Of {name} {failed} of {n} answers failed; the first because of: {reason}.",
-            &[("name", name), ("failed", &failed), ("n", &n), ("reason", &reason)],
+            &[("name", name), ("failed", &failed_words), ("n", &n), ("reason", &reason)],
         )
     };
     let finding =
@@ -71,95 +134,209 @@ pub(super) fn failures(
     vec![
         rule(
             "answers_against",
-            plan.language.say("Every example is answered by {name}.", &[("name", &plan.against)]),
+            language.say("Every example is answered by {name}.", &[("name", &plan.against)]),
             finding(against.failed(), Finding::Open),
             words(against),
         ),
         rule(
             "answers_judged",
-            plan.language
-                .say("Failed answers of {name} count as wrong.", &[("name", &plan.judged)]),
+            language.say("Failed answers of {name} count as wrong.", &[("name", &judged.name)]),
             finding(judged.failed(), Finding::Warning),
             words(judged),
         ),
     ]
 }
 
+/// Whether both are asked alike, token by token; nothing where that is not known of one of them. The same
+/// model asked without its beginning token answers worse (EleutherAI/lm-evaluation-harness#1465), which
+/// looks like a gain of the other, so that nothing is proven then.
+pub(super) fn arms(plan: &ProofPlan, judged: &str) -> Option<Rule> {
+    let (a, b) = (plan.arms.get(&plan.against)?, plan.arms.get(judged)?);
+    let language = plan.language;
+    let asks = language.say(
+        "{judged} and {against} are asked alike: chat template, first token, tokens that end an answer.",
+        &[("judged", &judged), ("against", &plan.against)],
+    );
+    let first = |arm: &Arm| match arm.bos {
+        true => language.say("the beginning token {token}", &[("token", &arm.first_token)]),
+        false => arm.first_token.clone(),
+    };
+    let mut differ: Vec<String> = Vec::new();
+    if a.template != b.template {
+        differ.push(language.t("the chat template").to_owned());
+    }
+    let same_first = (&a.first_token, a.bos) == (&b.first_token, b.bos);
+    if !same_first {
+        differ.push(
+            language
+                .say("the first token ({b} against {a})", &[("b", &first(b)), ("a", &first(a))]),
+        );
+    }
+    if a.stops != b.stops {
+        let stops = |arm: &Arm| arm.stops.join(" ");
+        differ.push(language.say(
+            "the tokens that end an answer ({b} against {a})",
+            &[("b", &stops(b)), ("a", &stops(a))],
+        ));
+    }
+    if differ.is_empty() {
+        let evidence = language.say(
+            "Both begin with {first} and end with {stops}, in the same chat template.",
+            &[("first", &first(a)), ("stops", &a.stops.join(" "))],
+        );
+        return Some(rule("arms", asks, Finding::Kept, evidence));
+    }
+    let differ = differ.join(", ");
+    let (finding, evidence) = match (a.base == b.base, same_first) {
+        (false, _) => (
+            Finding::Warning,
+            language.say("They are different bases, each asked in its own way; different are: {differ}.", &[("differ", &differ)]),
+        ),
+        (true, true) => (
+            Finding::Warning,
+            language.say("On the same base, different are: {differ}. Part of the difference may come from there.", &[("differ", &differ)]),
+        ),
+        (true, false) => (
+            Finding::Open,
+            language.say("On the same base, different are: {differ}. The comparison is not one of the models alone.", &[("differ", &differ)]),
+        ),
+    };
+    Some(rule("arms", asks, finding, evidence))
+}
+
 /// The bound on cost, and whether the judged candidate is the cheaper one.
 pub(super) fn money(
     plan: &ProofPlan,
-    judged: Option<&CandidateReport>,
+    judged: &str,
+    report: Option<&CandidateReport>,
     money: Option<&Economics>,
 ) -> Vec<Rule> {
+    let language = plan.language;
     let mut rules = Vec::new();
     if let Some(most) = plan.max_cost_per_1000 {
-        rules.push(bound(plan, most, judged));
+        rules.push(bound(language, judged, most, report));
     }
     if plan.must_be_cheaper {
-        let asks = plan.language.say(
+        let asks = language.say(
             "{judged} is cheaper than {against} at the volume stated.",
-            &[("judged", &plan.judged), ("against", &plan.against)],
+            &[("judged", &judged), ("against", &plan.against)],
         );
         let pair =
-            money.and_then(|m| m.pairs.iter().find(|p| p.a == plan.against && p.b == plan.judged));
+            money.and_then(|m| m.pairs.iter().find(|p| p.a == plan.against && p.b == judged));
         let (finding, evidence) = match (money, pair) {
-            (Some(money), Some(pair)) => cheaper(plan.language, money, pair),
-            _ => (Finding::Open, plan.language.t("The costs of both are not stated.").to_owned()),
+            (Some(money), Some(pair)) => cheaper(language, money, pair),
+            _ => (Finding::Open, language.t("The costs of both are not stated.").to_owned()),
         };
         rules.push(rule("cheaper", asks, finding, evidence));
     }
     rules
 }
 
-fn bound(plan: &ProofPlan, most: f64, judged: Option<&CandidateReport>) -> Rule {
-    let name = &plan.judged;
-    let asks = plan
-        .language
-        .say("1,000 requests to {name} cost at most {most}.", &[("name", name), ("most", &most)]);
+fn bound(language: Language, name: &str, most: f64, judged: Option<&CandidateReport>) -> Rule {
+    let asks = language.say(
+        "1,000 requests to {name} cost at most {most}.",
+        &[("name", &name), ("most", &language.number(most.to_string()))],
+    );
     let Some(cost) = judged.and_then(|c| c.cost.as_ref()) else {
-        let evidence = plan.language.say("What {name} costs is not stated.", &[("name", name)]);
+        let evidence = language.say("What {name} costs is not stated.", &[("name", &name)]);
         return rule("max_cost", asks, Finding::Open, evidence);
     };
-    let found = amount(cost.per_1000_requests, &cost.currency);
+    let found = language.money(cost.per_1000_requests, &cost.currency);
     if cost.per_1000_requests <= most {
-        let evidence = plan.language.say("They cost {amount}.", &[("amount", &found)]);
+        let evidence = language.say("They cost {amount}.", &[("amount", &found)]);
         return rule("max_cost", asks, Finding::Kept, evidence);
     }
-    let evidence = plan.language.say(
+    let evidence = language.say(
         "1,000 requests to {name} cost {amount}, more than the {most} allowed.",
-        &[("name", name), ("amount", &found), ("most", &amount(most, &cost.currency))],
+        &[("name", &name), ("amount", &found), ("most", &language.money(most, &cost.currency))],
     );
     rule("max_cost", asks, Finding::Open, evidence)
 }
 
 /// The bound on what any slice may lose.
 pub(super) fn slices(plan: &ProofPlan, slices: &[SliceReport]) -> Option<Rule> {
-    let margin = plan.slice_margin?;
-    let words = points(margin).trim_start_matches('+').to_owned();
-    let asks =
-        plan.language.say("No slice is proven to lose more than {margin}.", &[("margin", &words)]);
+    let (language, margin) = (plan.language, plan.slice_margin?);
+    let asks = language.say(
+        "No slice is proven to lose more than {margin}.",
+        &[("margin", &amount_of(language, margin))],
+    );
     let worse: Vec<&SliceReport> = slices.iter().filter(|s| s.is_worse(margin)).collect();
     let (finding, evidence) = match worse.first() {
-        None => (
-            Finding::Kept,
-            plan.language.say("None of {n} slices is.", &[("n", &slices.len())]),
-        ),
+        None => {
+            (Finding::Kept, language.say("None of {n} slices is.", &[("n", &slices.len())]))
+        }
         Some(worst) => (
             Finding::Open,
-            plan.language.say(
+            language.say(
                 "{count} of {n} slices are, the worst of them {field} = {value}, between {lo} and {hi}.",
                 &[
                     ("count", &worse.len()),
                     ("n", &slices.len()),
                     ("field", &worst.field),
                     ("value", &worst.value),
-                    ("lo", &signed(worst.interval.lo)),
-                    ("hi", &points(worst.interval.hi)),
+                    ("lo", &language.signed(worst.interval.lo)),
+                    ("hi", &language.points(worst.interval.hi)),
                 ],
             ),
         ),
     };
     Some(rule("slices", asks, finding, evidence))
+}
+
+/// What the judged candidate lost on general text, against the bound stated; nothing where neither is known.
+pub(super) fn forgetting(plan: &ProofPlan, judged: &str) -> Option<Rule> {
+    let language = plan.language;
+    let found = plan.forgotten.get(judged);
+    let asks = match plan.max_forgetting {
+        Some(bound) => language.say(
+            "{name} loses at most {bound} nats per token on general text.",
+            &[("name", &judged), ("bound", &language.number(bound.to_string()))],
+        ),
+        None => language.say("{name} has forgotten little.", &[("name", &judged)]),
+    };
+    let (finding, evidence) = match (plan.max_forgetting, found) {
+        (None, None) => return None,
+        (Some(_), None) => {
+            (Finding::Open, language.t("Its training measured no such loss.").to_owned())
+        }
+        (bound, Some(found)) => (forgot(bound, found), forgetting_words(language, found)),
+    };
+    Some(rule("forgetting", asks, finding, evidence))
+}
+
+fn forgot(bound: Option<f64>, found: &Forgotten) -> Finding {
+    let rise = found.loss_after - found.loss_before;
+    match (bound, found.ci95) {
+        (Some(bound), Some(ci95)) if ci95.hi <= bound => Finding::Kept,
+        // A single piece of text has no interval, so that nothing is proven.
+        (Some(bound), None) if rise <= bound => Finding::Warning,
+        (Some(_), _) => Finding::Open,
+        (None, ci95) if rise > FORGOTTEN && ci95.is_none_or(|ci| ci.lo > 0.0) => Finding::Warning,
+        (None, _) => Finding::Kept,
+    }
+}
+
+fn forgetting_words(language: Language, found: &Forgotten) -> String {
+    let number = |value: f64| language.number(format!("{value:.4}"));
+    let signed = |value: f64| language.number(format!("{value:+.4}"));
+    let interval = match found.ci95 {
+        Some(ci95) => language.say(
+            ", 95 % between {lo} and {hi}",
+            &[("lo", &signed(ci95.lo)), ("hi", &signed(ci95.hi))],
+        ),
+        None => String::new(),
+    };
+    language.say(
+        "On {text}, {tokens} tokens, the loss goes from {before} to {after} nats per token ({rise}{interval}).",
+        &[
+            ("text", &language.translated(&found.text)),
+            ("tokens", &language.count(usize::try_from(found.tokens).unwrap_or(usize::MAX))),
+            ("before", &number(found.loss_before)),
+            ("after", &number(found.loss_after)),
+            ("rise", &signed(found.loss_after - found.loss_before)),
+            ("interval", &interval),
+        ],
+    )
 }
 
 /// A judge's opinion. It is shown with what is known of the judge, and decides nothing.
@@ -172,15 +349,15 @@ pub(super) fn judgement(language: Language, judgement: &Judgement) -> Rule {
             ("judge", &judgement.judge),
             ("a", &judgement.a),
             ("b", &judgement.b),
-            ("rate", &percent(judgement.win_rate)),
-            ("lo", &percent(judgement.ci95.lo)),
-            ("hi", &percent(judgement.ci95.hi)),
-            ("flips", &percent(judgement.position_flips)),
+            ("rate", &language.percent(judgement.win_rate)),
+            ("lo", &language.percent(judgement.ci95.lo)),
+            ("hi", &language.percent(judgement.ci95.hi)),
+            ("flips", &language.percent(judgement.position_flips)),
         ],
     );
     if let Some(rate) = judgement.length_controlled {
         evidence.push(' ');
-        let rate = percent(rate);
+        let rate = language.percent(rate);
         evidence.push_str(
             &language.say("With answers of the same length: {rate}.", &[("rate", &rate)]),
         );
@@ -191,8 +368,8 @@ pub(super) fn judgement(language: Language, judgement: &Judgement) -> Rule {
             "Agreement with people on {n} examples: {share}, kappa {kappa}.",
             &[
                 ("n", &agreement.n),
-                ("share", &percent(agreement.agreement)),
-                ("kappa", &format!("{:.2}", agreement.kappa)),
+                ("share", &language.percent(agreement.agreement)),
+                ("kappa", &language.number(format!("{:.2}", agreement.kappa))),
             ],
         ));
     }
@@ -206,8 +383,9 @@ pub(super) fn judgement(language: Language, judgement: &Judgement) -> Rule {
 
 fn cheaper(language: Language, money: &Economics, pair: &PairEconomics) -> (Finding, String) {
     let volume = volume_words(language, &pair.break_even);
-    let stated = money.requests_per_month.map(|n| grouped(n.round() as i64)).unwrap_or_default();
-    let share = pair.cheaper_share.map(percent).unwrap_or_default();
+    let stated =
+        money.requests_per_month.map(|n| language.count(n.round() as usize)).unwrap_or_default();
+    let share = pair.cheaper_share.map(|share| language.percent(share)).unwrap_or_default();
     let values: &[(&str, &dyn std::fmt::Display)] =
         &[("a", &pair.a), ("b", &pair.b), ("n", &stated), ("volume", &volume), ("share", &share)];
     match (pair.crossing, money.requests_per_month, pair.cheaper_share) {

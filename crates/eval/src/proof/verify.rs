@@ -5,13 +5,15 @@ use super::{ProofFacts, ProofFiles, prove};
 use crate::candidate::RecordedCandidate;
 use crate::error::EvalError;
 use crate::item::EvalItem;
-use crate::metrics::metrics_by_name;
+use crate::metrics::{Metric, metrics_by_name, runs_a_program};
 use crate::report::{FileDigest, Report};
 use crate::run::{CandidateResult, EvalResult, evaluate};
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// What was found right.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,28 +26,73 @@ pub struct Verified {
     pub absent: Vec<String>,
     /// Numbers that were computed again and came out the same.
     pub numbers: usize,
+    /// Metrics whose scores were taken as recorded, since their programs were not run.
+    pub not_recomputed: Vec<String>,
 }
 
-/// Checks a proof: the seal of `report.json`, the digests of all files it names, every number from the
-/// recorded answers, and the report's other forms.
+/// A report whose seal fits, with what became of the files that it names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sealed {
+    /// The report.
+    pub report: Report,
+    /// Files whose bytes are those that the report names.
+    pub files: Vec<String>,
+    /// Files from elsewhere that are not here.
+    pub absent: Vec<String>,
+    /// Files from elsewhere that are others by now, each with its path and what differs.
+    pub changed: Vec<(PathBuf, String)>,
+}
+
+/// Reads a report and checks its seal and the digests of all files that it names. Files in the proof's own
+/// folder must be as they were; what lies elsewhere may have changed since, which is told.
 ///
 /// # Errors
 /// [`EvalError::Broken`] naming the file, and what in it is not as it was; [`EvalError::Io`].
-pub fn verify(report_path: &Path) -> Result<Verified, EvalError> {
+pub fn read_sealed(report_path: &Path) -> Result<Sealed, EvalError> {
     let dir = report_path.parent().unwrap_or(Path::new("")).to_owned();
     let text = read_text(report_path)?;
     let report: Report = serde_json::from_str(&text)
         .map_err(|error| broken(report_path, format!("it is no report: {error}")))?;
     check_seal(report_path, &report, &text)?;
-    let mut verified = Verified::default();
+    let (mut files, mut absent, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     for (name, digest) in &report.files {
-        match check_file(&dir, name, digest)? {
-            true => verified.files.push(name.clone()),
-            false => verified.absent.push(name.clone()),
+        let Some(place) = &digest.path else {
+            absent.push(name.clone());
+            continue;
+        };
+        let path = dir.join(place);
+        let inside = Path::new(place).components().all(|c| matches!(c, Component::Normal(_)));
+        match difference(&path, name, digest)? {
+            Some(Difference::Missing) if inside => return Err(broken(&path, "it is missing")),
+            Some(Difference::Missing) => absent.push(name.clone()),
+            Some(Difference::Other(reason)) if inside => return Err(broken(&path, reason)),
+            Some(Difference::Other(reason)) => changed.push((path, reason)),
+            None => files.push(name.clone()),
         }
     }
-    let result = read_result(&dir, report_path, &report)?;
+    Ok(Sealed { report, files, absent, changed })
+}
+
+/// Checks a proof: the seal of `report.json`, the digests of all files it names, every number from the
+/// recorded answers, and the report's other forms. Metrics that are programs of the user's own (`command:`)
+/// are run only where `run_commands` says so, since a report may come from anybody; otherwise their
+/// recorded scores are taken as they are.
+///
+/// # Errors
+/// [`EvalError::Broken`] naming the file, and what in it is not as it was; [`EvalError::Io`].
+pub fn verify(report_path: &Path, run_commands: bool) -> Result<Verified, EvalError> {
+    let dir = report_path.parent().unwrap_or(Path::new("")).to_owned();
+    let Sealed { report, files, absent, changed } = read_sealed(report_path)?;
+    if let Some((path, reason)) = changed.into_iter().next() {
+        return Err(broken(&path, reason));
+    }
+    let mut verified = Verified { files, absent, ..Verified::default() };
     let plan = report.plan.as_ref().ok_or_else(|| broken(report_path, "it holds no plan"))?;
+    let metrics = metrics_by_name(&plan.metrics)?;
+    let kept = |metric: &Metric| !run_commands && runs_a_program(metric);
+    let named = metrics.iter().filter(|metric| kept(metric)).map(|metric| metric.name.to_owned());
+    verified.not_recomputed = named.collect();
+    let result = read_result(&dir, report_path, &report, &metrics, &kept)?;
     let again = prove(plan, ProofFacts::of(&report), &result)?;
     let again = Report { seal: report.seal.clone(), ..again };
     let (was, is) = (to_value(&report, report_path)?, to_value(&again, report_path)?);
@@ -93,23 +140,27 @@ fn check_seal(path: &Path, report: &Report, text: &str) -> Result<(), EvalError>
     ))
 }
 
-/// Whether the file is here; an error when it is and differs, or when it belongs to the proof's own
-/// folder and is not.
-fn check_file(dir: &Path, name: &str, digest: &FileDigest) -> Result<bool, EvalError> {
-    let Some(place) = &digest.path else { return Ok(false) };
-    let path = dir.join(place);
-    let inside = Path::new(place).components().all(|c| matches!(c, Component::Normal(_)));
-    let Ok(meta) = std::fs::metadata(&path) else {
-        return if inside { Err(broken(&path, "it is missing")) } else { Ok(false) };
-    };
+/// How a file differs from what the report says of it.
+enum Difference {
+    Missing,
+    Other(String),
+}
+
+fn difference(
+    path: &Path,
+    name: &str,
+    digest: &FileDigest,
+) -> Result<Option<Difference>, EvalError> {
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(Some(Difference::Missing)) };
     if !meta.is_file() || meta.len() != digest.bytes {
         let reason = format!("{name} has {} bytes; the report names {}", meta.len(), digest.bytes);
-        return Err(broken(&path, reason));
+        return Ok(Some(Difference::Other(reason)));
     }
-    if digest_of(&path)? != digest.sha256 {
-        return Err(broken(&path, "its SHA-256 is not the one that the report names"));
+    if digest_of(path)? != digest.sha256 {
+        let reason = "its SHA-256 is not the one that the report names".to_owned();
+        return Ok(Some(Difference::Other(reason)));
     }
-    Ok(true)
+    Ok(None)
 }
 
 fn digest_of(path: &Path) -> Result<String, EvalError> {
@@ -124,11 +175,20 @@ fn digest_of(path: &Path) -> Result<String, EvalError> {
     }
 }
 
-/// Examples and answers as they were recorded, scored again.
-fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalResult, EvalError> {
-    let plan = report.plan.as_ref().ok_or_else(|| broken(report_path, "it holds no plan"))?;
-    let metrics = metrics_by_name(&plan.metrics)?;
+/// Examples and answers as they were recorded, scored again but for the metrics that are `kept`.
+fn read_result(
+    dir: &Path,
+    report_path: &Path,
+    report: &Report,
+    metrics: &[&'static Metric],
+    kept: &dyn Fn(&Metric) -> bool,
+) -> Result<EvalResult, EvalError> {
     let items = read_items(&dir.join(ITEMS))?;
+    let mut scored: Vec<&'static Metric> = metrics.iter().copied().filter(|m| !kept(m)).collect();
+    if scored.is_empty() {
+        // Something must be scored to read the answers; nobody looks at it.
+        scored = metrics_by_name(&["exact_match"])?;
+    }
     let mut candidates = Vec::new();
     for (place, candidate) in report.candidates.iter().enumerate() {
         let empty = CandidateResult {
@@ -143,13 +203,21 @@ fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalRe
         if !report.files.contains_key(ITEMS) || !report.files.contains_key(&path) {
             return Err(broken(report_path, format!("it does not name {ITEMS} and {path}")));
         }
-        let recorded = RecordedCandidate::read(&candidate.name, &dir.join(&path))?;
+        let path = dir.join(&path);
+        let recorded = RecordedCandidate::read(&candidate.name, &path)?;
         let again =
-            evaluate(&mut [Box::new(recorded)], items.clone(), metrics.clone(), &mut |_| ())?;
+            evaluate(&mut [Box::new(recorded)], items.clone(), scored.clone(), &mut |_| ())?;
         let Some(again) = again.candidates.into_iter().next() else { continue };
-        candidates.push(CandidateResult { seconds: candidate.seconds, kind: empty.kind, ..again });
+        let mut computed = again.scores.into_iter();
+        let scores = metrics.iter().map(|metric| match kept(metric) {
+            true => recorded_scores(&path, metric, &items),
+            false => Ok(computed.next().unwrap_or_default()),
+        });
+        let scores = scores.collect::<Result<_, _>>()?;
+        let seconds = candidate.seconds;
+        candidates.push(CandidateResult { scores, seconds, kind: empty.kind, ..again });
     }
-    let result = EvalResult { items, metrics, candidates };
+    let result = EvalResult { items, metrics: metrics.to_vec(), candidates };
     // The scores in the files are those that the answers get now.
     let files = ProofFiles::of(&result);
     for (place, candidate) in result.candidates.iter().enumerate() {
@@ -163,6 +231,35 @@ fn read_result(dir: &Path, report_path: &Path, report: &Report) -> Result<EvalRe
         }
     }
     Ok(result)
+}
+
+/// The scores of a metric as they are in a file of answers.
+fn recorded_scores(
+    path: &Path,
+    metric: &Metric,
+    items: &[EvalItem],
+) -> Result<Vec<f64>, EvalError> {
+    #[derive(Deserialize)]
+    struct Line {
+        scores: HashMap<String, f64>,
+    }
+    let text = read_text(path)?;
+    let score = |(index, line): (usize, &str)| {
+        let found = serde_json::from_str::<Line>(line).ok();
+        let score = found.and_then(|line| line.scores.get(metric.name).copied());
+        score.filter(|score| (0.0..=1.0).contains(score)).ok_or_else(|| {
+            let reason = format!("line {} has no score from 0 to 1 by {}", index + 1, metric.name);
+            broken(path, reason)
+        })
+    };
+    let scores = text.lines().enumerate().map(score).collect::<Result<Vec<f64>, _>>()?;
+    match scores.len() == items.len() {
+        true => Ok(scores),
+        false => {
+            let reason = format!("found {} answers, expected {}", scores.len(), items.len());
+            Err(broken(path, reason))
+        }
+    }
 }
 
 fn read_items(path: &Path) -> Result<Vec<EvalItem>, EvalError> {

@@ -14,9 +14,10 @@ use crate::cost::{Cost, Economics, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
+use crate::judge::Judgement;
 use crate::proof::ProofPlan;
 use crate::run::{CandidateResult, EvalResult};
-use crate::slices::SliceReport;
+use crate::slices::{ConfusedPair, LeakScores, SliceReport};
 use crate::stats::{Interval, PairedDifference, PairedTest, mean, mean_interval};
 use crate::verdict::Verdict;
 use crate::words::Language;
@@ -84,10 +85,45 @@ pub struct Report {
     /// What was won and lost between the two that are compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Changed>,
+    /// Each judged candidate beside the one compared with, in the plan's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judged: Vec<JudgedReport>,
+    /// For classification: which right answers the judged candidate takes for which others, most frequent
+    /// first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confused: Vec<ConfusedPair>,
+    /// Scores with and without test examples that are in the training data, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_leaks: Option<LeakScores>,
+    /// What a judge said; it decides nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judgements: Vec<Judgement>,
     /// SHA-256 of this file with nothing in this place, in hexadecimal; empty in a report that is no
     /// proof.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub seal: String,
+}
+
+/// One of the judged candidates beside the one that all are compared with, by the metric that decides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JudgedReport {
+    /// Its name.
+    pub name: String,
+    /// What would be said of it alone, at the confidence that its company leaves.
+    pub verdict: Verdict,
+    /// Whether the report's verdict is about it.
+    pub decides: bool,
+    /// Mean of its score minus the other's, between -1 and 1.
+    pub difference: f64,
+    /// Interval of the difference at `confidence`.
+    pub interval: Interval,
+    /// Confidence of `interval`: that of the step of Holm's procedure at which this candidate was decided,
+    /// and of the look at the test set.
+    pub confidence: f64,
+    /// Two-sided p-value of "there is no difference".
+    pub p_value: f64,
+    /// The same adjusted for all judged candidates by Holm.
+    pub p_holm: f64,
 }
 
 /// One rule of the verdict.

@@ -3,7 +3,7 @@
 use super::drawing::ticks;
 use super::{CandidateReport, Report};
 use crate::cost::{Crossing, Economics, Estimate, PairEconomics};
-use crate::numbers::{grouped, money, percent, points, significant};
+use crate::numbers::{grouped, signed};
 use crate::words::Language;
 
 /// The drawings, in units of their view boxes.
@@ -125,12 +125,13 @@ pub(super) fn scatter(report: &Report) -> Option<Scatter> {
                 y: place(y(m.value)),
                 lo: place(y(m.ci95.lo)),
                 hi: place(y(m.ci95.hi)),
-                words: format!(
-                    "{} ({} to {}) at {}",
-                    percent(m.value),
-                    percent(m.ci95.lo),
-                    percent(m.ci95.hi),
-                    money(*cost, &currency)
+                words: language.say(
+                    "{share} ({interval}) at {amount}",
+                    &[
+                        ("share", &language.percent(m.value)),
+                        ("interval", &language.percents(m.ci95)),
+                        ("amount", &language.money(*cost, &currency)),
+                    ],
                 ),
                 on_pareto: !beaten(c, *cost),
             }
@@ -152,13 +153,16 @@ pub(super) fn scatter(report: &Report) -> Option<Scatter> {
     }
     let decades = (lo as i32..=hi as i32).map(|power| {
         let cost = 10f64.powi(power);
-        (place(x(cost)), significant(cost))
+        (place(x(cost)), language.significant(cost))
     });
     let names: Vec<&str> = points.iter().filter(|p| p.on_pareto).map(|p| p.name.as_str()).collect();
     Some(Scatter {
         pareto: pareto.join(" "),
         x_ticks: decades.collect(),
-        y_ticks: y_values.iter().map(|v| (place(y(v / 100.0)), format!("{v:.0} %"))).collect(),
+        y_ticks: y_values
+            .iter()
+            .map(|v| (place(y(v / 100.0)), language.number(format!("{v:.0} %"))))
+            .collect(),
         summary: language.say(
             "No candidate is both better and cheaper than {names}.",
             &[("names", &names.join(language.t(" or ")))],
@@ -202,14 +206,15 @@ pub(super) fn volume(report: &Report) -> Option<Volume> {
             band_width: place((hi - lo).abs().max(1.0)),
         })
     });
+    let tick = |value: f64| report.language().number(short(value));
     let summary: Vec<String> =
         money.pairs.iter().map(|pair| crossing_words(report.language(), pair)).collect();
     Some(Volume {
         lines: lines.collect(),
         crossings: crossings.collect(),
         stated: money.requests_per_month.filter(|v| *v <= last).map(|v| place(x(v))),
-        x_ticks: xs.iter().filter(|v| **v <= last).map(|v| (place(x(*v)), short(*v))).collect(),
-        y_ticks: ys.iter().map(|v| (place(y(*v)), short(*v))).collect(),
+        x_ticks: xs.iter().filter(|v| **v <= last).map(|v| (place(x(*v)), tick(*v))).collect(),
+        y_ticks: ys.iter().map(|v| (place(y(*v)), tick(*v))).collect(),
         currency: money.currency.clone(),
         summary: summary.join(" "),
     })
@@ -232,7 +237,7 @@ fn trimmed(value: f64) -> String {
 
 pub(crate) fn volume_words(language: Language, estimate: &Estimate) -> String {
     let words = |value: Option<f64>| match value {
-        Some(value) => grouped(value.round() as i64),
+        Some(value) => language.number(grouped(value.round() as i64)),
         None => language.t("never").to_owned(),
     };
     let [lo, hi] = estimate.ci95;
@@ -257,16 +262,16 @@ fn crossing_words(language: Language, pair: &PairEconomics) -> String {
 pub(super) fn arm_rows(language: Language, reckoned: &Economics) -> Vec<ArmRow> {
     let currency = &reckoned.currency;
     let amount = |estimate: &Estimate| {
-        with_interval(language, estimate, &|v| money(v, currency), language.t("no bound"))
+        with_interval(language, estimate, &|v| language.money(v, currency), language.t("no bound"))
     };
     let row = |arm: &crate::cost::ArmEconomics| ArmRow {
         name: arm.name.clone(),
         cells: vec![
             amount(&arm.per_1000_requests),
             arm.per_month.as_ref().map_or(language.t("no volume stated").to_owned(), amount),
-            arm.machines.map_or("–".to_owned(), |n| grouped(n as i64)),
-            arm.utilisation.map_or("–".to_owned(), percent),
-            money(arm.one_off, currency),
+            arm.machines.map_or("–".to_owned(), |n| language.number(grouped(n as i64))),
+            arm.utilisation.map_or("–".to_owned(), |share| language.percent(share)),
+            language.money(arm.one_off, currency),
         ],
     };
     reckoned.arms.iter().map(row).collect()
@@ -294,9 +299,10 @@ pub(super) fn pair_views(language: Language, reckoned: &Economics) -> Vec<PairVi
 }
 
 fn pair_view(language: Language, currency: &str, pair: &PairEconomics) -> PairView {
-    let amount = |v: f64| money(v, currency);
-    let months = |v: f64| language.say("{n} months", &[("n", &significant(v))]);
-    let change = |v: f64| points(-v).replace(" points", " %");
+    let amount = |v: f64| language.money(v, currency);
+    let months = |v: f64| language.say("{n} months", &[("n", &language.significant(v))]);
+    let change = |v: f64| language.number(format!("{} %", signed(-v)));
+    let percent = |v: f64| language.percent(v);
     let never = language.t("never");
     type Row<'a> = (&'static str, &'a Option<Estimate>, &'a dyn Fn(f64) -> String, &'a str);
     let rows: [Row<'_>; 5] = [
@@ -327,8 +333,10 @@ fn pair_view(language: Language, currency: &str, pair: &PairEconomics) -> PairVi
         Some((name, with_interval(language, estimate.as_ref()?, words, unbounded)))
     }));
     if pair.saving.prompt_tokens.abs() >= 0.5 {
-        let (tokens, worth) =
-            (significant(pair.saving.prompt_tokens), amount(pair.saving.per_1000_requests));
+        let (tokens, worth) = (
+            language.significant(pair.saving.prompt_tokens),
+            amount(pair.saving.per_1000_requests),
+        );
         let words = language
             .say("{n}, worth {amount} per 1,000 requests", &[("n", &tokens), ("amount", &worth)]);
         facts.push((language.t("Prompt tokens saved on each request"), words));

@@ -1,6 +1,9 @@
 //! Many questions to one test set: what each may still claim.
 
-use super::{CONFIDENCE, StatsError, interval::z};
+use super::{
+    CONFIDENCE, PairedDifference, PairedOptions, StatsError, interval::z, paired_difference_in,
+    paired_interval,
+};
 use serde::{Deserialize, Serialize};
 
 /// p-values adjusted for the number of questions asked together (S. Holm 1979, Scandinavian Journal of
@@ -61,6 +64,55 @@ impl Protection {
         let level = spent(&self.looks, 1.0 - CONFIDENCE)?.last().copied();
         Ok(1.0 - level.ok_or(StatsError::Empty)? / self.candidates as f64)
     }
+}
+
+/// One of several candidates that are compared with the same other one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FamilyMember {
+    /// Its comparison; `interval` and `confidence` are those of the step at which it was decided.
+    pub paired: PairedDifference,
+    /// p-value of "no difference", adjusted for the family by [`holm`].
+    pub p_holm: f64,
+}
+
+/// Compares each of several candidates with `a` on the same examples and decides, Holm's way, which of them
+/// are better by more than `gain` ([`PairedDifference::exceeds`]). While `r` candidates are undecided, each
+/// has an interval of the confidence of [`Protection`] for `r` candidates; those that exceed the gain are
+/// decided, and the others are looked at again with what is left. That any of the claims is false has a
+/// chance of at most 5 % over all looks (S. Holm 1979), so that the best one may be picked afterwards.
+///
+/// `clusters` as in [`paired_difference_in`], `looks` as in [`Protection::looks`]; the confidence in
+/// `options` is not used. In the order given.
+///
+/// # Errors
+/// As [`paired_difference_in`] and [`Protection::confidence`].
+pub fn paired_family(
+    a: &[f64],
+    candidates: &[&[f64]],
+    clusters: &[usize],
+    gain: f64,
+    looks: &[f64],
+    options: &PairedOptions,
+) -> Result<Vec<FamilyMember>, StatsError> {
+    let one = |b: &&[f64]| paired_difference_in(a, b, clusters, options);
+    let mut compared = candidates.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    let mut undecided: Vec<usize> = (0..compared.len()).collect();
+    while !undecided.is_empty() {
+        let protection = Protection { candidates: undecided.len(), looks: looks.to_vec() };
+        let confidence = protection.confidence()?;
+        for &place in &undecided {
+            let interval = paired_interval(a, candidates[place], clusters, confidence)?;
+            (compared[place].interval, compared[place].confidence) = (interval, confidence);
+        }
+        let before = undecided.len();
+        undecided.retain(|&place| !compared[place].exceeds(gain));
+        if undecided.len() == before {
+            break;
+        }
+    }
+    let p_values: Vec<f64> = compared.iter().map(|paired| paired.p_value).collect();
+    let members = compared.into_iter().zip(holm(&p_values));
+    Ok(members.map(|(paired, p_holm)| FamilyMember { paired, p_holm }).collect())
 }
 
 /// The level of each look: see [`Protection`].
@@ -135,6 +187,44 @@ mod tests {
         assert!((confidence(10, &[1.0]).unwrap() - 0.995).abs() < 1e-12);
         assert!(confidence(1, &[0.5, 1.0]).unwrap() > 0.95);
         assert!(confidence(0, &[1.0]).is_err() && confidence(1, &[]).is_err());
+    }
+
+    /// `only_b` examples of 200 that b alone has right, the first of them.
+    fn right(only_b: usize) -> Vec<f64> {
+        (0..200).map(|i| f64::from(i < only_b)).collect()
+    }
+
+    #[test]
+    fn a_family_is_decided_step_by_step() {
+        let (a, options) = (right(0), PairedOptions { resamples: 10, ..PairedOptions::default() });
+        let family = |wins: &[usize], gain: f64| {
+            let all: Vec<Vec<f64>> = wins.iter().map(|&n| right(n)).collect();
+            let all: Vec<&[f64]> = all.iter().map(Vec::as_slice).collect();
+            paired_family(&a, &all, &[], gain, &[1.0], &options).unwrap()
+        };
+        // Alone it is the plain comparison.
+        let alone = family(&[6], 0.0);
+        assert_eq!(
+            alone[0].paired,
+            super::super::paired_difference(&a, &right(6), &options).unwrap()
+        );
+        assert!((alone[0].p_holm - 0.03125).abs() < 1e-12 && alone[0].paired.exceeds(0.0));
+        // Six of six: p = 0.03125 is enough for the last of a family, not for one of two.
+        let two = family(&[6, 6], 0.0);
+        assert!(two.iter().all(|m| !m.paired.exceeds(0.0) && m.p_holm > 0.06), "{two:?}");
+        assert!((two[0].paired.confidence - 0.975).abs() < 1e-12);
+        let beside_a_clear_one = family(&[6, 40], 0.0);
+        assert!(beside_a_clear_one.iter().all(|m| m.paired.exceeds(0.0)));
+        let confidences: Vec<f64> =
+            beside_a_clear_one.iter().map(|m| m.paired.confidence).collect();
+        assert!((confidences[0] - 0.95).abs() < 1e-12 && (confidences[1] - 0.975).abs() < 1e-12);
+        assert!(family(&[], 0.0).is_empty());
+        // More looks, wider intervals.
+        let look = |looks: &[f64]| {
+            let found = paired_family(&a, &[&right(40)], &[], 0.0, looks, &options).unwrap();
+            found[0].paired.interval
+        };
+        assert!(look(&[0.5]).lo < look(&[1.0]).lo && look(&[0.5, 1.0]).lo < look(&[1.0]).lo);
     }
 
     #[test]

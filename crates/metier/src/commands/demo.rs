@@ -181,6 +181,7 @@ impl Demo {
             base_licence: base.license(),
             data_files: vec!["trade/train.jsonl (bundled)".into()],
             data_licences: vec!["Apache-2.0 OR MIT (generated)".into()],
+            generated_by: Vec::new(),
             tokenizer_sha256: base.tokenizer.sha256().to_owned(),
             chat_template: base.template.source().to_owned(),
             copied_files: Vec::new(),
@@ -330,6 +331,10 @@ impl Demo {
             economics: None,
             slices: Vec::new(),
             changed: None,
+            judged: Vec::new(),
+            confused: Vec::new(),
+            without_leaks: None,
+            judgements: Vec::new(),
             seal: String::new(),
         })
     }

@@ -28,9 +28,8 @@ pub(super) fn count(test: &Path, by: &str) -> Option<Openings> {
 fn count_files(test: &Path, by: &str) -> anyhow::Result<Option<Openings>> {
     let mut most: Option<Openings> = None;
     for file in files_of(test, FolderSplit::Test)? {
-        let digest = model::sha256_hex(&std::fs::read(&file)?);
         let opening = Opening { at: state::day(state::now()), by: by.to_owned() };
-        let openings = count_opening(&openings_path(&file), &digest, opening)?;
+        let openings = count_opening(&openings_path(&file), &std::fs::read(&file)?, opening)?;
         if most.as_ref().is_none_or(|most| openings.count > most.count) {
             most = Some(openings);
         }

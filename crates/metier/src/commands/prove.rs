@@ -6,16 +6,17 @@ use super::opened;
 use crate::cli::{ColumnArgs, ProveArgs, WeightArgs};
 use crate::config::ConfigFile;
 use crate::exit;
+use crate::findings;
 use crate::gate;
 use crate::machine;
 use crate::progress;
 use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
-use crate::resolve::{Adapter, Base};
-use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
+use crate::resolve::{self, Adapter, Base};
+use ::data::{Example, FolderSplit, ReadOptions};
 use ::eval::{
-    BaselineCandidate, Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult,
-    FileDigest, Finding, Judge, Judgement, Licence, Prompted, ProofFacts, ProofFiles, ProofPlan,
-    RecordedCandidate, RentedCandidate, Report, Rule, Verdict, plain_name, stats,
+    Arm, BaselineCandidate, Better, Candidate, CandidateResult, EvalItem, EvalResult, FileDigest,
+    Forgotten, Games, Judge, Licence, Look, Prompted, ProofFacts, ProofFiles, ProofPlan,
+    RecordedCandidate, RentedCandidate, Report, Verdict, plain_name, stats,
 };
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
@@ -27,7 +28,8 @@ use std::rc::Rc;
 pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let config = ConfigFile::read(&args.config)?;
     let today = time::OffsetDateTime::now_utc().date().to_string();
-    let setup = ProveSetup::resolve(&config, args.out.as_deref(), args.retry_failed, &today)?;
+    let (out, retry) = (args.out.as_deref(), args.retry_failed);
+    let setup = ProveSetup::resolve(&config, out, retry, &today, args.lang)?;
     let metrics = ::eval::metrics_by_name(&setup.metrics)?;
     if metrics.iter().any(|m| m.name == setup.metric && m.better == Better::Lower) {
         bail!("{}: of {} less is better, so it cannot decide", args.config.display(), setup.metric);
@@ -38,11 +40,10 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     test.truncate(setup.limit.unwrap_or(usize::MAX));
     let items = test.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     if args.dry_run {
-        return dry_run(&setup, items.len());
+        return dry_run(&setup, &items);
     }
     let train = read_train(&config, &options)?;
     let shots = worked_examples(&train);
-    let opened = opening_rule(&setup);
     let mut run =
         Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default(), base: None };
     let mut result =
@@ -58,25 +59,30 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
         result.candidates.push(candidate);
     }
     result.items = items.clone();
-    if let Some(path) = &args.against {
-        result.candidates.push(earlier(path, &setup.judged, items, metrics)?);
-    }
+    let before = match &args.against {
+        Some(path) => {
+            let (name, candidate) = earlier(path, &setup, items, metrics)?;
+            result.candidates.push(candidate);
+            Some(name)
+        }
+        None => None,
+    };
     let facts = run.facts;
-    let judgements = judge(&setup, &result)?;
-    let report = report(
-        &config,
-        &setup,
-        &result,
-        (&train, &test),
-        (facts, judgements),
-        (opened, args.lang),
-    )?;
-    finish(args, &setup, &result, report)
+    let games = judge(&setup, &result)?;
+    // A run that ended before its scores were known looked at nothing.
+    let opened = opened::count(&setup.data, &opening_words(&setup)).map(|openings| openings.count);
+    let report = report(&config, &setup, &result, (&train, &test), (facts, games), opened)?;
+    finish(args, &setup, &result, report, before.as_deref())
 }
 
-fn dry_run(setup: &ProveSetup, n: usize) -> Result<ExitCode> {
+fn dry_run(setup: &ProveSetup, items: &[EvalItem]) -> Result<ExitCode> {
+    let n = items.len();
     println!("{}: {n} examples from {}", setup.title, setup.data.display());
-    println!("{} is judged against {} by {}", setup.judged, setup.against, setup.metric);
+    let (judged, is) = match &setup.judged[..] {
+        [one] => (one.clone(), "is"),
+        several => (several.join(", "), "are"),
+    };
+    println!("{judged} {is} judged against {} by {}", setup.against, setup.metric);
     for candidate in &setup.candidates {
         let who = match &candidate.who {
             Who::Local { model, adapter: Some(adapter), .. } => {
@@ -88,6 +94,13 @@ fn dry_run(setup: &ProveSetup, n: usize) -> Result<ExitCode> {
             Who::Baseline(kind) => format!("the baseline {kind}"),
         };
         println!("  {}: {who}, {} worked examples in front", candidate.name, candidate.shots);
+    }
+    for (field, values) in ::eval::slice_sizes(items) {
+        let enough = values.iter().filter(|(_, n)| **n >= setup.least_slice);
+        let enough: Vec<String> = enough.map(|(value, n)| format!("{value} ({n})")).collect();
+        if values.len() > 1 && !enough.is_empty() {
+            println!("slices by {field}: {}", enough.join(", "));
+        }
     }
     for share in [0.1, 0.2, 0.3] {
         if let Some(gap) = stats::detectable_difference(n, share)? {
@@ -121,6 +134,10 @@ struct Facts {
     files: IndexMap<String, PathBuf>,
     digests: IndexMap<String, String>,
     licences: Vec<Licence>,
+    arms: IndexMap<String, Arm>,
+    forgotten: IndexMap<String, Forgotten>,
+    /// Models that wrote training data, as the manifests of adapters say.
+    writers: Vec<String>,
 }
 
 struct Run<'a> {
@@ -149,20 +166,23 @@ impl Run<'_> {
             );
         }
         let prompting = plan.prompting(self.shots[..plan.shots].to_vec());
-        let mut words = prompting.in_words();
+        let language = self.setup.language;
+        let mut words = prompting.in_words(language);
         let candidate: Box<dyn Candidate> = match &plan.who {
             Who::Recorded(path) => {
-                words = format!("answers recorded in {}", path.display());
+                words = language.say("answers recorded in {path}", &[("path", &path.display())]);
                 self.facts.files.insert(format!("answers of {}", plan.name), path.clone());
                 Box::new(RecordedCandidate::read(&plan.name, path)?)
             }
             Who::Baseline(kind) => {
-                words = format!("{kind}, learnt from the training data");
+                words = language.say("{kind}, learnt from the training data", &[("kind", kind)]);
                 let items = self.train.iter().map(EvalItem::from_example);
                 Box::new(BaselineCandidate::learn(kind, &items.collect::<Result<Vec<_>, _>>()?)?)
             }
             Who::Rented(endpoint) => {
-                words = format!("{} at {}, {words}", endpoint.model, endpoint.url);
+                let (model, url) = (&endpoint.model, &endpoint.url);
+                let at = language.say("{model} at {url}", &[("model", model), ("url", url)]);
+                words = format!("{at}, {words}");
                 let path = self.setup.out.join("records").join(plain_name(&plan.name) + ".jsonl");
                 let rented = RentedCandidate::new(&plan.name, (**endpoint).clone(), path)?;
                 Box::new(Prompted::new(rented, prompting))
@@ -173,9 +193,17 @@ impl Run<'_> {
                     .as_ref()
                     .map(|dir| Adapter::load(&plan.name, dir, &base))
                     .transpose()?;
-                let held = dtype.map_or(String::new(), |d| format!(" as {}", d.name()));
-                words = format!("{model}{held}, {words}");
+                let held = match dtype {
+                    Some(dtype) => language
+                        .say("{model} as {dtype}", &[("model", model), ("dtype", &dtype.name())]),
+                    None => model.clone(),
+                };
+                words = format!("{held}, {words}");
                 self.note(plan, &base, adapter.as_ref())?;
+                if let Some(first) = items.first() {
+                    let arm = arm(&base, adapter.as_ref(), &prompting.apply(first))?;
+                    self.facts.arms.extend(arm.map(|arm| (plan.name.clone(), arm)));
+                }
                 let max_tokens = self.setup.max_tokens;
                 let dtype = KvDtype::default();
                 let candidate = local(&plan.name, &base, adapter.as_ref(), max_tokens, dtype)?;
@@ -215,9 +243,20 @@ impl Run<'_> {
             digests.insert(format!("adapter of {name}"), adapter.lora.digest());
             let file = dir.join("adapter_model.safetensors");
             self.facts.files.insert(format!("adapter file of {name}"), file);
+            if let Some(manifest) = resolve::manifest(dir)? {
+                let forgotten = manifest.guard.map(|guard| Forgotten {
+                    text: guard.text,
+                    tokens: guard.tokens,
+                    loss_before: guard.loss_before,
+                    loss_after: guard.loss_after,
+                    ci95: guard.difference_interval.map(Into::into),
+                });
+                self.facts.forgotten.extend(forgotten.map(|f| (name.clone(), f)));
+                self.facts.writers.extend(manifest.generated_by);
+            }
         }
-        let licence =
-            Licence { what: format!("base {}", base.short_name()), licence: base.license() };
+        let what = self.setup.language.say("base {name}", &[("name", &base.short_name())]);
+        let licence = Licence { what, licence: base.license() };
         if !self.facts.licences.contains(&licence) {
             self.facts.licences.push(licence);
         }
@@ -225,8 +264,25 @@ impl Run<'_> {
     }
 }
 
-/// What the judge says of the judged candidate beside the one that it is compared with.
-fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Judgement>> {
+/// How a candidate is asked, token by token, seen in its first prompt; None where that cannot be rendered.
+fn arm(base: &Base, adapter: Option<&Adapter>, first: &EvalItem) -> Result<Option<Arm>> {
+    let template = adapter.map_or(&base.template, |a| &a.template);
+    let Ok(prompt) = template.render(&base.tokenizer, &first.conversation, true) else {
+        return Ok(None);
+    };
+    let token = |id: u32| base.tokenizer.token(id).unwrap_or_else(|| id.to_string());
+    let first = prompt.ids.first().copied();
+    Ok(Some(Arm {
+        base: base.decoder.digest()?.to_owned(),
+        template: template.sha256().to_owned(),
+        first_token: first.map(token).unwrap_or_default(),
+        bos: first.is_some() && first == base.tokenizer.bos_id(),
+        stops: template.stop_ids(&base.tokenizer).into_iter().map(token).collect(),
+    }))
+}
+
+/// What the judge answers of each judged candidate beside the one that they are compared with.
+fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Games>> {
     let Some(pairwise) = &setup.pairwise else { return Ok(Vec::new()) };
     let labels = match &pairwise.labels {
         Some(path) => ::eval::read_labels(path)?,
@@ -237,33 +293,37 @@ fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Judgement>> {
         criteria: pairwise.criteria.clone(),
         records: judge_records(setup),
     };
-    let (a, b) = (result.candidate(&setup.against)?, result.candidate(&setup.judged)?);
-    let bar = progress::bar("judge", 2 * result.items.len() as u64);
-    let judgement =
-        judge.pairwise(&result.items, a, b, &labels, &mut |done| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
-    Ok(vec![judgement])
+    let a = result.candidate(&setup.against)?;
+    let games = |name: &String| -> Result<Games> {
+        let b = result.candidate(name)?;
+        let bar = progress::bar("judge", 2 * result.items.len() as u64);
+        let report = &mut |done| bar.set_position(done as u64);
+        let games = judge.pairwise(&result.items, a, b, &labels, report)?;
+        bar.finish_and_clear();
+        Ok(games)
+    };
+    setup.judged.iter().map(games).collect()
 }
 
 fn judge_records(setup: &ProveSetup) -> PathBuf {
     setup.out.join("records").join("judge.jsonl")
 }
 
-/// The judged candidate's answers of an earlier report. The report's seal and the digest of those
-/// answers must hold; what it was made from (an adapter, say) may have changed since.
+/// The answers of the candidate that an earlier report's verdict is about, and the name of the judged one
+/// that they are compared with. The report's seal and the digests of all files in its folder must hold; what
+/// it was made from (an adapter, say) may have changed since, which is told.
 fn earlier(
     path: &Path,
-    judged: &str,
+    setup: &ProveSetup,
     items: Vec<EvalItem>,
     metrics: Vec<&'static ::eval::Metric>,
-) -> Result<CandidateResult> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let report: Report = serde_json::from_str(&text)
-        .with_context(|| format!("{}: not a report of `metier prove`", path.display()))?;
-    if report.seal.is_empty() || report.sealed()? != text {
-        bail!("{}: the earlier report was changed: its seal does not fit", path.display());
+) -> Result<(String, CandidateResult)> {
+    let sealed = ::eval::read_sealed(path)?;
+    for (file, reason) in &sealed.changed {
+        eprintln!("changed since the earlier report: {}: {reason}", file.display());
     }
-    let before = report.plan.as_ref().map_or("", |plan| plan.judged.as_str());
+    let report = sealed.report;
+    let before = report.changed.as_ref().map_or("", |changed| changed.b.as_str());
     let place = report.candidates.iter().position(|c| c.name == before);
     let place = place.with_context(|| format!("{}: it judges nobody", path.display()))?;
     let start = format!("answers/{}_", place + 1);
@@ -273,13 +333,16 @@ fn earlier(
     let file =
         file.with_context(|| format!("{}: it names no answers of {before}", path.display()))?;
     let answers = path.parent().unwrap_or(Path::new("")).join(file);
-    let bytes = std::fs::read(&answers).with_context(|| answers.display().to_string())?;
-    if model::sha256_hex(&bytes) != report.files[file].sha256 {
-        bail!("{}: its SHA-256 is not the one that the earlier report names", answers.display());
-    }
-    let recorded = RecordedCandidate::read(format!("{judged} (earlier)"), &answers)?;
+    let now = setup.judged.iter().find(|name| *name == before).unwrap_or(&setup.judged[0]);
+    let recorded = RecordedCandidate::read(earlier_name(setup, now), &answers)?;
     let result = ::eval::evaluate(&mut [Box::new(recorded)], items, metrics, &mut |_| ())?;
-    result.candidates.into_iter().next().context("one candidate gave no result")
+    let candidate = result.candidates.into_iter().next().context("one candidate gave no result")?;
+    Ok((now.clone(), candidate))
+}
+
+/// Name of a judged candidate's answers of an earlier report.
+fn earlier_name(setup: &ProveSetup, judged: &str) -> String {
+    setup.language.say("{name} (earlier)", &[("name", &judged)])
 }
 
 fn report(
@@ -287,37 +350,51 @@ fn report(
     setup: &ProveSetup,
     result: &EvalResult,
     (train, test): (&[Example], &[Example]),
-    (facts, judgements): (Facts, Vec<Judgement>),
-    (opened, language): (Rule, ::eval::Language),
+    (facts, games): (Facts, Vec<Games>),
+    opened: Option<usize>,
 ) -> Result<Report> {
-    let machine = machine::detect();
-    let here = format!("{}, {} cores", machine.cpu, machine.cores);
+    let (machine, language) = (machine::detect(), setup.language);
+    let here = language.say("{cpu}, {n} cores", &[("cpu", &machine.cpu), ("n", &machine.cores)]);
     let local = result.candidates.iter().filter(|c| c.kind == "local");
     let measured: IndexMap<String, f64> =
         local.filter_map(|c| Some((c.name.clone(), c.tokens_per_second()?))).collect();
     let economics = setup.economics(&measured, &here)?;
-    let (leaks, data) = leak_rule(train, test)?;
     let mut licences = facts.licences;
     if let Some(licence) = &config.data.license {
-        licences.push(Licence { what: "training data".into(), licence: licence.clone() });
+        let what = language.say("training data", &[]);
+        licences.push(Licence { what, licence: licence.clone() });
     }
-    let findings =
-        [leaks, Some(opened), Some(licence_rule(&licences))].into_iter().flatten().collect();
+    let leaks = findings::leaks(train, test, language)?;
+    let mut writers = findings::writers(train);
+    writers.extend(config.data.generated_by.iter().cloned().chain(facts.writers));
+    let findings = [
+        leaks.rule,
+        findings::openings(opened, setup.looks.is_some(), language),
+        Some(findings::licences(&licences, language)),
+        findings::terms_of_use(&writers, language),
+        Some(findings::personal_data(train, test, language)),
+    ];
     let plan = ProofPlan {
         language,
         metrics: setup.metrics.clone(),
         metric: setup.metric.clone(),
-        judged: setup.judged.clone(),
+        judged: setup.judged[0].clone(),
+        also_judged: setup.judged[1..].to_vec(),
         against: setup.against.clone(),
         margin: setup.margin,
         max_cost_per_1000: setup.max_cost_per_1000,
         must_be_cheaper: setup.must_be_cheaper,
         least_slice: setup.least_slice,
         slice_margin: setup.slice_margin,
+        look: setup.looks.zip(opened).map(|(planned, at)| Look { planned, at }),
+        max_forgetting: setup.max_forgetting,
         economics,
         asked: facts.asked,
-        findings,
-        judgements,
+        arms: facts.arms,
+        forgotten: facts.forgotten,
+        leaked: leaks.ids,
+        findings: findings.into_iter().flatten().collect(),
+        games,
     };
     let mut files = ProofFiles::of(result).digests();
     let judge = setup.pairwise.as_ref();
@@ -337,7 +414,7 @@ fn report(
         created: now.format(&format)?,
         program: format!("metier {}", env!("CARGO_PKG_VERSION")),
         machine,
-        data: Some(data),
+        data: Some(leaks.summary),
         licences,
         files,
         ..ProofFacts::default()
@@ -345,70 +422,10 @@ fn report(
     Ok(::eval::prove(&plan, facts, result)?)
 }
 
-/// Counts this run on the sealed test set. Choosing by what a test set says wears it out, so the reader
-/// is told how often that was possible.
-fn opening_rule(setup: &ProveSetup) -> Rule {
+/// What is noted of this run beside the test set.
+fn opening_words(setup: &ProveSetup) -> String {
     let names: Vec<&str> = setup.candidates.iter().map(|c| c.name.as_str()).collect();
-    let by = format!("metier prove: {}", names.join(", "));
-    let counted = opened::count(&setup.data, &by).map(|openings| openings.count);
-    let (finding, evidence) = match counted {
-        Some(1) => (Finding::Kept, "It was opened for the first time.".to_owned()),
-        Some(n) => (
-            Finding::Warning,
-            format!("It was opened {n} times; each look makes a chance finding likelier."),
-        ),
-        None => (Finding::Warning, "Its openings could not be counted.".to_owned()),
-    };
-    let asks = "The sealed test set is opened once.".to_owned();
-    Rule { name: "openings".into(), asks, finding, evidence }
-}
-
-/// Test examples in the training data.
-fn leak_rule(train: &[Example], test: &[Example]) -> Result<(Option<Rule>, DataSummary)> {
-    let mut data =
-        DataSummary { test_rows: test.len(), train_rows: train.len(), ..DataSummary::default() };
-    if train.is_empty() {
-        data.leak_check = "Not done: [data] names no training data.".to_owned();
-        return Ok((None, data));
-    }
-    let leaks = ::data::leak_check(train, test, &LeakOptions::default())?;
-    data.leaks = leaks.total();
-    data.leak_check = format!(
-        "Every test question was compared with every training question: {} the same byte by byte, {} more after \
-         normalising, {} more by overlap of three-word sequences.",
-        leaks.exact, leaks.normalised, leaks.near
-    );
-    let first: Vec<&str> = leaks.leaked_ids.iter().take(5).map(String::as_str).collect();
-    let (finding, evidence) = match leaks.total() {
-        0 => (Finding::Kept, "None was found.".to_owned()),
-        n => (
-            Finding::Open,
-            format!(
-                "{n} test examples are in the training data, exactly or nearly, such as {}.",
-                first.join(", ")
-            ),
-        ),
-    };
-    let asks = "No test example is in the training data.".to_owned();
-    Ok((Some(Rule { name: "leaks".into(), asks, finding, evidence }), data))
-}
-
-/// Licences that are not known are a warning: nobody can say whether this may be used.
-fn licence_rule(licences: &[Licence]) -> Rule {
-    let asks = "The licences of base and data are known, and what they ask for.".to_owned();
-    let unknown = licences.iter().filter(|l| crate::licences::find(&l.licence).is_none());
-    let unknown: Vec<String> = unknown.map(|l| format!("{}: {}", l.what, l.licence)).collect();
-    let obligations = licences.iter().filter_map(|l| crate::licences::find(&l.licence));
-    let told: Vec<String> =
-        obligations.map(|l| format!("{}: {}", l.name, l.obligations.join(" "))).collect();
-    let (finding, evidence) = match (unknown.is_empty(), licences.len()) {
-        (true, 0) => (Finding::Warning, "No licence is stated.".to_owned()),
-        (true, _) => (Finding::Kept, told.join(" ")),
-        (false, _) => {
-            (Finding::Warning, format!("Not known: {}. {}", unknown.join("; "), told.join(" ")))
-        }
-    };
-    Rule { name: "licences".into(), asks, finding, evidence: evidence.trim().to_owned() }
+    format!("metier prove: {}", names.join(", "))
 }
 
 fn file_digest(path: &Path, out: &Path) -> Result<FileDigest> {
@@ -432,14 +449,15 @@ fn finish(
     setup: &ProveSetup,
     result: &EvalResult,
     report: Report,
+    before: Option<&str>,
 ) -> Result<ExitCode> {
     std::fs::create_dir_all(&setup.out).with_context(|| setup.out.display().to_string())?;
     ProofFiles::of(result).write(&report, &setup.out)?;
     for candidate in &setup.candidates {
         if let Who::Local { adapter: Some(dir), .. } = &candidate.who
-            && candidate.name == setup.judged
+            && let Some(judged) = report.judged.iter().find(|j| j.name == candidate.name)
         {
-            gate::write(dir, &report, &setup.judged, &setup.out.join("report.json"))?;
+            gate::write(dir, &report, judged, &setup.out.join("report.json"))?;
         }
     }
     if args.json {
@@ -449,8 +467,8 @@ fn finish(
         report.sentences.iter().for_each(|sentence| println!("  {sentence}"));
         println!("{}", setup.out.join("report.html").display());
     }
-    Ok(match &args.against {
-        Some(_) => regression(setup, &report)?,
+    Ok(match before {
+        Some(judged) => regression(setup, &report, judged)?,
         None => match report.verdict {
             Verdict::WorthIt => exit::done(),
             Verdict::NotProven => exit::not_proven(),
@@ -460,9 +478,10 @@ fn finish(
 }
 
 /// Fails only where the judged candidate is proven worse than it was.
-fn regression(setup: &ProveSetup, report: &Report) -> Result<ExitCode> {
-    let earlier = format!("{} (earlier)", setup.judged);
-    let found = report.comparisons.iter().find(|c| c.a == earlier && c.metric == setup.metric);
+fn regression(setup: &ProveSetup, report: &Report, judged: &str) -> Result<ExitCode> {
+    let earlier = earlier_name(setup, judged);
+    let mut deciding = report.comparisons.iter().filter(|c| c.metric == setup.metric);
+    let found = deciding.find(|c| c.a == earlier && c.b == judged);
     let found = found.context("the earlier answers were not compared")?;
     let words = format!(
         "against the earlier report: {:+.1} points by {} (95 % between {:+.1} and {:+.1})",

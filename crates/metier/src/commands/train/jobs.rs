@@ -34,6 +34,7 @@ impl TrainJob {
             base_licence: file.base.license.clone().unwrap_or_else(|| license_of(&start.dir)),
             data_files: self.data.files.iter().map(|p| p.display().to_string()).collect(),
             data_licences: licences(&self.data.named, file),
+            generated_by: file.data.generated_by.clone(),
             tokenizer_sha256: start.tokenizer.sha256().to_owned(),
             chat_template: start.template.source().to_owned(),
             copied_files: ::train::tokenizer_files(&start.dir),
