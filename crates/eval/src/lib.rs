@@ -20,6 +20,7 @@ mod proof;
 mod recorded;
 mod rented;
 mod report;
+mod review;
 mod run;
 mod shift;
 mod slices;
@@ -38,23 +39,26 @@ pub use cost::{
 };
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
+pub use judge::{Agreement, Judge, Judgement, LEAST_LABELS, Preference};
 pub use metrics::{
-    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Parts, Scale,
-    Score, metrics_by_name,
+    Better, Corpus, CorpusDifference, EmbedTexts, Embedded, FAMILIES, Family, FieldScore, METRICS,
+    Metric, Parts, Scale, Score, metrics_by_name,
 };
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
 };
 pub use prompting::{Prompted, Prompting};
-pub use proof::{ProofFacts, ProofFiles, ProofPlan, Verified, plain_name, prove, verify};
-pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
+pub use proof::{
+    ProofFacts, ProofFiles, ProofPlan, Verified, plain_name, prove, verify, verify_similarities,
+};
+pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate, in_the_clear};
 pub use report::{
     CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
     FieldCell, FieldReport, FileDigest, Finding, Latency, Licence, LossPoint, Machine, Measurement,
     MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION, TrainSummary,
     candidate_reports, comparison_report, example_reports, field_reports,
 };
+pub use review::{Label, LabelFile, Pair, Review, ReviewSummary, Shown, read_labels};
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
 pub use slices::{

@@ -5,10 +5,14 @@
 //! [`verify`] computes everything in that folder again and names what differs.
 
 mod files;
+mod recorded;
 mod rules;
 mod verify;
 
 pub use files::{ProofFiles, plain_name};
+pub use recorded::verify_similarities;
+pub(crate) use recorded::{read_answers, read_items};
+pub(crate) use verify::read_sealed;
 pub use verify::{Verified, verify};
 
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
@@ -54,6 +58,10 @@ pub struct ProofPlan {
     pub least_slice: usize,
     /// What no slice may be proven to lose beyond, as a share; None: slices are shown only.
     pub slice_margin: Option<f64>,
+    /// The model that compared answers with references, where one did: a name, or a way from the proof's
+    /// folder on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_model: Option<String>,
     /// Arms and prices; None when no cost is stated.
     pub economics: Option<EconomicsPlan>,
     /// Facts about how each candidate was asked, by its name, for the reader.

@@ -33,10 +33,7 @@ pub struct Verified {
 /// [`EvalError::Broken`] naming the file, and what in it is not as it was; [`EvalError::Io`].
 pub fn verify(report_path: &Path) -> Result<Verified, EvalError> {
     let dir = report_path.parent().unwrap_or(Path::new("")).to_owned();
-    let text = read_text(report_path)?;
-    let report: Report = serde_json::from_str(&text)
-        .map_err(|error| broken(report_path, format!("it is no report: {error}")))?;
-    check_seal(report_path, &report, &text)?;
+    let report = read_sealed(report_path)?;
     let mut verified = Verified::default();
     for (name, digest) in &report.files {
         match check_file(&dir, name, digest)? {
@@ -61,7 +58,31 @@ pub fn verify(report_path: &Path) -> Result<Verified, EvalError> {
     Ok(verified)
 }
 
-fn broken(path: &Path, reason: impl Into<String>) -> EvalError {
+/// A report whose seal fits.
+pub(crate) fn read_sealed(path: &Path) -> Result<Report, EvalError> {
+    let text = read_text(path)?;
+    let report: Report = serde_json::from_str(&text)
+        .map_err(|error| broken(path, format!("it is no report: {error}")))?;
+    check_seal(path, &report, &text)?;
+    Ok(report)
+}
+
+/// A file of the proof's own folder, which the report must name and whose bytes must be as it says.
+pub(super) fn read_own(
+    report_path: &Path,
+    report: &Report,
+    name: &str,
+) -> Result<String, EvalError> {
+    let dir = report_path.parent().unwrap_or(Path::new(""));
+    let Some(digest) = report.files.get(name) else {
+        return Err(broken(report_path, format!("it does not name {name}")));
+    };
+    let here = FileDigest { path: Some(name.to_owned()), ..digest.clone() };
+    check_file(dir, name, &here)?;
+    read_text(&dir.join(name))
+}
+
+pub(super) fn broken(path: &Path, reason: impl Into<String>) -> EvalError {
     EvalError::Broken { path: path.to_owned(), reason: reason.into() }
 }
 

@@ -1,16 +1,19 @@
 //! `metier prove`: candidates side by side on the sealed test set, with cost and a verdict.
 
 use super::data::read_options;
-use super::eval::{ask, local};
+use super::eval::{ask, embedding_model, local};
 use super::opened;
-use crate::cli::{ColumnArgs, ProveArgs, WeightArgs};
+use crate::cli::{ColumnArgs, ProveArgs, StateArgs, WeightArgs};
 use crate::config::ConfigFile;
+use crate::embedder::Texts;
 use crate::exit;
 use crate::gate;
 use crate::machine;
+use crate::price_store;
 use crate::progress;
 use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{Adapter, Base};
+use crate::state;
 use ::data::{Example, FolderSplit, LeakOptions, ReadOptions};
 use ::eval::{
     BaselineCandidate, Better, Candidate, CandidateResult, DataSummary, EvalItem, EvalResult,
@@ -24,14 +27,19 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+/// Under what the report names the digest of the model that compares answers with references.
+pub(super) const EMBEDDING_MODEL: &str = "embedding model";
+
 pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let config = ConfigFile::read(&args.config)?;
     let today = time::OffsetDateTime::now_utc().date().to_string();
-    let setup = ProveSetup::resolve(&config, args.out.as_deref(), args.retry_failed, &today)?;
+    let mut setup = ProveSetup::resolve(&config, args.out.as_deref(), args.retry_failed, &today)?;
+    let prices = price_table(&config, &mut setup)?;
     let metrics = ::eval::metrics_by_name(&setup.metrics)?;
     if metrics.iter().any(|m| m.name == setup.metric && m.better == Better::Lower) {
         bail!("{}: of {} less is better, so it cannot decide", args.config.display(), setup.metric);
     }
+    let texts = embedding_model(&metrics, setup.embedding_model.as_deref())?;
     let options = read_options(&config.data.columns(&ColumnArgs::default()));
     let test_options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
     let mut test = ::data::read(&setup.data, &test_options)?;
@@ -40,11 +48,19 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(&setup, items.len());
     }
+    // Before anybody is asked, who may cost money.
+    let texts = texts.map(Texts::load).transpose()?;
     let train = read_train(&config, &options)?;
     let shots = worked_examples(&train);
     let opened = opening_rule(&setup);
-    let mut run =
-        Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default(), base: None };
+    let mut run = Run {
+        setup: &setup,
+        train: &train,
+        shots: &shots,
+        texts: texts.as_ref(),
+        facts: Facts::default(),
+        base: None,
+    };
     let mut result =
         EvalResult { items: Vec::new(), metrics: metrics.clone(), candidates: Vec::new() };
     for plan in &setup.candidates {
@@ -59,9 +75,13 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     }
     result.items = items.clone();
     if let Some(path) = &args.against {
-        result.candidates.push(earlier(path, &setup.judged, items, metrics)?);
+        result.candidates.push(earlier(path, &setup.judged, texts.as_ref(), items, metrics)?);
     }
-    let facts = run.facts;
+    let mut facts = run.facts;
+    facts.prices = prices;
+    if let Some(texts) = &texts {
+        facts.digests.insert(EMBEDDING_MODEL.to_owned(), texts.digest());
+    }
     let judgements = judge(&setup, &result)?;
     let report = report(
         &config,
@@ -101,6 +121,20 @@ fn dry_run(setup: &ProveSetup, n: usize) -> Result<ExitCode> {
     Ok(exit::done())
 }
 
+/// The price table that counts beside the one that comes with the program, as a name for the report and a
+/// file: the config file's, or the one that `metier prices update` has kept.
+fn price_table(config: &ConfigFile, setup: &mut ProveSetup) -> Result<Option<(String, PathBuf)>> {
+    if let Some(path) = config.cost.get("prices").and_then(toml::Value::as_str) {
+        return Ok(Some(("price table".to_owned(), config.anchored(Path::new(path)))));
+    }
+    // Whoever has no folder for state has kept no table there.
+    let Ok(dir) = state::dir(&StateArgs::default()) else { return Ok(None) };
+    let Some(kept) = price_store::newest(&dir)? else { return Ok(None) };
+    setup.update_prices(kept.table);
+    let name = format!("price table of {} from {}", kept.entry.read, kept.entry.source);
+    Ok(Some((name, kept.path)))
+}
+
 fn read_train(config: &ConfigFile, options: &ReadOptions) -> Result<Vec<Example>> {
     let mut all = Vec::new();
     for source in &config.data.train {
@@ -121,12 +155,16 @@ struct Facts {
     files: IndexMap<String, PathBuf>,
     digests: IndexMap<String, String>,
     licences: Vec<Licence>,
+    /// The price table, by name.
+    prices: Option<(String, PathBuf)>,
 }
 
 struct Run<'a> {
     setup: &'a ProveSetup,
     train: &'a [Example],
     shots: &'a [(String, String)],
+    /// Compares answers with references, where a metric asks for it.
+    texts: Option<&'a Texts>,
     facts: Facts,
     /// The base of the last local candidate, by name and type.
     base: Option<(String, Option<WeightDtype>, Rc<Base>)>,
@@ -183,7 +221,7 @@ impl Run<'_> {
             }
         };
         self.facts.asked.insert(plan.name.clone(), words);
-        let result = ask(candidate, items.to_vec(), metrics.to_vec())?;
+        let result = ask(candidate, self.texts, items.to_vec(), metrics.to_vec())?;
         let result =
             result.candidates.into_iter().next().context("one candidate gave no result")?;
         Ok(CandidateResult { name: plan.name.clone(), ..result })
@@ -229,7 +267,9 @@ impl Run<'_> {
 fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Judgement>> {
     let Some(pairwise) = &setup.pairwise else { return Ok(Vec::new()) };
     let labels = match &pairwise.labels {
-        Some(path) => ::eval::read_labels(path)?,
+        Some(path) => {
+            ::eval::read_labels(path)?.into_iter().map(|label| (label.id, label.better)).collect()
+        }
         None => Default::default(),
     };
     let judge = Judge {
@@ -254,6 +294,7 @@ fn judge_records(setup: &ProveSetup) -> PathBuf {
 fn earlier(
     path: &Path,
     judged: &str,
+    texts: Option<&Texts>,
     items: Vec<EvalItem>,
     metrics: Vec<&'static ::eval::Metric>,
 ) -> Result<CandidateResult> {
@@ -278,7 +319,7 @@ fn earlier(
         bail!("{}: its SHA-256 is not the one that the earlier report names", answers.display());
     }
     let recorded = RecordedCandidate::read(format!("{judged} (earlier)"), &answers)?;
-    let result = ::eval::evaluate(&mut [Box::new(recorded)], items, metrics, &mut |_| ())?;
+    let result = ask(Box::new(recorded), texts, items, metrics)?;
     result.candidates.into_iter().next().context("one candidate gave no result")
 }
 
@@ -311,6 +352,10 @@ fn report(
         against: setup.against.clone(),
         margin: setup.margin,
         max_cost_per_1000: setup.max_cost_per_1000,
+        embedding_model: setup.embedding_model.as_ref().map(|name| {
+            // A folder is found again from the proof's; other names go everywhere.
+            relative(Path::new(name), &setup.out).unwrap_or_else(|| name.clone())
+        }),
         must_be_cheaper: setup.must_be_cheaper,
         least_slice: setup.least_slice,
         slice_margin: setup.slice_margin,
@@ -322,8 +367,9 @@ fn report(
     let mut files = ProofFiles::of(result).digests();
     let judge = setup.pairwise.as_ref();
     let judge = judge.map(|_| ("records of the judge".to_owned(), judge_records(setup)));
+    let prices = facts.prices.filter(|_| plan.economics.is_some());
     let sources = [("test set".to_owned(), setup.data.clone())].into_iter();
-    let sources = sources.chain(facts.files).chain(judge);
+    let sources = sources.chain(facts.files).chain(judge).chain(prices);
     for (name, path) in sources.filter(|(_, path)| path.is_file()) {
         files.insert(name, file_digest(&path, &setup.out)?);
     }
