@@ -57,6 +57,8 @@ pub struct Answer {
     /// How likely each of the example's choices is, or its reference where it has none. Empty where
     /// that was not asked.
     pub likelihoods: Vec<Likelihood>,
+    /// Cosine of its embedding and the reference's, by an embedding model. None: not measured.
+    pub similarity: Option<f64>,
 }
 
 /// How likely a text is as the continuation of a prompt.
@@ -219,18 +221,21 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
 
 /// Answers given earlier, by anything. One JSON object per line with `id` and `answer`, as
 /// [`crate::EvalResult::write_answers`] writes them; optional: `prompt` and `reference` (checked
-/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`;
-/// other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai (logs in JSON) or
-/// promptfoo (`--output`) wrote; where their rows have no ids of the test set, they belong to its
-/// examples in order, which the references must confirm.
+/// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`,
+/// `similarity`; other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai
+/// (logs in both its formats) or promptfoo (`--output`) wrote; where no row has an id of the test set, they
+/// belong to its examples in order, which the references must confirm.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
 pub struct RecordedCandidate {
     name: String,
     path: PathBuf,
-    answers: HashMap<String, (usize, Recorded)>,
-    /// Those that have only a place in the test set.
-    placed: HashMap<usize, (usize, Recorded)>,
+    /// Each with its line.
+    answers: Vec<(usize, Recorded)>,
+    /// Where in `answers` an id is.
+    by_id: HashMap<String, usize>,
+    /// Where in `answers` a place of the test set is.
+    by_place: HashMap<usize, usize>,
 }
 
 impl RecordedCandidate {
@@ -250,16 +255,17 @@ impl RecordedCandidate {
         let mut candidate = RecordedCandidate {
             name: name.into(),
             path: path.to_owned(),
-            answers: HashMap::new(),
-            placed: HashMap::new(),
+            answers: Vec::new(),
+            by_id: HashMap::new(),
+            by_place: HashMap::new(),
         };
         for (line, one) in all {
-            let twice = match (&one.id, one.place) {
-                (Some(id), _) => candidate.answers.insert(id.clone(), (line, one)),
-                (None, Some(place)) => candidate.placed.insert(place, (line, one)),
-                (None, None) => None,
-            };
-            if let Some((first, _)) = twice {
+            let index = candidate.answers.len();
+            let same_place = one.place.and_then(|place| candidate.by_place.insert(place, index));
+            let same_id = one.id.clone().and_then(|id| candidate.by_id.insert(id, index));
+            candidate.answers.push((line, one));
+            if let Some(first) = same_id.or(same_place) {
+                let first = candidate.answers[first].0;
                 let reason = format!("its id is that of line {first}; expected one answer per id");
                 return Err(recorded_error(path, line, reason));
             }
@@ -267,12 +273,23 @@ impl RecordedCandidate {
         Ok(candidate)
     }
 
-    /// The answer recorded for an example: by its id, or by its place where the file knows no ids.
-    fn find(&self, index: usize, item: &EvalItem) -> Result<Option<&(usize, Recorded)>, EvalError> {
-        if let Some(found) = self.answers.get(&item.id) {
-            return Ok(Some(found));
+    /// The answer recorded for an example: by its id, or by its place where the file knows no ids of the test
+    /// set; `ids_fit` says that it knows some.
+    fn find(
+        &self,
+        index: usize,
+        item: &EvalItem,
+        ids_fit: bool,
+    ) -> Result<Option<&(usize, Recorded)>, EvalError> {
+        if let Some(&found) = self.by_id.get(&item.id) {
+            return Ok(Some(&self.answers[found]));
         }
-        let Some(found) = self.placed.get(&index) else { return Ok(None) };
+        let Some(&found) = self.by_place.get(&index) else { return Ok(None) };
+        let found = &self.answers[found];
+        // Where some rows have ids of the test set, one with another id belongs to another example.
+        if ids_fit && found.1.id.is_some() {
+            return Ok(None);
+        }
         if found.1.reference.is_none() {
             let reason = "it has neither the id of a test example nor a reference that would show which one it belongs to. hint: give the rows ids";
             return Err(recorded_error(&self.path, found.0, reason.to_owned()));
@@ -280,8 +297,8 @@ impl RecordedCandidate {
         Ok(Some(found))
     }
 
-    fn recorded(&self, index: usize, item: &EvalItem) -> Result<Answer, EvalError> {
-        let Some((line, recorded)) = self.find(index, item)? else {
+    fn recorded(&self, index: usize, item: &EvalItem, ids_fit: bool) -> Result<Answer, EvalError> {
+        let Some((line, recorded)) = self.find(index, item, ids_fit)? else {
             return Ok(Answer::failed("no answer is recorded for this example"));
         };
         for (field, recorded, expected) in [
@@ -307,6 +324,7 @@ impl RecordedCandidate {
             cache_write_tokens: recorded.cache_write_tokens,
             model: recorded.model.clone(),
             likelihoods: recorded.likelihoods.clone(),
+            similarity: recorded.similarity,
         })
     }
 }
@@ -325,8 +343,8 @@ impl Candidate for RecordedCandidate {
         examples: &[EvalItem],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
-        let known = |item: &EvalItem| self.answers.contains_key(&item.id);
-        if self.placed.is_empty() && !examples.iter().any(known) {
+        let ids_fit = examples.iter().any(|item| self.by_id.contains_key(&item.id));
+        if self.by_place.is_empty() && !ids_fit {
             return Err(EvalError::NothingRecorded {
                 path: self.path.clone(),
                 recorded: self.answers.len(),
@@ -334,8 +352,9 @@ impl Candidate for RecordedCandidate {
             });
         }
         let numbered = examples.iter().enumerate();
-        let answers =
-            numbered.map(|(index, item)| self.recorded(index, item)).collect::<Result<_, _>>()?;
+        let answers = numbered
+            .map(|(index, item)| self.recorded(index, item, ids_fit))
+            .collect::<Result<_, _>>()?;
         progress(examples.len());
         Ok(answers)
     }
@@ -467,6 +486,28 @@ mod tests {
         assert_eq!(answers[0].error.as_deref(), Some("timeout"));
         assert_eq!((answers[1].text.as_str(), answers[1].stopped), ("x", Some(true)));
         assert!(answers[2].error.as_ref().unwrap().contains("no answer is recorded"));
+    }
+
+    /// Rows of another program with ids of its own.
+    #[test]
+    fn rows_without_an_id_of_the_test_set_belong_to_it_in_order() {
+        let log = |ids: [&str; 2], target: &str| {
+            let sample = |id: &str, target: &str, said: &str| {
+                format!(
+                    r#"{{"id": "{id}", "epoch": 1, "target": "{target}", "output": {{"completion": "{said}"}}}}"#
+                )
+            };
+            let samples = [sample(ids[0], "a", "x"), sample(ids[1], target, "y")];
+            format!(r#"{{"eval": {{}}, "samples": [{}]}}"#, samples.join(","))
+        };
+        let texts = |text: &str| -> Vec<String> {
+            recorded(text, &items(2)).unwrap().into_iter().map(|a| a.text).collect()
+        };
+        assert_eq!(texts(&log(["10", "11"], "a")), ["x", "y"]);
+        // One id fits, so the other row is about another example.
+        assert_eq!(texts(&log(["1", "11"], "a")), ["", "x"]);
+        let error = recorded(&log(["10", "11"], "b"), &items(2)).unwrap_err().to_string();
+        assert!(error.contains("its reference is not"), "{error}");
     }
 
     #[test]

@@ -180,6 +180,9 @@ pub enum EvalError {
         /// What is not known of the answer, or what went wrong.
         reason: String,
     },
+    /// An embedding model cannot compare texts.
+    #[error("the embedding model cannot compare answers with references: {0}")]
+    Embedding(String),
     /// A baseline nobody knows.
     #[error("unknown baseline {found:?}; known are {known}")]
     UnknownBaseline {

@@ -545,10 +545,22 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "Every test question was compared with every training question: {exact} the same byte by byte, {normalised} more after normalising, {near} more by overlap of three-word sequences.",
         "Chaque question de test a été comparée à chaque question d’entraînement : {exact} identiques octet par octet, {normalised} de plus après normalisation, {near} de plus par recoupement de suites de trois mots.",
     ),
+    (
+        "Cosine of the embeddings of answer and reference; below 0 counts as 0.",
+        "Cosinus des plongements de la réponse et de la référence ; en dessous de 0, il compte pour 0.",
+    ),
     ("None was found.", "Aucun n’a été trouvé."),
     (
         "{n} test examples are in the training data, exactly or nearly, such as {first}.",
         "{n} exemples de test sont dans les données d’entraînement, à l’identique ou presque, tels que {first}.",
+    ),
+    (
+        "Nothing says that {names} learnt without them.",
+        "Rien ne dit que {names} a appris sans eux.",
+    ),
+    (
+        "Adapters, baselines and worked examples do without the {left_out} training rows concerned.",
+        "Adaptateurs, références simples et exemples donnés se passent des {left_out} lignes d’entraînement concernées.",
     ),
     (
         "No test example is in the training data.",

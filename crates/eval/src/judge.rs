@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use text::{Conversation, Message};
 
 /// Human labels below this number validate nothing.
@@ -106,7 +106,8 @@ pub enum Preference {
 }
 
 impl Preference {
-    fn share(self) -> f64 {
+    /// What `b` gets: 1 won, 0.5 tie, 0 lost.
+    pub(crate) fn share(self) -> f64 {
         match self {
             Preference::A => 0.0,
             Preference::Tie => 0.5,
@@ -375,12 +376,6 @@ fn summary(
     pairs: &[(Preference, Preference)],
 ) -> Result<Judgement, EvalError> {
     let results: Vec<f64> = outcomes.iter().map(|o| o.preference.share()).collect();
-    let decided: Vec<bool> = results
-        .iter()
-        .zip(longer)
-        .filter(|(result, longer)| **result != 0.5 && **longer != 0.0)
-        .map(|(result, longer)| (*result == 1.0) == (*longer > 0.0))
-        .collect();
     let share = |count: usize, of: usize| (of > 0).then(|| count as f64 / of as f64);
     // The mean is the difference to nothing at all.
     let nothing = vec![0.0; results.len()];
@@ -395,7 +390,7 @@ fn summary(
         ci95,
         length_controlled: without_length(&results, longer),
         position_flips: share(flips, outcomes.len()).unwrap_or(0.0),
-        longer_wins: share(decided.iter().filter(|won| **won).count(), decided.len()),
+        longer_wins: longer_wins(&results, longer),
         failed: outcomes.iter().map(|o| o.failed).sum(),
         agreement: agreement(pairs),
         warnings: Vec::new(),
@@ -403,9 +398,17 @@ fn summary(
     })
 }
 
+/// Of the decided examples (1 won, 0 lost) with answers of different length, the share that the longer one
+/// wins; `longer` is by how much `b`'s is.
+pub(crate) fn longer_wins(results: &[f64], longer: &[f64]) -> Option<f64> {
+    let decided = results.iter().zip(longer).filter(|(r, l)| **r != 0.5 && **l != 0.0);
+    let won: Vec<f64> = decided.map(|(r, l)| f64::from((*r == 1.0) == (*l > 0.0))).collect();
+    (!won.is_empty()).then(|| mean(&won))
+}
+
 /// The win rate at equal length: win = σ(β₀ + β₁·tanh(Δlength/sd)), by Newton's method with a small
 /// ridge on β₁ (0.2, as AlpacaEval's); σ(β₀).
-fn without_length(results: &[f64], longer: &[f64]) -> Option<f64> {
+pub(crate) fn without_length(results: &[f64], longer: &[f64]) -> Option<f64> {
     let sd = (longer.iter().map(|l| l * l).sum::<f64>() / longer.len().max(1) as f64).sqrt();
     if results.is_empty() || sd == 0.0 {
         return None;
@@ -438,7 +441,7 @@ fn without_length(results: &[f64], longer: &[f64]) -> Option<f64> {
     None
 }
 
-fn agreement(pairs: &[(Preference, Preference)]) -> Option<Agreement> {
+pub(crate) fn agreement(pairs: &[(Preference, Preference)]) -> Option<Agreement> {
     if pairs.is_empty() {
         return None;
     }
@@ -451,35 +454,6 @@ fn agreement(pairs: &[(Preference, Preference)]) -> Option<Agreement> {
     let chance: f64 = all.iter().map(|p| share(&|x| x.0 == *p) * share(&|x| x.1 == *p)).sum();
     let kappa = if chance < 1.0 { (observed - chance) / (1.0 - chance) } else { 1.0 };
     Some(Agreement { n: pairs.len(), agreement: observed, kappa })
-}
-
-/// People's preferences: one JSON object per line with `id` and `better` (`a`, `b` or `tie`).
-///
-/// # Errors
-/// [`EvalError::Io`]; [`EvalError::Recorded`] naming the line.
-pub fn read_labels(path: &Path) -> Result<HashMap<String, Preference>, EvalError> {
-    #[derive(Deserialize)]
-    struct Label {
-        id: String,
-        better: Preference,
-    }
-    let text = std::fs::read_to_string(path).map_err(|source| EvalError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    let mut labels = HashMap::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let label: Label = serde_json::from_str(line).map_err(|error| EvalError::Recorded {
-            path: path.to_owned(),
-            line: index + 1,
-            reason: format!(
-                "{error}; expected {{\"id\": ..., \"better\": \"a\", \"b\" or \"tie\"}}"
-            ),
-        })?;
-        labels.insert(label.id, label.better);
-    }
-    Ok(labels)
 }
 
 #[cfg(test)]

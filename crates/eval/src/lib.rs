@@ -21,6 +21,7 @@ mod proof;
 mod recorded;
 mod rented;
 mod report;
+mod review;
 mod run;
 mod shift;
 mod slices;
@@ -39,10 +40,10 @@ pub use cost::{
 };
 pub use error::EvalError;
 pub use item::EvalItem;
-pub use judge::{Agreement, Games, Judge, Judgement, LEAST_LABELS, Preference, read_labels};
+pub use judge::{Agreement, Games, Judge, Judgement, LEAST_LABELS, Preference};
 pub use metrics::{
-    Better, Corpus, CorpusDifference, FAMILIES, Family, FieldScore, METRICS, Metric, Parts, Scale,
-    Score, metrics_by_name,
+    Better, Corpus, CorpusDifference, EmbedTexts, Embedded, FAMILIES, Family, FieldScore, METRICS,
+    Metric, Parts, Scale, Score, metrics_by_name,
 };
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
@@ -50,15 +51,16 @@ pub use openings::{
 pub use prompting::{Prompted, Prompting};
 pub use proof::{
     Arm, Forgotten, Look, ProofFacts, ProofFiles, ProofPlan, Sealed, Verified, plain_name, prove,
-    read_sealed, verify,
+    read_sealed, verify, verify_similarities,
 };
-pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate};
+pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate, in_the_clear};
 pub use report::{
     CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
     FieldCell, FieldReport, FileDigest, Finding, JudgedReport, Latency, Licence, LossPoint,
     Machine, Measurement, MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION,
     TrainSummary, candidate_reports, comparison_report, example_reports, field_reports,
 };
+pub use review::{Label, LabelFile, Pair, Review, ReviewSummary, Shown, read_labels};
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
 pub use slices::{

@@ -220,8 +220,8 @@ impl EvalResult {
     }
 
     /// One JSON object per example: `id`, `prompt`, `answer` (null when it failed), `reference`,
-    /// `scores`, and `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`
-    /// where known.
+    /// `scores`, and `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`,
+    /// `similarity` where known.
     /// [`crate::RecordedCandidate`] reads it back.
     pub fn answers_jsonl(&self, candidate: &CandidateResult) -> String {
         let mut lines = String::new();
@@ -242,6 +242,7 @@ impl EvalResult {
                 cache_write_tokens: answer.cache_write_tokens,
                 model: answer.model.as_deref(),
                 likelihoods: &answer.likelihoods,
+                similarity: answer.similarity,
             };
             // Strings, numbers and a map with string keys: nothing here can fail to serialise.
             lines.push_str(&serde_json::to_string(&line).unwrap_or_default());
@@ -358,6 +359,8 @@ struct AnswerLine<'a> {
     model: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     likelihoods: &'a [Likelihood],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    similarity: Option<f64>,
 }
 
 fn score_all(

@@ -113,6 +113,7 @@ fn plan(volume: Option<f64>) -> ProofPlan {
         against: "gpt".into(),
         margin: -0.03,
         max_cost_per_1000: None,
+        embedding_model: None,
         must_be_cheaper: true,
         least_slice: 20,
         slice_margin: None,

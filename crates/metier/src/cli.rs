@@ -66,6 +66,11 @@ pub(crate) enum Command {
     Prove(ProveArgs),
     /// Compute a proof again from its recorded answers, and check all digests
     Verify(VerifyArgs),
+    /// Judge the answers of a proof yourself: two at a time, shuffled, without names
+    Review(ReviewArgs),
+    /// What rented models and machines cost: list, update
+    #[command(subcommand)]
+    Prices(PricesCommand),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -294,10 +299,10 @@ whatever its rating; others when they came to their own end and are not rated be
     Harvest(DataHarvestArgs),
 }
 
-/// Where keys, usage and feedback are kept.
+/// Where keys, usage, feedback and price tables are kept.
 #[derive(Args, Clone, Default)]
 pub(crate) struct StateArgs {
-    /// Folder of keys, usage and feedback [default: METIER_STATE, or metier in the user's data folder]
+    /// Folder of keys, usage, feedback and price tables [default: METIER_STATE, or metier in the user's data folder]
     #[arg(long = "state", value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
@@ -558,6 +563,9 @@ pub(crate) struct EvalArgs {
     /// Metrics, comma-separated; a parameter, as in regex:PATTERN, goes on to the end (repeatable)
     #[arg(long, value_name = "NAMES", default_value = "exact_match")]
     pub(crate) metrics: Vec<String>,
+    /// For the metric embedding_similarity: an encoder's folder (bert, roberta, xlm-roberta), or a decoder
+    #[arg(long, value_name = "M", conflicts_with = "tasks")]
+    pub(crate) embedding_model: Option<String>,
     /// Longest answer in tokens
     #[arg(long, default_value_t = 256)]
     pub(crate) max_tokens: usize,
@@ -620,8 +628,106 @@ pub(crate) struct VerifyArgs {
     /// Run the programs of `command:` metrics again, which the report names: only for one's own reports
     #[arg(long)]
     pub(crate) run_commands: bool,
+    /// The model of embedding_similarity [default: the one that the report names, where it is here]
+    #[arg(long, value_name = "M")]
+    pub(crate) embedding_model: Option<String>,
     /// Print the result as JSON
     #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `prices` subcommands.
+#[derive(Subcommand)]
+pub(crate) enum PricesCommand {
+    /// Keep a newer table, for proofs whose config file names none
+    #[command(after_help = "Examples:
+  metier prices update
+  metier prices update --from https://prices.firm.eu/models.json
+  metier prices update --from model_prices_and_context_window.json --date 2026-11-02
+
+Without --from the table of genai-prices is fetched from
+  https://raw.githubusercontent.com/pydantic/genai-prices/main/prices/data.json
+No other command fetches prices, and this one only when it is run. Forms: genai-prices' data.json,
+LiteLLM's model_prices_and_context_window.json, and our own, one price a line. A table that cannot be
+read changes nothing; earlier ones are kept.")]
+    Update(PricesUpdateArgs),
+    /// The prices of a day, and which table they are from
+    #[command(after_help = "Examples:
+  metier prices list
+  metier prices list gpt-4o --json
+  metier prices list scaleway --date 2026-09-01")]
+    List(PricesListArgs),
+}
+
+/// Arguments of `prices update`.
+#[derive(Args)]
+pub(crate) struct PricesUpdateArgs {
+    /// A file, or an address (https://, or http:// of this machine) [default: genai-prices]
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) from: Option<String>,
+    /// The day that the table is from [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) date: Option<time::Date>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `prices list`.
+#[derive(Args)]
+pub(crate) struct PricesListArgs {
+    /// Only names with this in them
+    #[arg(value_name = "PART")]
+    pub(crate) part: Option<String>,
+    /// The day whose prices hold, UTC [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    pub(crate) date: Option<time::Date>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `review`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  metier review
+  metier review proof/report.json --labels anna.jsonl --seed 7 --reference
+  metier review --summary --json
+  metier review --labels anna.jsonl --summary --compare ben.jsonl
+
+Each label is on the disk before the next pair is shown; the command goes on where it was left. The file
+is what labels in [prove.pairwise] reads.")]
+pub(crate) struct ReviewArgs {
+    /// The report of a proof, in its folder
+    #[arg(value_name = "REPORT", default_value = "proof/report.json")]
+    pub(crate) report: PathBuf,
+    /// Candidate compared with [default: the one that the verdict compares with]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) a: Option<String>,
+    /// Candidate judged [default: the one that the verdict judges]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) b: Option<String>,
+    /// File of the labels, one for each reviewer [default: labels.jsonl beside the report]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Decides the order of the pairs and which answer stands first; to be the same when going on
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Show the reference answer too
+    #[arg(long)]
+    pub(crate) reference: bool,
+    /// Ask nothing, only say what the labels say
+    #[arg(long)]
+    pub(crate) summary: bool,
+    /// Labels of another reviewer: how far the two agree
+    #[arg(long, value_name = "FILE")]
+    pub(crate) compare: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long, requires = "summary")]
     pub(crate) json: bool,
 }
 

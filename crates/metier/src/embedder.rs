@@ -4,7 +4,7 @@ use crate::cli::{EmbeddingArgs, WeightArgs};
 use crate::resolve::{self, Adapter, Base};
 use crate::text_source;
 use anyhow::{Context, Result, bail};
-use engine::{Engine, EngineHandle, EngineOptions};
+use engine::{Engine, EngineHandle, EngineOptions, Event, EventReceiver, SequenceRequest};
 use model::{
     Decoder, Dimensions, EmbeddingForm, Encoder, LoadOptions, ModelError, Pooling, is_encoder,
 };
@@ -15,6 +15,10 @@ use text::Tokenizer;
 
 /// Tokens in one step of an encoder, where its texts are not longer.
 const ENCODER_STEP: usize = 512;
+/// Texts in the engine at a time.
+pub(crate) const AT_ONCE: usize = 64;
+/// Memory for a decoder's keys and values.
+pub(crate) const KV_BYTES: usize = 256 << 20;
 
 /// The model with its text side.
 pub(crate) struct Embedder {
@@ -103,6 +107,51 @@ impl Embedder {
         }
     }
 
+    /// Hands a text to an engine of [`Embedder::spawn`], with the adapter in slot 0 where it is `adapted`.
+    pub(crate) fn submit(
+        &self,
+        engine: &EngineHandle,
+        text: &str,
+        adapted: bool,
+    ) -> Result<EventReceiver> {
+        self.submit_tokens(engine, self.tokenizer.encode_whole(text)?, adapted)
+    }
+
+    fn submit_tokens(
+        &self,
+        engine: &EngineHandle,
+        prompt: Vec<u32>,
+        adapted: bool,
+    ) -> Result<EventReceiver> {
+        if let Some(most) = self.form.max_tokens.filter(|most| prompt.len() > *most) {
+            bail!("found {} tokens, expected at most {most}", prompt.len());
+        }
+        Ok(engine.submit_blocking(SequenceRequest {
+            prompt,
+            adapter: adapted.then_some(0),
+            pooling: Some(self.form.pooling),
+            ..SequenceRequest::default()
+        })?)
+    }
+
+    /// Waits for the embedding of a text that was handed over.
+    pub(crate) fn received(
+        &self,
+        receiver: &EventReceiver,
+        dimensions: Option<usize>,
+    ) -> Result<Vec<f32>> {
+        loop {
+            match receiver.recv() {
+                Some(Event::Embedding { embedding, .. }) => {
+                    return Ok(self.form.finish(embedding, dimensions));
+                }
+                Some(Event::Failed { error, .. }) => return Err(error.into()),
+                Some(_) => {}
+                None => bail!("the engine has stopped"),
+            }
+        }
+    }
+
     /// What serves this model, over an engine of its own.
     pub(crate) fn host(&self, engine: EngineHandle, generates: bool) -> Host {
         Host {
@@ -127,6 +176,66 @@ impl Embedder {
                 String::new()
             })
         })
+    }
+}
+
+/// An embedding model on an engine of its own, for whole lists of texts.
+pub(crate) struct Texts {
+    embedder: Embedder,
+    engine: EngineHandle,
+}
+
+impl Texts {
+    /// Loads a model by name, as [`Embedder::load`] does.
+    pub(crate) fn load(name: &str) -> Result<Texts> {
+        let embedder = Embedder::load(name, WeightArgs::default(), EmbeddingArgs::default())?;
+        let engine = embedder.spawn(None, KV_BYTES, EngineOptions::default())?;
+        Ok(Texts { embedder, engine })
+    }
+
+    /// SHA-256 of the model.
+    pub(crate) fn digest(&self) -> String {
+        self.embedder.digest().get().to_owned()
+    }
+
+    /// One vector for each text. Of a text longer than the model reads, its longest beginning counts, as
+    /// sentence-transformers has it; how many there were is said on standard error.
+    pub(crate) fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut cut = 0;
+        for some in texts.chunks(AT_ONCE) {
+            let mut waiting = Vec::with_capacity(some.len());
+            for text in some {
+                let (tokens, whole) = self.tokens(text)?;
+                cut += usize::from(!whole);
+                waiting.push(self.embedder.submit_tokens(&self.engine, tokens, false)?);
+            }
+            for receiver in &waiting {
+                vectors.push(self.embedder.received(receiver, None)?);
+            }
+        }
+        if cut > 0 {
+            tracing::warn!(
+                "{cut} texts are longer than {} reads; their beginnings count",
+                self.embedder.name
+            );
+        }
+        Ok(vectors)
+    }
+
+    /// The tokens of a text, or of its longest beginning that fits; and whether it fits whole.
+    fn tokens(&self, text: &str) -> Result<(Vec<u32>, bool)> {
+        let most = self.engine.limits().max_len();
+        let most = self.embedder.form.max_tokens.map_or(most, |form| form.min(most));
+        let mut end = text.len();
+        loop {
+            let tokens = self.embedder.tokenizer.encode_whole(&text[..end])?;
+            if tokens.len() <= most || end == 0 {
+                return Ok((tokens, end == text.len()));
+            }
+            // A guess by proportion, which is soon short enough.
+            end = text.floor_char_boundary((end * most / tokens.len()).min(end - 1));
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The verdict that an adapter carries: a small file in its folder, which the server may ask for.
 
 use ::eval::{JudgedReport, Report, Verdict};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// Name of the file in the adapter's folder.
@@ -60,39 +62,44 @@ pub(crate) fn write(
     Ok(model::write_atomic(&dir.join(VERDICT_FILE), json.as_bytes())?)
 }
 
-/// Why the adapter in `dir` is not proven worth it with this base and template; None when it is.
+/// What to do about an adapter that is not proven.
+pub(crate) const HINT: &str = "hint: `metier prove` judges it and leaves its verdict in the folder";
+
+/// Why the adapter in `dir` is not proven worth it with this base and template; None when it is. Users of
+/// the server may read it: it names no folder.
 pub(crate) fn missing(dir: &Path, adapter: &str, base: &str, template: &str) -> Option<String> {
-    let hint = "hint: `metier prove` judges it and leaves its verdict in the folder";
-    match read(dir) {
-        Err(error) => Some(format!("{error:#}\n{hint}")),
-        Ok(carried) => {
-            let differs = [
-                ("adapter", &carried.adapter_sha256, adapter),
-                ("base", &carried.base_sha256, base),
-                ("chat template", &carried.template_sha256, template),
-            ];
-            let other = differs.iter().find(|(_, was, is)| was != is).map(|(what, _, _)| what);
-            match (other, carried.verdict) {
-                (Some(what), _) => Some(format!("its verdict is about another {what}\n{hint}")),
-                (None, Verdict::WorthIt) => None,
-                (None, verdict) => {
-                    Some(format!("its verdict of {} is \"{}\"", carried.created, verdict.title()))
-                }
-            }
+    let carried = match read(dir) {
+        Ok(carried) => carried,
+        Err(reason) => return Some(reason),
+    };
+    let differs = [
+        ("adapter", &carried.adapter_sha256, adapter),
+        ("base", &carried.base_sha256, base),
+        ("chat template", &carried.template_sha256, template),
+    ];
+    let other = differs.iter().find(|(_, was, is)| was != is).map(|(what, _, _)| what);
+    match (other, carried.verdict) {
+        (Some(what), _) => Some(format!("its verdict is about another {what}")),
+        (None, Verdict::WorthIt) => None,
+        (None, verdict) => {
+            Some(format!("its verdict of {} is \"{}\"", carried.created, verdict.title()))
         }
     }
 }
 
-fn read(dir: &Path) -> Result<Carried> {
-    let path = dir.join(VERDICT_FILE);
-    let Ok(meta) = std::fs::metadata(&path) else {
-        bail!("it carries no verdict ({VERDICT_FILE})")
+fn read(dir: &Path) -> Result<Carried, String> {
+    let Ok(file) = File::open(dir.join(VERDICT_FILE)) else {
+        return Err(format!("it carries no verdict ({VERDICT_FILE})"));
     };
-    if meta.len() > MOST_BYTES {
-        bail!("{}: found {} bytes, expected at most {MOST_BYTES}", path.display(), meta.len());
+    let mut text = Vec::new();
+    file.take(MOST_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| format!("its {VERDICT_FILE} cannot be read: {error}"))?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(format!("its {VERDICT_FILE} has more than {MOST_BYTES} bytes"));
     }
-    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: not a verdict", path.display()))
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("its {VERDICT_FILE} is not a verdict: {error}"))
 }
 
 #[cfg(test)]
@@ -130,6 +137,6 @@ mod tests {
         put("{}".to_owned());
         assert!(missing("a", "b", "t").unwrap().contains("not a verdict"));
         put(" ".repeat(MOST_BYTES as usize + 1));
-        assert!(missing("a", "b", "t").unwrap().contains("at most"));
+        assert!(missing("a", "b", "t").unwrap().contains("more than"));
     }
 }

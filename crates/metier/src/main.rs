@@ -15,6 +15,7 @@ mod hub;
 mod laid_out;
 mod licences;
 mod machine;
+mod price_store;
 mod progress;
 mod prove_plan;
 mod resolve;

@@ -32,6 +32,7 @@ const PROVE_KEYS: &[&str] = &[
     "slice_margin",
     "looks",
     "max_forgetting",
+    "embedding_model",
 ];
 const PAIRWISE_KEYS: &[&str] = &[
     "rented",
@@ -111,6 +112,7 @@ struct ProveSection {
     max_tokens: Option<usize>,
     limit: Option<usize>,
     out: Option<PathBuf>,
+    embedding_model: Option<String>,
 }
 
 /// A name, or a list of them.
@@ -265,6 +267,8 @@ pub(crate) struct ProveSetup {
     pub(crate) out: PathBuf,
     /// Who answers, in the file's order.
     pub(crate) candidates: Vec<CandidatePlan>,
+    /// The model that compares answers with references, where a metric asks for it.
+    pub(crate) embedding_model: Option<String>,
     /// Who says which of two answers is better.
     pub(crate) pairwise: Option<Pairwise>,
     costs: CostSetup,
@@ -348,6 +352,7 @@ impl ProveSetup {
         if !metrics.contains(&metric) {
             metrics.insert(0, metric.clone());
         }
+        let embedding_model = prove.embedding_model.map(|name| config.model(&name));
         let data = prove.data.map(|path| config.anchored(&path)).or(config.data.test.clone());
         let Some(data) = data else {
             bail!(
@@ -389,11 +394,17 @@ impl ProveSetup {
             limit: prove.limit,
             out,
             costs: CostSetup::resolve(config, today)?,
+            embedding_model,
             judged,
             against,
             candidates,
             pairwise,
         })
+    }
+
+    /// Puts the prices of a newer table over those that are known.
+    pub(crate) fn update_prices(&mut self, newer: PriceTable) {
+        self.costs.prices = std::mem::take(&mut self.costs.prices).updated(newer);
     }
 
     /// Arms, machines and prices; None when no candidate states any. `measured` tells, for candidates

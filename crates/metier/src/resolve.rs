@@ -8,7 +8,7 @@ use engine::{DraftModel, Engine, EngineOptions};
 use model::{
     Decoder, DecoderConfig, KvCache, LoadOptions, LoraAdapter, PackedAdapter, WeightDtype,
 };
-use serve::LoadedAdapter;
+use serve::{LoadedAdapter, Proven};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use text::{ChatTemplate, Tokenizer};
@@ -148,14 +148,15 @@ impl Adapter {
         Ok(Adapter { name: name.to_owned(), lora, template })
     }
 
-    /// The adapter in the form that is served, after a probe that it acts.
-    pub(crate) fn to_serve(&self, base: &Base) -> Result<LoadedAdapter> {
+    /// The adapter in the form that is served, after a probe that it acts, with what is known of its worth.
+    pub(crate) fn to_serve(&self, base: &Base, proven: Proven) -> Result<LoadedAdapter> {
         let packed = PackedAdapter::new(&self.name, &self.lora, &base.decoder)?;
         Ok(LoadedAdapter {
             packed: packed.probe(&base.decoder)?,
             digest: self.lora.digest(),
             template: self.template.clone(),
             stop_ids: self.template.stop_ids(&base.tokenizer),
+            proven,
         })
     }
 }

@@ -266,7 +266,11 @@ fn a_dry_run_says_who_would_be_asked_and_asks_nobody() {
 fn local_candidates_are_asked_with_instructions_and_examples() {
     let dir = tempfile::tempdir().unwrap();
     write_test(dir.path(), 4);
-    std::fs::copy(dir.path().join("test.jsonl"), dir.path().join("train.jsonl")).unwrap();
+    let mut train = std::fs::read_to_string(dir.path().join("test.jsonl")).unwrap();
+    let other = [("user", "Where do I park?"), ("assistant", "yard")];
+    let other = other.map(|(role, content)| json!({"role": role, "content": content}));
+    train += &format!("\n{}", json!({"messages": other}));
+    std::fs::write(dir.path().join("train.jsonl"), train).unwrap();
     let text = "[data]\ntrain = ['train.jsonl']\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 4\n
 [[prove.candidate]]\nname = 'plain'\nmodel = 'nano'\nruns_on = 'here'\n
 [[prove.candidate]]\nname = 'prompted'\nmodel = 'nano'\ndtype = 'q8_0'\ninstructions = 'Answer with the label.'\nshots = 1\nruns_on = 'here'\n
@@ -274,10 +278,11 @@ fn local_candidates_are_asked_with_instructions_and_examples() {
     std::fs::write(dir.path().join("metier.toml"), text).unwrap();
     let output = metier(dir.path(), &["prove"]);
     let report = report(dir.path());
-    // All four test questions are training questions, so nothing is proven.
     assert!(matches!(code(&output), 3 | 4), "{}", said(&output));
     let leaks = report["rules"].as_array().unwrap().iter().find(|r| r["name"] == "leaks").unwrap();
-    assert_eq!((&leaks["finding"], &report["data"]["leaks"]), (&json!("open"), &json!(4)));
+    // All four test questions are training questions, but nobody here has learnt or been shown them.
+    assert_eq!((&leaks["finding"], &report["data"]["leaks"]), (&json!("kept"), &json!(4)));
+    assert!(leaks["evidence"].as_str().unwrap().contains("without the 4 training rows"), "{leaks}");
     let tokens = |i: usize| report["candidates"][i]["traffic"]["prompt_tokens"].as_f64().unwrap();
     assert!(tokens(1) > tokens(0) + 5.0);
     assert!(report["economics"]["pairs"][0]["saving"]["prompt_tokens"].as_f64().unwrap() < 0.0);
@@ -301,9 +306,10 @@ fn an_adapter_s_manifest_speaks_in_its_proof() {
     write_test(dir.path(), 4);
     let row = |i: usize| json!({"prompt": format!("train {i}"), "completion": "yes"}).to_string();
     let rows: Vec<String> = (0..8).map(row).collect();
-    std::fs::write(dir.path().join("train.jsonl"), rows.join("\n")).unwrap();
-    let data =
-        "[data]\ntrain = ['train.jsonl']\ngenerated_by = 'gpt-4o'\n[train]\nmax_steps = 1\nr = 2\n";
+    let leaked = json!({"prompt": "message 0", "completion": "label-0"});
+    std::fs::write(dir.path().join("train.jsonl"), format!("{}\n{leaked}", rows.join("\n")))
+        .unwrap();
+    let data = "[data]\ntrain = ['train.jsonl']\ntest = 'test.jsonl'\ngenerated_by = 'gpt-4o'\n[train]\nmax_steps = 1\nr = 2\n";
     std::fs::write(dir.path().join("train.toml"), data).unwrap();
     let output = metier(dir.path(), &["train", "--config", "train.toml", "--out", "adapter"]);
     assert_eq!(code(&output), 0, "{}", said(&output));
@@ -311,7 +317,7 @@ fn an_adapter_s_manifest_speaks_in_its_proof() {
     assert!(card.contains("written by gpt-4o"), "{card}");
     let manifest = std::fs::read(dir.path().join("adapter/metier_manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    let prove = "[data]\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 2\nmax_forgetting = 5.0\n
+    let prove = "[data]\ntrain = ['train.jsonl']\ntest = 'test.jsonl'\n[prove]\nmetric = 'exact_match'\nmax_tokens = 2\nmax_forgetting = 5.0\n
 [[prove.candidate]]\nname = 'base'\nmodel = 'nano'\n[[prove.candidate]]\nname = 'ours'\nadapter = 'adapter'\n";
     std::fs::write(dir.path().join("metier.toml"), prove).unwrap();
     let output = metier(dir.path(), &["prove"]);
@@ -326,10 +332,21 @@ fn an_adapter_s_manifest_speaks_in_its_proof() {
     };
     assert_eq!(rule("forgetting")["finding"], "kept", "{}", rule("forgetting"));
     assert_eq!(rule("arms")["finding"], "kept", "{}", rule("arms"));
+    // The training left the test question out, and says so of this test set alone.
+    assert_eq!(rule("leaks")["finding"], "kept", "{}", rule("leaks"));
+    assert_eq!(report["data"]["leaks"], 1);
     assert!(rule("terms_of_use")["evidence"].as_str().unwrap().contains("gpt-4o"));
     let carried = std::fs::read(dir.path().join("adapter/metier_verdict.json")).unwrap();
     let carried: Value = serde_json::from_slice(&carried).unwrap();
     assert_eq!(carried["verdict"], "not_proven");
     let output = metier(dir.path(), &["verify", "proof/report.json"]);
     assert_eq!(code(&output), 0, "{}", said(&output));
+
+    let mut manifest = manifest;
+    manifest["kept_apart"] = json!(["0".repeat(64)]);
+    let path = dir.path().join("adapter/metier_manifest.json");
+    std::fs::write(path, manifest.to_string()).unwrap();
+    metier(dir.path(), &["prove", "--out", "again"]);
+    let again = std::fs::read_to_string(dir.path().join("again/report.md")).unwrap();
+    assert!(again.contains("Nothing says that ours learnt without them."), "{again}");
 }

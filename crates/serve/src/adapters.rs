@@ -35,12 +35,27 @@ pub struct LoadedAdapter {
     pub template: ChatTemplate,
     /// Tokens that end its answers.
     pub stop_ids: Vec<u32>,
+    /// Whether it is proven to be worth it.
+    pub proven: Proven,
+}
+
+/// What is known of an adapter's worth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proven {
+    /// Nobody asked.
+    #[default]
+    NotAsked,
+    /// It carries a verdict of "worth it" about itself.
+    Yes,
+    /// It does not, for this reason, which names no file of this machine.
+    No(String),
 }
 
 /// A model in memory. An adapter's slot in the engine is freed when the last one who holds it lets
 /// go.
 pub(crate) struct Resident {
     model: ServedModel,
+    proven: Proven,
     bytes: usize,
     host: Arc<Host>,
 }
@@ -96,6 +111,7 @@ pub(crate) struct Card {
     pub(crate) digest: Option<String>,
     pub(crate) loaded: bool,
     pub(crate) pinned: bool,
+    pub(crate) proven: Proven,
     pub(crate) host: Arc<Host>,
 }
 
@@ -131,6 +147,8 @@ struct Entry {
     pinned: bool,
     created: u64,
     digest: Option<String>,
+    /// As it was when it was last read.
+    proven: Proven,
     /// The clock when it was last asked for.
     used: u64,
     host: Arc<Host>,
@@ -308,6 +326,7 @@ impl Registry {
                 pinned,
                 created: unix_seconds(),
                 digest: Some(resident.digest.get().to_owned()),
+                proven: resident.proven.clone(),
                 used: table.clock,
                 host: Arc::clone(resident.host()),
                 place: Place::Memory(resident),
@@ -359,7 +378,10 @@ impl Registry {
         // Unless it was unloaded or replaced meanwhile.
         if let Some(entry) = table.find(&name).filter(|entry| ours(&entry.place)) {
             entry.place = match &outcome {
-                Ok(resident) => Place::Memory(Arc::clone(resident)),
+                Ok(resident) => {
+                    entry.proven = resident.proven.clone();
+                    Place::Memory(Arc::clone(resident))
+                }
                 Err(_) => Place::Disk,
             };
         }
@@ -413,7 +435,8 @@ impl Registry {
             stop_ids: loaded.stop_ids,
             digest: loaded.digest.into(),
         };
-        let resident = Arc::new(Resident { model, bytes, host: Arc::clone(&self.host) });
+        let (proven, host) = (loaded.proven, Arc::clone(&self.host));
+        let resident = Arc::new(Resident { model, proven, bytes, host });
         self.lock().alive.push(Arc::downgrade(&resident));
         Ok(resident)
     }
@@ -435,7 +458,8 @@ impl Table {
         if self.find(&model.name).is_some() {
             return Err(ServeError::DuplicateName(model.name));
         }
-        let resident = Arc::new(Resident { model, bytes: 0, host: Arc::clone(host) });
+        let (proven, host_of) = (Proven::NotAsked, Arc::clone(host));
+        let resident = Arc::new(Resident { model, proven, bytes: 0, host: host_of });
         if resident.adapter.is_some() {
             self.alive.push(Arc::downgrade(&resident));
         }
@@ -445,6 +469,7 @@ impl Table {
             pinned: true,
             created: unix_seconds(),
             digest: None,
+            proven: Proven::NotAsked,
             used: 0,
             host: Arc::clone(host),
             place: Place::Memory(resident),
@@ -555,6 +580,7 @@ impl Entry {
             digest: self.digest.clone(),
             loaded: self.in_memory(),
             pinned: self.pinned,
+            proven: self.proven.clone(),
             host: Arc::clone(&self.host),
         }
     }

@@ -29,7 +29,7 @@ mod store;
 mod structured;
 mod traces;
 
-pub use adapters::{LoadAdapter, LoadedAdapter};
+pub use adapters::{LoadAdapter, LoadedAdapter, Proven};
 pub use connections::TlsFiles;
 pub use digest::Digest;
 pub use harvest::{Harvest, HarvestOptions, harvest};

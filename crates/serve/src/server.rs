@@ -82,7 +82,7 @@ pub enum RequireVerdict {
     /// Nothing.
     #[default]
     Off,
-    /// It is served, and the log says at each loading what it lacks.
+    /// It is served; `/v1/models`, and the log at each loading, say what it lacks.
     Mark,
     /// It is not loaded.
     Refuse,

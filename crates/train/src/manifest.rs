@@ -27,6 +27,9 @@ pub struct Provenance {
     /// Models that wrote the data, as the user states.
     #[serde(default)]
     pub generated_by: Vec<String>,
+    /// SHA-256 of test files whose questions were left out of training.
+    #[serde(default)]
+    pub kept_apart: Vec<String>,
     /// SHA-256 of the tokenizer.
     pub tokenizer_sha256: String,
     /// Source of the chat template; empty when there is none (pretraining).
@@ -56,6 +59,9 @@ pub struct Manifest {
     /// Models that wrote the data, as the user stated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generated_by: Vec<String>,
+    /// SHA-256 of test files of which no question was trained on, not exactly, not after normalising, not nearly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_apart: Vec<String>,
     /// Digest of the token rows, trained on and held out.
     pub data_sha256: String,
     /// Digest of the tokenizer.

@@ -698,6 +698,7 @@ impl<'a> Lane<'a> {
             data_files: provenance.data_files.clone(),
             data_licences: provenance.data_licences.clone(),
             generated_by: provenance.generated_by.clone(),
+            kept_apart: provenance.kept_apart.clone(),
             data_sha256: self.identity.data_sha256.clone(),
             tokenizer_sha256: provenance.tokenizer_sha256.clone(),
             chat_template_sha256: if template.is_empty() {

@@ -170,7 +170,25 @@ impl PriceTable {
     pub fn read(path: &Path, read_on: &str) -> Result<PriceTable, PriceError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| PriceError::Io { path: path.to_owned(), source })?;
-        parse(&text, path, read_on)
+        PriceTable::parse(&text, path, read_on)
+    }
+
+    /// [`PriceTable::read`] of a text that is there already; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`PriceError::Malformed`] naming line or model.
+    pub fn parse(text: &str, path: &Path, read_on: &str) -> Result<PriceTable, PriceError> {
+        parse(text, path, read_on)
+    }
+
+    /// What holds on a day (year-month-day): of several lines for one name the latest that has begun.
+    #[must_use]
+    pub fn on(&self, date: &str) -> PriceTable {
+        let tokens = self.tokens.iter();
+        let tokens = tokens.map(|p| ((&p.provider, &p.model), (&p.from, &p.until), p));
+        let machines = self.machines.iter();
+        let machines = machines.map(|p| ((&p.provider, &p.machine), (&p.from, &p.until), p));
+        PriceTable { tokens: in_force(tokens, date), machines: in_force(machines, date) }
     }
 
     /// The table as JSON lines, which [`PriceTable::read`] reads back.
@@ -244,6 +262,27 @@ impl TokenPrice {
         let tier = self.tiers.iter().rfind(|tier| prompt_tokens > tier.above as f64);
         Ok(tier.map_or(self.rates, |tier| tier.rates))
     }
+}
+
+type Name<'a> = (&'a String, &'a String);
+type Days<'a> = (&'a Option<String>, &'a Option<String>);
+
+/// Of the lines of each name the one that holds on a day.
+fn in_force<'a, T: Clone + 'a>(
+    lines: impl Iterator<Item = (Name<'a>, Days<'a>, &'a T)>,
+    date: &str,
+) -> Vec<T> {
+    let mut latest: IndexMap<Name<'a>, (&Option<String>, &T)> = IndexMap::new();
+    for (name, (from, until), line) in lines {
+        let begun = from.as_deref().is_none_or(|from| from <= date);
+        if begun && until.as_deref().is_none_or(|until| date <= until) {
+            let held = latest.entry(name).or_insert((from, line));
+            if *from >= *held.0 {
+                *held = (from, line);
+            }
+        }
+    }
+    latest.into_values().map(|(_, line)| line.clone()).collect()
 }
 
 type Row<'a, T> = (&'a str, &'a str, Option<&'a str>, Option<&'a str>, &'a T);
@@ -567,6 +606,24 @@ mod tests {
         assert_eq!((input("2026-07-29"), input("2026-07-30")), (1.0, 0.2));
         let sonnet = |day: &str| table.model("claude-sonnet-5", day).unwrap().rates.input;
         assert_eq!((sonnet("2026-08-31"), sonnet("2026-09-01")), (2.0, 3.0));
+    }
+
+    #[test]
+    fn a_day_has_one_price_of_each_name() {
+        let table = PriceTable::shipped().unwrap();
+        for day in ["2026-07-29", "2026-09-01", DAY] {
+            let held = table.on(day);
+            let names: std::collections::HashSet<String> =
+                held.tokens.iter().map(TokenPrice::name).collect();
+            assert_eq!(names.len(), held.tokens.len());
+            for price in &held.tokens {
+                assert_eq!(table.model(&price.name(), day).unwrap(), price, "{day}");
+            }
+            for price in &held.machines {
+                let name = format!("{}/{}", price.provider, price.machine);
+                assert_eq!(table.machine(&name, day).unwrap(), price, "{day}");
+            }
+        }
     }
 
     #[test]

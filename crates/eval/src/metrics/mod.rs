@@ -20,6 +20,7 @@ mod command;
 mod corpus;
 mod ece;
 mod edit_similarity;
+mod embedding_similarity;
 mod exact_match;
 mod json;
 mod json_exact;
@@ -51,6 +52,8 @@ use std::fmt;
 
 pub(crate) use command::runs_a_program;
 pub use corpus::{Corpus, CorpusDifference, Parts};
+pub(crate) use embedding_similarity::similarities;
+pub use embedding_similarity::{EmbedTexts, Embedded};
 pub(crate) use named::known;
 pub use named::metrics_by_name;
 pub(crate) use python::{is_space as python_is_space, strip as python_strip};
@@ -65,6 +68,7 @@ pub static METRICS: &[&Metric] = &[
     &numeric_match::METRIC,
     &set_f1::METRIC,
     &edit_similarity::METRIC,
+    &embedding_similarity::METRIC,
     &rouge1::METRIC,
     &rouge2::METRIC,
     &rouge_l::METRIC,

@@ -86,7 +86,12 @@ pub(super) fn forms(report: &Report) -> Result<[(&'static str, String); 3], Eval
 
 /// A file name that any system takes, and that no two candidates share.
 pub(super) fn answers_path(place: usize, candidate: &CandidateResult) -> String {
-    format!("answers/{}_{}.jsonl", place + 1, plain_name(&candidate.name))
+    answers_file(place, &candidate.name)
+}
+
+/// [`answers_path`] of the candidate of this name.
+pub(super) fn answers_file(place: usize, name: &str) -> String {
+    format!("answers/{}_{}.jsonl", place + 1, plain_name(name))
 }
 
 /// A candidate's name as part of a file's: 60 letters, digits, `-` and `_` at most.

@@ -6,11 +6,15 @@
 
 mod files;
 mod judged;
+mod recorded;
 mod rules;
 mod verify;
 
 pub(crate) use files::hex;
 pub use files::{ProofFiles, plain_name};
+pub use recorded::verify_similarities;
+pub(crate) use recorded::{read_answers, read_items};
+pub(crate) use verify::read_report;
 pub use verify::{Sealed, Verified, read_sealed, verify};
 
 use crate::cost::{Cost, EconomicsPlan, RequestTokens, economics};
@@ -65,6 +69,10 @@ pub struct ProofPlan {
     /// What the judged candidate may lose on general text at most, nats per token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_forgetting: Option<f64>,
+    /// The model that compared answers with references, where one did: a name, or a way from the proof's
+    /// folder on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_model: Option<String>,
     /// Arms and prices; None when no cost is stated.
     pub economics: Option<EconomicsPlan>,
     /// Facts about how each candidate was asked, by its name, for the reader.

@@ -50,10 +50,7 @@ pub struct Sealed {
 /// [`EvalError::Broken`] naming the file, and what in it is not as it was; [`EvalError::Io`].
 pub fn read_sealed(report_path: &Path) -> Result<Sealed, EvalError> {
     let dir = report_path.parent().unwrap_or(Path::new("")).to_owned();
-    let text = read_text(report_path)?;
-    let report: Report = serde_json::from_str(&text)
-        .map_err(|error| broken(report_path, format!("it is no report: {error}")))?;
-    check_seal(report_path, &report, &text)?;
+    let report = read_report(report_path)?;
     let (mut files, mut absent, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     for (name, digest) in &report.files {
         let Some(place) = &digest.path else {
@@ -108,7 +105,34 @@ pub fn verify(report_path: &Path, run_commands: bool) -> Result<Verified, EvalEr
     Ok(verified)
 }
 
-fn broken(path: &Path, reason: impl Into<String>) -> EvalError {
+/// A report whose seal fits.
+pub(crate) fn read_report(path: &Path) -> Result<Report, EvalError> {
+    let text = read_text(path)?;
+    let report: Report = serde_json::from_str(&text)
+        .map_err(|error| broken(path, format!("it is no report: {error}")))?;
+    check_seal(path, &report, &text)?;
+    Ok(report)
+}
+
+/// A file of the proof's own folder, which the report must name and whose bytes must be as it says.
+pub(super) fn read_own(
+    report_path: &Path,
+    report: &Report,
+    name: &str,
+) -> Result<String, EvalError> {
+    let dir = report_path.parent().unwrap_or(Path::new(""));
+    let Some(digest) = report.files.get(name) else {
+        return Err(broken(report_path, format!("it does not name {name}")));
+    };
+    let path = dir.join(name);
+    match difference(&path, name, digest)? {
+        Some(Difference::Missing) => Err(broken(&path, "it is missing")),
+        Some(Difference::Other(reason)) => Err(broken(&path, reason)),
+        None => read_text(&path),
+    }
+}
+
+pub(super) fn broken(path: &Path, reason: impl Into<String>) -> EvalError {
     EvalError::Broken { path: path.to_owned(), reason: reason.into() }
 }
 

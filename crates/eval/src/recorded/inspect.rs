@@ -1,4 +1,4 @@
-//! Logs of inspect_ai in JSON (`inspect log dump`, or `--log-format json`): `eval`, and `samples` with
+//! Logs of inspect_ai in JSON (`--log-format json`, `inspect log dump`): `eval`, and `samples` with
 //! `id`, `target` and `output`.
 
 use super::{Form, Recorded, Wrong, count_of, text_of, whole};
@@ -25,7 +25,7 @@ fn read(bytes: &[u8]) -> Result<Vec<(usize, Recorded)>, Wrong> {
         .collect()
 }
 
-fn sample_of(sample: &Value) -> Result<Recorded, String> {
+pub(super) fn sample_of(sample: &Value) -> Result<Recorded, String> {
     if sample["epoch"].as_u64().is_some_and(|epoch| epoch != 1) {
         return Err("found a second epoch; expected one answer to each example".to_owned());
     }

@@ -1,6 +1,7 @@
 //! Answers that were given earlier, in the forms in which programs record them: one file each, one table.
 
 mod inspect;
+mod inspect_archive;
 mod lines;
 mod lm_eval;
 mod promptfoo;
@@ -30,6 +31,7 @@ pub(crate) struct Recorded {
     pub(crate) model: Option<String>,
     #[serde(default)]
     pub(crate) likelihoods: Vec<Likelihood>,
+    pub(crate) similarity: Option<f64>,
 }
 
 /// What is wrong with a file, and where: a line from 1, or its place in a list from 1.
@@ -54,9 +56,8 @@ const FORMS: &[Form] = &[lm_eval::FORM, inspect::FORM, promptfoo::FORM, lines::F
 
 /// Reads the answers of a file, whatever its form.
 pub(crate) fn read(bytes: &[u8]) -> Placed {
-    if bytes.starts_with(b"PK") {
-        let reason = "found an archive, as inspect_ai's .eval logs are; expected JSON. hint: inspect log dump FILE.eval > FILE.json";
-        return Err(Wrong { line: 1, reason: reason.to_owned() });
+    if bytes.starts_with(inspect_archive::MAGIC) {
+        return inspect_archive::read(bytes);
     }
     let first = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>().next();
     let first = first.and_then(Result::ok).unwrap_or(Value::Null);
@@ -136,18 +137,46 @@ mod tests {
 
     #[test]
     fn logs_of_inspect_become_answers() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/recorded/inspect.json");
-        let all = read_text(&std::fs::read_to_string(path).unwrap()).unwrap();
+        // What the program writes in its two formats.
+        for file in ["inspect.json", "inspect.eval"] {
+            let all = read(&recorded(file)).ok().unwrap();
+            let shown: Vec<_> = all
+                .iter()
+                .map(|(_, r)| {
+                    (r.id.as_deref(), r.place, r.answer.as_deref(), r.reference.as_deref())
+                })
+                .collect();
+            let (yes, maybe, no) = (Some("yes"), Some("maybe"), Some("no"));
+            let expected = [
+                (Some("t0"), Some(0), yes, yes),
+                (Some("t1"), Some(1), maybe, no),
+                (Some("t2"), Some(2), None, yes),
+            ];
+            assert_eq!(shown, expected, "{file}");
+            assert_eq!((all[0].1.prompt_tokens, all[0].1.answer_tokens), (Some(5), Some(2)));
+            assert_eq!(all[0].1.stopped, Some(true));
+            assert!(all[2].1.error.as_ref().unwrap().contains("ran out of values"), "{file}");
+        }
+    }
+
+    fn recorded(name: &str) -> Vec<u8> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/recorded");
+        std::fs::read(std::path::Path::new(folder).join(name)).unwrap()
+    }
+
+    /// What promptfoo itself writes.
+    #[test]
+    fn a_file_of_promptfoo_becomes_answers() {
+        let all = read(&recorded("promptfoo.json")).ok().unwrap();
         let shown: Vec<_> = all
             .iter()
-            .map(|(_, r)| (r.id.as_deref(), r.answer.as_deref(), r.reference.as_deref()))
+            .map(|(_, r)| (r.id.as_deref(), r.place, r.answer.as_deref(), r.reference.as_deref()))
             .collect();
         let (yes, maybe, no) = (Some("yes"), Some("maybe"), Some("no"));
-        assert_eq!(shown, [(Some("t0"), yes, yes), (Some("t1"), maybe, no)]);
-        assert_eq!((all[0].1.prompt_tokens, all[0].1.answer_tokens), (Some(5), Some(2)));
-        assert_eq!(all[0].1.stopped, Some(true));
-        let zip = read(b"PK\x03\x04").err().unwrap().reason;
-        assert!(zip.contains("inspect log dump"), "{zip}");
+        assert_eq!(shown, [(Some("t0"), Some(0), yes, yes), (Some("t1"), Some(1), maybe, no)]);
+        // A failed assertion is no failed answer, and a provider that counts nothing counts no zeros.
+        assert!(all.iter().all(|(_, r)| r.error.is_none() && r.prompt_tokens.is_none()));
+        assert!(all.iter().all(|(_, r)| r.seconds.is_some_and(|s| s < 60.0)));
     }
 
     #[test]

@@ -44,6 +44,10 @@ fn row_of(row: &Value, index: usize) -> Result<Recorded, String> {
         Value::Null => index,
         found => count_of(found).ok_or("testIdx: expected a whole number")?,
     };
+    // It writes zeros where a provider counts nothing.
+    let usage = &response["tokenUsage"];
+    let counts = usage["total"].as_u64() != Some(0);
+    let counted = |name: &str| count_of(&usage[name]).filter(|_| counts);
     let reference = ["reference", "expected", "answer", "target", "label"];
     Ok(Recorded {
         id: vars.get("id").and_then(text_of),
@@ -51,8 +55,8 @@ fn row_of(row: &Value, index: usize) -> Result<Recorded, String> {
         answer: answer.filter(|_| error.is_none()),
         reference: reference.iter().find_map(|name| vars.get(*name).and_then(text_of)),
         error: error.map(str::to_owned),
-        prompt_tokens: count_of(&response["tokenUsage"]["prompt"]),
-        answer_tokens: count_of(&response["tokenUsage"]["completion"]),
+        prompt_tokens: counted("prompt"),
+        answer_tokens: counted("completion"),
         seconds: row["latencyMs"].as_f64().map(|ms| ms / 1000.0),
         ..Recorded::default()
     })

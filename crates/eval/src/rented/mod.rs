@@ -129,17 +129,10 @@ impl Endpoint {
     }
 
     fn check(&self) -> Result<(), String> {
-        let local = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
-        let plain = self.url.starts_with("http://");
-        if !plain && !self.url.starts_with("https://") {
+        if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
             return Err(format!("found the address {:?}; expected https://...", self.url));
         }
-        let is_local = |start: &&str| {
-            self.url
-                .strip_prefix(*start)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
-        };
-        if plain && self.key.is_some() && !local.iter().any(is_local) {
+        if self.key.is_some() && in_the_clear(&self.url) {
             return Err(format!(
                 "found the address {:?}, over which the key would travel in the clear\nhint: use https://",
                 self.url
@@ -158,6 +151,19 @@ impl Endpoint {
     fn hidden(&self, text: &str) -> String {
         self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.hidden(text))
     }
+}
+
+/// Whether what goes to and from this address can be read and changed on its way: it is plain `http://`, and
+/// not to this machine.
+pub fn in_the_clear(url: &str) -> bool {
+    let here = ["127.0.0.1", "localhost", "[::1]"];
+    url.strip_prefix("http://").is_some_and(|rest| {
+        let is_here = |host: &&str| {
+            rest.strip_prefix(host)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+        };
+        !here.iter().any(|host| is_here(host))
+    })
 }
 
 /// A rented model whose answers are kept in a file.

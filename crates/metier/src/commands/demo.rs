@@ -182,6 +182,7 @@ impl Demo {
             data_files: vec!["trade/train.jsonl (bundled)".into()],
             data_licences: vec!["Apache-2.0 OR MIT (generated)".into()],
             generated_by: Vec::new(),
+            kept_apart: Vec::new(),
             tokenizer_sha256: base.tokenizer.sha256().to_owned(),
             chat_template: base.template.source().to_owned(),
             copied_files: Vec::new(),

@@ -1,20 +1,15 @@
 //! `metier embed`: the lines of a text as vectors.
 
 use crate::cli::EmbedArgs;
-use crate::embedder::{Embedder, names_encoder};
+use crate::embedder::{AT_ONCE, Embedder, KV_BYTES, names_encoder};
 use crate::exit;
 use crate::resolve::{Adapter, Base};
 use anyhow::{Context, Result, bail};
-use engine::{EngineHandle, EngineOptions, Event, EventReceiver, SequenceRequest};
+use engine::{EngineOptions, EventReceiver};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write, stdin, stdout};
 use std::process::ExitCode;
-
-/// Lines in the engine at a time.
-const AT_ONCE: usize = 64;
-/// Memory for a decoder's keys and values.
-const KV_BYTES: usize = 256 << 20;
 
 pub(super) fn run(args: &EmbedArgs) -> Result<ExitCode> {
     let (embedder, adapter) = match &args.adapter {
@@ -49,7 +44,10 @@ pub(super) fn run(args: &EmbedArgs) -> Result<ExitCode> {
         if waiting.len() == AT_ONCE {
             finish(&mut waiting, &embedder, args.dimensions, &mut out)?;
         }
-        let receiver = submit(&engine, &embedder, &line, adapter.is_some()).with_context(place)?;
+        if line.is_empty() {
+            bail!("{}: found an empty line, expected a text", place());
+        }
+        let receiver = embedder.submit(&engine, &line, adapter.is_some()).with_context(place)?;
         waiting.push_back((index, receiver));
     }
     while !waiting.is_empty() {
@@ -57,27 +55,6 @@ pub(super) fn run(args: &EmbedArgs) -> Result<ExitCode> {
     }
     out.flush()?;
     Ok(exit::done())
-}
-
-fn submit(
-    engine: &EngineHandle,
-    embedder: &Embedder,
-    line: &str,
-    adapted: bool,
-) -> Result<EventReceiver> {
-    if line.is_empty() {
-        bail!("found an empty line, expected a text");
-    }
-    let prompt = embedder.tokenizer.encode_whole(line)?;
-    if let Some(most) = embedder.form.max_tokens.filter(|most| prompt.len() > *most) {
-        bail!("found {} tokens, expected at most {most}", prompt.len());
-    }
-    Ok(engine.submit_blocking(SequenceRequest {
-        prompt,
-        adapter: adapted.then_some(0),
-        pooling: Some(embedder.form.pooling),
-        ..SequenceRequest::default()
-    })?)
 }
 
 /// A line of the output: numbers as short as they are in an answer of the server.
@@ -95,18 +72,8 @@ fn finish(
     out: &mut impl Write,
 ) -> Result<()> {
     let Some((index, receiver)) = waiting.pop_front() else { return Ok(()) };
-    loop {
-        match receiver.recv() {
-            Some(Event::Embedding { embedding, .. }) => {
-                let embedding = embedder.form.finish(embedding, dimensions);
-                let row = serde_json::to_string(&Row { index, embedding })?;
-                return Ok(writeln!(out, "{row}")?);
-            }
-            Some(Event::Failed { error, .. }) => {
-                return Err(error).with_context(|| format!("line {}", index + 1));
-            }
-            Some(_) => {}
-            None => bail!("the engine has stopped"),
-        }
-    }
+    let embedding =
+        embedder.received(&receiver, dimensions).with_context(|| format!("line {}", index + 1))?;
+    let row = serde_json::to_string(&Row { index, embedding })?;
+    Ok(writeln!(out, "{row}")?)
 }

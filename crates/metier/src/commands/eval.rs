@@ -4,11 +4,12 @@ use super::data::read_options;
 use super::opened;
 use super::tasks;
 use crate::cli::EvalArgs;
+use crate::embedder::Texts;
 use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
 use ::data::{FolderSplit, ReadOptions};
-use ::eval::{Candidate, EvalItem, EvalResult, LocalCandidate, Metric, Progress};
+use ::eval::{Candidate, Embedded, EvalItem, EvalResult, LocalCandidate, Metric, Progress};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use engine::{Engine, EngineOptions, SamplingParams};
@@ -25,6 +26,8 @@ const MAX_NUM_SEQS: usize = 64;
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let Some(data) = &args.data else { return tasks::run(args) };
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
+    let texts = embedding_model(&metrics, args.embedding_model.as_deref())?;
+    let texts = texts.map(Texts::load).transpose()?;
     let base = Base::load(&args.model, args.weights)?;
     let adapter = adapted(args.adapter.as_ref(), &base)?;
     let options = ReadOptions { split: FolderSplit::Test, ..read_options(&args.columns) };
@@ -32,7 +35,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let dtype = args.kv_cache.dtype();
-    let result = evaluate(&base, adapter.as_ref(), items, metrics, args.max_tokens, dtype)?;
+    let name = adapter.as_ref().map_or("base", |a| &a.name);
+    let candidate = local(name, &base, adapter.as_ref(), args.max_tokens, dtype)?;
+    let result = ask(Box::new(candidate), texts.as_ref(), items, metrics)?;
     let [candidate] = &result.candidates[..] else { bail!("one candidate gave no result") };
     let adapter_name = args.adapter.as_ref().map(|a| format!(" with {}", a.display()));
     let by = format!("eval of {}{}", args.model, adapter_name.unwrap_or_default());
@@ -121,14 +126,43 @@ pub(super) fn local(
     ))
 }
 
-/// Has a candidate answer every item, with a progress bar.
+/// The model that compares answers with references: one is named where a metric asks for it, and only there.
+pub(super) fn embedding_model<'a>(
+    metrics: &[&Metric],
+    model: Option<&'a str>,
+) -> Result<Option<&'a str>> {
+    const METRIC: &str = "embedding_similarity";
+    match (metrics.iter().any(|m| m.name == METRIC), model) {
+        (true, None) => bail!(
+            "the metric {METRIC} needs a model that compares\nhint: name one: embedding_model in [prove], or \
+             --embedding-model"
+        ),
+        (false, Some(model)) => {
+            bail!(
+                "embedding model {model}: nothing asks for it; expected {METRIC} among the metrics"
+            )
+        }
+        _ => Ok(model),
+    }
+}
+
+/// Has a candidate answer every item, with a progress bar; `texts` compares its answers with the references.
 pub(super) fn ask(
-    candidate: Box<dyn Candidate>,
+    candidate: Box<dyn Candidate + '_>,
+    texts: Option<&Texts>,
     items: Vec<EvalItem>,
     metrics: Vec<&'static Metric>,
 ) -> Result<EvalResult> {
     let mut bar = progress::Counted::default();
     let report = &mut |p: Progress<'_>| bar.set(p.candidate, p.done, p.total);
+    let mut embed = |some: &[&str]| match texts {
+        Some(texts) => texts.embed(some).map_err(|error| format!("{error:#}")),
+        None => Ok(Vec::new()),
+    };
+    let candidate: Box<dyn Candidate + '_> = match texts {
+        Some(_) => Box::new(Embedded::new(candidate, &mut embed)),
+        None => candidate,
+    };
     Ok(::eval::evaluate(&mut [candidate], items, metrics, report)?)
 }
 
@@ -143,5 +177,5 @@ pub(super) fn evaluate(
 ) -> Result<EvalResult> {
     let name = adapter.map_or("base", |a| &a.name);
     let candidate = local(name, base, adapter, max_tokens, kv_cache_dtype)?;
-    ask(Box::new(candidate), items, metrics)
+    ask(Box::new(candidate), None, items, metrics)
 }

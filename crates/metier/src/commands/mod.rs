@@ -15,8 +15,10 @@ mod keys;
 mod models;
 mod opened;
 mod perplexity;
+mod prices;
 mod prove;
 mod pull;
+mod review;
 mod runs;
 mod serve;
 mod tasks;
@@ -44,6 +46,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(&args),
         Command::Prove(args) => prove::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Review(args) => review::run(&args),
+        Command::Prices(command) => prices::run(&command),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),

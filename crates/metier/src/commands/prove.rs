@@ -1,17 +1,21 @@
 //! `metier prove`: candidates side by side on the sealed test set, with cost and a verdict.
 
 use super::data::read_options;
-use super::eval::{ask, local};
+use super::eval::{ask, embedding_model, local};
 use super::opened;
-use crate::cli::{ColumnArgs, ProveArgs, WeightArgs};
+use super::train::sealed;
+use crate::cli::{ColumnArgs, ProveArgs, StateArgs, WeightArgs};
 use crate::config::ConfigFile;
+use crate::embedder::Texts;
 use crate::exit;
 use crate::findings;
 use crate::gate;
 use crate::machine;
+use crate::price_store;
 use crate::progress;
 use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
+use crate::state;
 use ::data::{Example, FolderSplit, ReadOptions};
 use ::eval::{
     Arm, BaselineCandidate, Better, Candidate, CandidateResult, EvalItem, EvalResult, FileDigest,
@@ -25,15 +29,20 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+/// Under what the report names the digest of the model that compares answers with references.
+pub(super) const EMBEDDING_MODEL: &str = "embedding model";
+
 pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let config = ConfigFile::read(&args.config)?;
     let today = time::OffsetDateTime::now_utc().date().to_string();
     let (out, retry) = (args.out.as_deref(), args.retry_failed);
-    let setup = ProveSetup::resolve(&config, out, retry, &today, args.lang)?;
+    let mut setup = ProveSetup::resolve(&config, out, retry, &today, args.lang)?;
+    let prices = price_table(&config, &mut setup)?;
     let metrics = ::eval::metrics_by_name(&setup.metrics)?;
     if metrics.iter().any(|m| m.name == setup.metric && m.better == Better::Lower) {
         bail!("{}: of {} less is better, so it cannot decide", args.config.display(), setup.metric);
     }
+    let texts = embedding_model(&metrics, setup.embedding_model.as_deref())?;
     let options = read_options(&config.data.columns(&ColumnArgs::default()));
     let test_options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
     let mut test = ::data::read(&setup.data, &test_options)?;
@@ -42,10 +51,20 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(&setup, &items);
     }
+    // Before anybody is asked, who may cost money.
+    let texts = texts.map(Texts::load).transpose()?;
     let train = read_train(&config, &options)?;
-    let shots = worked_examples(&train);
-    let mut run =
-        Run { setup: &setup, train: &train, shots: &shots, facts: Facts::default(), base: None };
+    // What stands in the test set is no worked example, and no baseline learns from it.
+    let (apart, _) = sealed::apart(train.clone(), &test)?;
+    let shots = worked_examples(&apart);
+    let mut run = Run {
+        setup: &setup,
+        train: &apart,
+        shots: &shots,
+        texts: texts.as_ref(),
+        facts: Facts::default(),
+        base: None,
+    };
     let mut result =
         EvalResult { items: Vec::new(), metrics: metrics.clone(), candidates: Vec::new() };
     for plan in &setup.candidates {
@@ -61,17 +80,22 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     result.items = items.clone();
     let before = match &args.against {
         Some(path) => {
-            let (name, candidate) = earlier(path, &setup, items, metrics)?;
+            let (name, candidate) = earlier(path, &setup, texts.as_ref(), items, metrics)?;
             result.candidates.push(candidate);
             Some(name)
         }
         None => None,
     };
-    let facts = run.facts;
+    let mut facts = run.facts;
+    facts.prices = prices;
+    if let Some(texts) = &texts {
+        facts.digests.insert(EMBEDDING_MODEL.to_owned(), texts.digest());
+    }
     let games = judge(&setup, &result)?;
     // A run that ended before its scores were known looked at nothing.
     let opened = opened::count(&setup.data, &opening_words(&setup)).map(|openings| openings.count);
-    let report = report(&config, &setup, &result, (&train, &test), (facts, games), opened)?;
+    let rows = Rows { train: &train, apart: &apart, test: &test };
+    let report = report(&config, &setup, &result, rows, (facts, games), opened)?;
     finish(args, &setup, &result, report, before.as_deref())
 }
 
@@ -114,6 +138,20 @@ fn dry_run(setup: &ProveSetup, items: &[EvalItem]) -> Result<ExitCode> {
     Ok(exit::done())
 }
 
+/// The price table that counts beside the one that comes with the program, as a name for the report and a
+/// file: the config file's, or the one that `metier prices update` has kept.
+fn price_table(config: &ConfigFile, setup: &mut ProveSetup) -> Result<Option<(String, PathBuf)>> {
+    if let Some(path) = config.cost.get("prices").and_then(toml::Value::as_str) {
+        return Ok(Some(("price table".to_owned(), config.anchored(Path::new(path)))));
+    }
+    // Whoever has no folder for state has kept no table there.
+    let Ok(dir) = state::dir(&StateArgs::default()) else { return Ok(None) };
+    let Some(kept) = price_store::newest(&dir)? else { return Ok(None) };
+    setup.update_prices(kept.table);
+    let name = format!("price table of {} from {}", kept.entry.read, kept.entry.source);
+    Ok(Some((name, kept.path)))
+}
+
 fn read_train(config: &ConfigFile, options: &ReadOptions) -> Result<Vec<Example>> {
     let mut all = Vec::new();
     for source in &config.data.train {
@@ -138,12 +176,26 @@ struct Facts {
     forgotten: IndexMap<String, Forgotten>,
     /// Models that wrote training data, as the manifests of adapters say.
     writers: Vec<String>,
+    /// Candidates of whose training it is not known that it left out what stands in this test set.
+    not_apart: Vec<String>,
+    /// The price table, by name.
+    prices: Option<(String, PathBuf)>,
+}
+
+/// What was read.
+struct Rows<'a> {
+    train: &'a [Example],
+    /// Those of `train` that do not stand in `test`.
+    apart: &'a [Example],
+    test: &'a [Example],
 }
 
 struct Run<'a> {
     setup: &'a ProveSetup,
     train: &'a [Example],
     shots: &'a [(String, String)],
+    /// Compares answers with references, where a metric asks for it.
+    texts: Option<&'a Texts>,
     facts: Facts,
     /// The base of the last local candidate, by name and type.
     base: Option<(String, Option<WeightDtype>, Rc<Base>)>,
@@ -159,7 +211,8 @@ impl Run<'_> {
     ) -> Result<CandidateResult> {
         if plan.shots > self.shots.len() {
             bail!(
-                "{}: {} worked examples are to stand in front, but [data] train has {}",
+                "{}: {} worked examples are to stand in front, but [data] train has {} that are not in the \
+                 test set",
                 plan.name,
                 plan.shots,
                 self.shots.len()
@@ -211,7 +264,13 @@ impl Run<'_> {
             }
         };
         self.facts.asked.insert(plan.name.clone(), words);
-        let result = ask(candidate, items.to_vec(), metrics.to_vec())?;
+        // What was adapted elsewhere may have been adapted to this training data.
+        if matches!(plan.who, Who::Recorded(_) | Who::Rented(_))
+            && self.setup.judged.contains(&plan.name)
+        {
+            self.facts.not_apart.push(plan.name.clone());
+        }
+        let result = ask(candidate, self.texts, items.to_vec(), metrics.to_vec())?;
         let result =
             result.candidates.into_iter().next().context("one candidate gave no result")?;
         Ok(CandidateResult { name: plan.name.clone(), ..result })
@@ -243,7 +302,12 @@ impl Run<'_> {
             digests.insert(format!("adapter of {name}"), adapter.lora.digest());
             let file = dir.join("adapter_model.safetensors");
             self.facts.files.insert(format!("adapter file of {name}"), file);
-            if let Some(manifest) = resolve::manifest(dir)? {
+            let manifest = resolve::manifest(dir)?;
+            let test = sealed::digests(&self.setup.data)?;
+            if !manifest.as_ref().is_some_and(|m| test.iter().all(|t| m.kept_apart.contains(t))) {
+                self.facts.not_apart.push(name.clone());
+            }
+            if let Some(manifest) = manifest {
                 let forgotten = manifest.guard.map(|guard| Forgotten {
                     text: guard.text,
                     tokens: guard.tokens,
@@ -285,7 +349,9 @@ fn arm(base: &Base, adapter: Option<&Adapter>, first: &EvalItem) -> Result<Optio
 fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Games>> {
     let Some(pairwise) = &setup.pairwise else { return Ok(Vec::new()) };
     let labels = match &pairwise.labels {
-        Some(path) => ::eval::read_labels(path)?,
+        Some(path) => {
+            ::eval::read_labels(path)?.into_iter().map(|label| (label.id, label.better)).collect()
+        }
         None => Default::default(),
     };
     let judge = Judge {
@@ -315,6 +381,7 @@ fn judge_records(setup: &ProveSetup) -> PathBuf {
 fn earlier(
     path: &Path,
     setup: &ProveSetup,
+    texts: Option<&Texts>,
     items: Vec<EvalItem>,
     metrics: Vec<&'static ::eval::Metric>,
 ) -> Result<(String, CandidateResult)> {
@@ -335,7 +402,7 @@ fn earlier(
     let answers = path.parent().unwrap_or(Path::new("")).join(file);
     let now = setup.judged.iter().find(|name| *name == before).unwrap_or(&setup.judged[0]);
     let recorded = RecordedCandidate::read(earlier_name(setup, now), &answers)?;
-    let result = ::eval::evaluate(&mut [Box::new(recorded)], items, metrics, &mut |_| ())?;
+    let result = ask(Box::new(recorded), texts, items, metrics)?;
     let candidate = result.candidates.into_iter().next().context("one candidate gave no result")?;
     Ok((now.clone(), candidate))
 }
@@ -349,7 +416,7 @@ fn report(
     config: &ConfigFile,
     setup: &ProveSetup,
     result: &EvalResult,
-    (train, test): (&[Example], &[Example]),
+    Rows { train, apart, test }: Rows<'_>,
     (facts, games): (Facts, Vec<Games>),
     opened: Option<usize>,
 ) -> Result<Report> {
@@ -364,7 +431,7 @@ fn report(
         let what = language.say("training data", &[]);
         licences.push(Licence { what, licence: licence.clone() });
     }
-    let leaks = findings::leaks(train, test, language)?;
+    let leaks = findings::leaks((train, apart), test, &facts.not_apart, language)?;
     let mut writers = findings::writers(train);
     writers.extend(config.data.generated_by.iter().cloned().chain(facts.writers));
     let findings = [
@@ -383,6 +450,10 @@ fn report(
         against: setup.against.clone(),
         margin: setup.margin,
         max_cost_per_1000: setup.max_cost_per_1000,
+        embedding_model: setup.embedding_model.as_ref().map(|name| {
+            // A folder is found again from the proof's; other names go everywhere.
+            relative(Path::new(name), &setup.out).unwrap_or_else(|| name.clone())
+        }),
         must_be_cheaper: setup.must_be_cheaper,
         least_slice: setup.least_slice,
         slice_margin: setup.slice_margin,
@@ -399,8 +470,9 @@ fn report(
     let mut files = ProofFiles::of(result).digests();
     let judge = setup.pairwise.as_ref();
     let judge = judge.map(|_| ("records of the judge".to_owned(), judge_records(setup)));
+    let prices = facts.prices.filter(|_| plan.economics.is_some());
     let sources = [("test set".to_owned(), setup.data.clone())].into_iter();
-    let sources = sources.chain(facts.files).chain(judge);
+    let sources = sources.chain(facts.files).chain(judge).chain(prices);
     for (name, path) in sources.filter(|(_, path)| path.is_file()) {
         files.insert(name, file_digest(&path, &setup.out)?);
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use engine::{EngineHandle, EngineOptions};
 use indexmap::IndexMap;
 use serve::{
-    LoadAdapter, Reloader, RequireVerdict, ServePlan, ServedModel, Server, Store, TlsFiles,
+    LoadAdapter, Proven, Reloader, RequireVerdict, ServePlan, ServedModel, Server, Store, TlsFiles,
 };
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -264,38 +264,39 @@ fn loader(base: Arc<Base>, require_verdict: RequireVerdict) -> Arc<LoadAdapter> 
                 bail!("{}: found {size} bytes, expected at most {max_bytes}", file.display());
             }
             let adapter = Adapter::load(name, folder, &base)?;
-            ask_for_verdict(&adapter, folder, &base, require_verdict)?;
-            adapter.to_serve(&base)
+            let proven = ask_for_verdict(&adapter, folder, &base, require_verdict)?;
+            adapter.to_serve(&base, proven)
         };
         load().map_err(|error| format!("{error:#}"))
     })
 }
 
-/// Refuses or marks an adapter that carries no verdict of "worth it".
+/// Whether an adapter carries a verdict of "worth it", where the plan asks for one: refuses or marks those
+/// that do not.
 fn ask_for_verdict(
     adapter: &Adapter,
     folder: &Path,
     base: &Base,
     require: RequireVerdict,
-) -> Result<()> {
+) -> Result<Proven> {
     if require == RequireVerdict::Off {
-        return Ok(());
+        return Ok(Proven::NotAsked);
     }
     let template = model::sha256_hex(adapter.template.source().as_bytes());
     let missing = gate::missing(folder, &adapter.lora.digest(), base.decoder.digest()?, &template);
-    match (missing, require) {
+    Ok(match (missing, require) {
+        (None, _) => Proven::Yes,
         (Some(reason), RequireVerdict::Refuse) => {
-            bail!("{}: is not proven: {reason}", folder.display())
+            bail!("{}: is not proven: {reason}\n{}", folder.display(), gate::HINT)
         }
         (Some(reason), _) => {
             tracing::warn!(
                 "the adapter {} is served though it is not proven: {reason}",
                 adapter.name
             );
+            Proven::No(reason)
         }
-        (None, _) => {}
-    }
-    Ok(())
+    })
 }
 
 /// Resolves at Ctrl-C or, on Unix, SIGTERM.

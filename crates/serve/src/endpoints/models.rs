@@ -1,6 +1,6 @@
 //! `GET /v1/models` and `GET /v1/models/{model}`: the names that requests can use.
 
-use crate::adapters::Card;
+use crate::adapters::{Card, Proven};
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::state::State as Shared;
@@ -41,11 +41,20 @@ struct Model {
     loaded: bool,
     /// Whether it stays there.
     pinned: bool,
+    /// Whether it carries a verdict of "worth it" about itself; null where the server does not ask.
+    proven: Option<bool>,
+    /// What it lacks; null where it lacks nothing.
+    not_proven: Option<String>,
 }
 
 impl Model {
     fn new(state: &Shared, caller: &Caller, card: Card) -> Result<Model, ApiError> {
         let base = state.models.base()?.name.clone();
+        let (proven, not_proven) = match card.proven {
+            Proven::NotAsked => (None, None),
+            Proven::Yes => (Some(true), None),
+            Proven::No(reason) => (Some(false), Some(reason)),
+        };
         Ok(Model {
             object: "model",
             created: card.created,
@@ -55,6 +64,8 @@ impl Model {
             adapter_digest: card.digest,
             loaded: card.loaded,
             pinned: card.pinned,
+            proven,
+            not_proven,
             id: card.name,
         })
     }

@@ -11,8 +11,8 @@ use model::{
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use serve::{
-    Database, Host, LoadAdapter, LoadedAdapter, NewKey, Reloader, ServePlan, ServedModel, Server,
-    Store,
+    Database, Host, LoadAdapter, LoadedAdapter, NewKey, Proven, Reloader, ServePlan, ServedModel,
+    Server, Store,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -131,6 +131,7 @@ pub(crate) fn load(name: &str, folder: &Path, _: usize) -> Result<LoadedAdapter,
             digest: adapter.digest(),
             template: ChatTemplate::from_source(TEMPLATE).expect("valid"),
             stop_ids: tokenizer().stop_ids().to_vec(),
+            proven: Proven::NotAsked,
         })
     };
     read().map_err(|error| error.to_string())

@@ -25,6 +25,8 @@ pub(super) struct JobData {
     pub(super) rows: TrainData,
     pub(super) files: Vec<PathBuf>,
     pub(super) named: Vec<PathBuf>,
+    /// Digests of the test files whose questions are not among the rows.
+    pub(super) kept_apart: Vec<String>,
 }
 
 impl TrainJob {
@@ -35,6 +37,7 @@ impl TrainJob {
             data_files: self.data.files.iter().map(|p| p.display().to_string()).collect(),
             data_licences: licences(&self.data.named, file),
             generated_by: file.data.generated_by.clone(),
+            kept_apart: self.data.kept_apart.clone(),
             tokenizer_sha256: start.tokenizer.sha256().to_owned(),
             chat_template: start.template.source().to_owned(),
             copied_files: ::train::tokenizer_files(&start.dir),

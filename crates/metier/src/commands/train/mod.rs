@@ -3,7 +3,7 @@
 mod expected;
 mod jobs;
 mod rows;
-mod sealed;
+pub(super) mod sealed;
 mod start;
 
 use crate::card::{self, Card};

@@ -44,7 +44,7 @@ pub(super) fn load(
         }
         let rows = TrainData::from_text(&documents, &start.tokenizer, plan)?;
         let files = file.data.text.clone();
-        return Ok(JobData { rows, named: files.clone(), files });
+        return Ok(JobData { rows, named: files.clone(), files, kept_apart: Vec::new() });
     }
     let Some(sources) = named else {
         bail!("no training data\nhint: give --data FILE, or [data] train in the config file");
@@ -124,11 +124,13 @@ pub(super) fn load(
         let rows = weighed(rows, sources, &source_of, split_seed)?;
         let train = stood_for(&rows, &judged);
         let rows = TrainData::from_preferences(&train, &held_out, tokenizer, template, plan)?;
-        return Ok(JobData { rows, files, named });
+        return Ok(JobData { rows, files, named, kept_apart: Vec::new() });
     }
+    let mut kept_apart = Vec::new();
     if let Some(test) = &file.data.test {
         let options = ReadOptions { split: FolderSplit::Test, ..options.clone() };
         train = sealed::without_test_rows(train, &::data::read(test, &options)?, test)?;
+        kept_apart = sealed::digests(test)?;
     }
     let held_out = match valid {
         Some(path) => ::data::read(path, &held_options)?,
@@ -141,7 +143,7 @@ pub(super) fn load(
     let train = weighed(train, sources, &source_of, split_seed)?;
     let mut rows = TrainData::from_conversations(&train, &held_out, tokenizer, template, plan)?;
     rows.add_text(weighed_texts(texts, sources, split_seed)?);
-    Ok(JobData { rows, files, named })
+    Ok(JobData { rows, files, named, kept_apart })
 }
 
 /// The windows of each source of plain text as often as its weight says.

@@ -1,6 +1,6 @@
 //! A sealed test set is not trained on: not as a file, and not row by row.
 
-use ::data::{Example, FolderSplit, LeakOptions, files_of, leak_check};
+use ::data::{Example, FolderSplit, LeakOptions, LeakReport, files_of, leak_check};
 use anyhow::{Context, Result, bail};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -45,36 +45,47 @@ pub(super) fn without_test_rows(
     test: &[Example],
     path: &Path,
 ) -> Result<Vec<Example>> {
-    // Ids need not be unique across files, so rows are named by their place while they are compared.
-    let named = |(place, row): (usize, &Example)| Example { id: place.to_string(), ..row.clone() };
-    let placed: Vec<Example> = train.iter().enumerate().map(named).collect();
-    let report = leak_check(test, &placed, &LeakOptions::default())?;
+    let all = train.len();
+    let (train, report) = apart(train, test)?;
     if report.is_clean() {
         return Ok(train);
     }
-    if report.total() == train.len() {
+    if train.is_empty() {
         bail!(
             "every training row stands in the sealed test set {}\nhint: train on other rows",
             path.display()
         );
     }
-    let leaked: HashSet<&str> = report.leaked_ids.iter().map(String::as_str).collect();
     let first = report.leaks.first().map(|leak| leak.train_id.clone()).unwrap_or_default();
     eprintln!(
         "warning: {} of {} training rows are left out, because they stand in the sealed test set {} ({} \
          exactly, {} after normalising, {} nearly; the first as its row {first:?})",
         report.total(),
-        train.len(),
+        all,
         path.display(),
         report.exact,
         report.normalised,
         report.near
     );
+    Ok(train)
+}
+
+/// The training rows without those whose question stands in the test set, and what was found.
+pub(crate) fn apart(train: Vec<Example>, test: &[Example]) -> Result<(Vec<Example>, LeakReport)> {
+    // Ids need not be unique across files, so rows are named by their place while they are compared.
+    let named = |(place, row): (usize, &Example)| Example { id: place.to_string(), ..row.clone() };
+    let placed: Vec<Example> = train.iter().enumerate().map(named).collect();
+    let report = leak_check(test, &placed, &LeakOptions::default())?;
+    let leaked: HashSet<&str> = report.leaked_ids.iter().map(String::as_str).collect();
     let kept = train.into_iter().enumerate();
-    Ok(kept
-        .filter(|(place, _)| !leaked.contains(place.to_string().as_str()))
-        .map(|k| k.1)
-        .collect())
+    let kept = kept.filter(|(place, _)| !leaked.contains(place.to_string().as_str()));
+    let kept = kept.map(|(_, row)| row).collect();
+    Ok((kept, report))
+}
+
+/// SHA-256 of the files of a test set.
+pub(crate) fn digests(test: &Path) -> Result<Vec<String>> {
+    files_of(test, FolderSplit::Test)?.iter().map(|file| digest(file)).collect()
 }
 
 fn folder_of(file: &Path) -> &Path {

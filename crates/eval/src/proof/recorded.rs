@@ -1,0 +1,66 @@
+//! Parts of a proof, read without computing the whole again.
+
+use super::files::{ITEMS, answers_file};
+use super::verify::{broken, read_own, read_report};
+use crate::candidate::{Answer, Candidate, RecordedCandidate};
+use crate::error::EvalError;
+use crate::item::EvalItem;
+use crate::metrics::{EmbedTexts, similarities};
+use crate::report::Report;
+use std::path::Path;
+
+/// How far a cosine may lie from the recorded one: other processors add in another order.
+const NEAR: f64 = 1e-3;
+
+/// The examples of a proof, from the file whose digest its report names.
+pub(crate) fn read_items(report_path: &Path, report: &Report) -> Result<Vec<EvalItem>, EvalError> {
+    let text = read_own(report_path, report, ITEMS)?;
+    let item = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|error| broken(report_path, format!("{ITEMS}, line {}: {error}", index + 1)))
+    };
+    text.lines().enumerate().map(item).collect()
+}
+
+/// The answers of the candidate at a place of the report, likewise.
+pub(crate) fn read_answers(
+    report_path: &Path,
+    report: &Report,
+    place: usize,
+    items: &[EvalItem],
+) -> Result<Vec<Answer>, EvalError> {
+    let name = &report.candidates[place].name;
+    let file = answers_file(place, name);
+    read_own(report_path, report, &file)?;
+    let path = report_path.with_file_name(file);
+    RecordedCandidate::read(name, &path)?.answer(items, &mut |_| ())
+}
+
+/// Compares the recorded cosines of a proof with those that an embedding model gives now; how many there
+/// are.
+///
+/// # Errors
+/// [`EvalError::Broken`] naming the first answer that is not as near to its reference as was recorded;
+/// [`EvalError::Embedding`]; as [`super::verify`].
+pub fn verify_similarities(report_path: &Path, embed: &mut EmbedTexts) -> Result<usize, EvalError> {
+    let report = read_report(report_path)?;
+    let items = read_items(report_path, &report)?;
+    let mut compared = 0;
+    for (place, candidate) in report.candidates.iter().enumerate() {
+        let answers = read_answers(report_path, &report, place, &items)?;
+        let now = similarities(&items, &answers, embed)?;
+        for ((item, answer), now) in items.iter().zip(&answers).zip(now) {
+            let (Some(was), Some(now)) = (answer.similarity, now) else { continue };
+            // Not the other way round: what is no number is not near.
+            if !((was - now).abs() <= NEAR) {
+                let reason = format!(
+                    "the answer of {} to {:?} has the similarity {was}; compared again it is {now}",
+                    candidate.name, item.id
+                );
+                return Err(broken(report_path, reason));
+            }
+            compared += 1;
+        }
+    }
+    Ok(compared)
+}
