@@ -675,7 +675,7 @@ fn verify_runs_no_program_unasked() {
         std::fs::remove_file(&marker).unwrap();
         let report = proof.join("report.json");
         let verified = verify(&report, false).unwrap();
-        assert_eq!(verified.not_recomputed, [name.clone()]);
+        assert_eq!(verified.not_recomputed, std::slice::from_ref(&name));
         assert!(!marker.exists(), "the program ran");
         let verified = verify(&report, true).unwrap();
         assert!(verified.not_recomputed.is_empty() && marker.exists());
