@@ -141,7 +141,7 @@ mod tests {
         let mut answers: Vec<Answer> = ["aaa", "b", "ab", "ab", "-", "", "a", "x"].map(said).into();
         answers[7] = Answer::failed("no answer");
         let found = similarities(&items, &answers, &mut letters).unwrap();
-        let half = 0.707107;
+        let half = (0.5f64.sqrt() * 1e6).round() / 1e6;
         let expected = [1.0, 0.0, half, 1.0, -1.0, 1.0, 0.0].map(Some);
         assert_eq!(found[..7], expected);
         assert_eq!(found[7], None);

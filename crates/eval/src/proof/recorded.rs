@@ -51,8 +51,9 @@ pub fn verify_similarities(report_path: &Path, embed: &mut EmbedTexts) -> Result
         let now = similarities(&items, &answers, embed)?;
         for ((item, answer), now) in items.iter().zip(&answers).zip(now) {
             let (Some(was), Some(now)) = (answer.similarity, now) else { continue };
-            // Not the other way round: what is no number is not near.
-            if !((was - now).abs() <= NEAR) {
+            // What is no number is not near.
+            let near = (was - now).abs() <= NEAR;
+            if !near {
                 let reason = format!(
                     "the answer of {} to {:?} has the similarity {was}; compared again it is {now}",
                     candidate.name, item.id

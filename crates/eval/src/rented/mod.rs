@@ -162,7 +162,7 @@ pub fn in_the_clear(url: &str) -> bool {
             rest.strip_prefix(host)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
         };
-        !here.iter().any(|host| is_here(host))
+        !here.iter().any(is_here)
     })
 }
 
