@@ -142,13 +142,20 @@ async fn concurrent_streams_over_all_adapters_equal_one_at_a_time() {
     for body in &bodies {
         alone.push(chat_text(&server.stream(CHAT, body).await, 0));
     }
-    let together = join_all(bodies.iter().map(|body| server.stream(CHAT, body))).await;
-    for (i, chunks) in together.iter().enumerate() {
-        assert_eq!(chat_text(chunks, 0), alone[i], "request {i}");
+    // How many run at once depends on when they arrive; now and then it is too few for a preemption.
+    let mut health = Value::Null;
+    for _ in 0..50 {
+        let together = join_all(bodies.iter().map(|body| server.stream(CHAT, body))).await;
+        for (i, chunks) in together.iter().enumerate() {
+            assert_eq!(chat_text(chunks, 0), alone[i], "request {i}");
+        }
+        health = server.wait_until("running", 0).await;
+        assert_eq!(health["free_blocks"], 24);
+        if health["preemptions"].as_u64().unwrap() > 0 {
+            return;
+        }
     }
-    let health = server.wait_until("running", 0).await;
-    assert_eq!(health["free_blocks"], 24);
-    assert!(health["preemptions"].as_u64().unwrap() > 0, "{health}");
+    panic!("no preemption in fifty rounds: {health}");
 }
 
 #[tokio::test]
