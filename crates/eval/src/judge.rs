@@ -12,7 +12,7 @@ use crate::error::EvalError;
 use crate::item::EvalItem;
 use crate::rented::{Endpoint, Protocol, RentedCandidate};
 use crate::run::CandidateResult;
-use crate::stats::{Interval, PairedOptions, mean, paired_difference};
+use crate::stats::{Interval, mean, shares_interval};
 use crate::words::Language;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -377,17 +377,13 @@ fn summary(
 ) -> Result<Judgement, EvalError> {
     let results: Vec<f64> = outcomes.iter().map(|o| o.preference.share()).collect();
     let share = |count: usize, of: usize| (of > 0).then(|| count as f64 / of as f64);
-    // The mean is the difference to nothing at all.
-    let nothing = vec![0.0; results.len()];
-    let ci95 =
-        paired_difference(&nothing, &results, &PairedOptions::default())?.ci95.clipped(0.0, 1.0);
     let flips = outcomes.iter().filter(|o| o.flipped).count();
     Ok(Judgement {
         a: String::new(),
         b: String::new(),
         judge: String::new(),
         win_rate: mean(&results),
-        ci95,
+        ci95: shares_interval(&results, &[])?,
         length_controlled: without_length(&results, longer),
         position_flips: share(flips, outcomes.len()).unwrap_or(0.0),
         longer_wins: longer_wins(&results, longer),

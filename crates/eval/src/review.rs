@@ -8,10 +8,8 @@
 use crate::error::EvalError;
 use crate::item::EvalItem;
 use crate::judge::{Agreement, Preference, agreement, longer_wins, without_length};
-use crate::proof::{read_answers, read_items, read_report};
-use crate::stats::{
-    Interval, PairedOptions, StatsError, clusters_of, mcnemar_exact, mean, paired_difference_in,
-};
+use crate::proof::{hex, read_answers, read_items, read_report};
+use crate::stats::{Interval, StatsError, clusters_of, mcnemar_exact, mean, shares_interval};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -44,7 +42,7 @@ impl Pair {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
-        hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hex(&hasher.finalize()[..8])
     }
 
     /// The label that a reviewer gives it.
@@ -183,10 +181,8 @@ fn interval(results: &[f64], clusters: &[usize]) -> Result<Option<Interval>, Eva
     if results.len() < 2 {
         return Ok(None);
     }
-    // The mean is the difference to nothing at all.
-    let nothing = vec![0.0; results.len()];
-    match paired_difference_in(&nothing, results, clusters, &PairedOptions::default()) {
-        Ok(found) => Ok(Some(found.ci95.clipped(0.0, 1.0))),
+    match shares_interval(results, clusters) {
+        Ok(found) => Ok(Some(found)),
         Err(StatsError::Clusters { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -19,6 +19,7 @@ mod price_store;
 mod progress;
 mod prove_plan;
 mod resolve;
+mod sealed;
 mod state;
 mod text_source;
 

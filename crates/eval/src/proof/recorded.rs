@@ -1,7 +1,7 @@
 //! Parts of a proof, read without computing the whole again.
 
 use super::files::{ITEMS, answers_file};
-use super::verify::{broken, read_own, read_report};
+use super::verify::{broken, parse_items, read_own, read_report};
 use crate::candidate::{Answer, Candidate, RecordedCandidate};
 use crate::error::EvalError;
 use crate::item::EvalItem;
@@ -14,12 +14,7 @@ const NEAR: f64 = 1e-3;
 
 /// The examples of a proof, from the file whose digest its report names.
 pub(crate) fn read_items(report_path: &Path, report: &Report) -> Result<Vec<EvalItem>, EvalError> {
-    let text = read_own(report_path, report, ITEMS)?;
-    let item = |(index, line): (usize, &str)| {
-        serde_json::from_str(line)
-            .map_err(|error| broken(report_path, format!("{ITEMS}, line {}: {error}", index + 1)))
-    };
-    text.lines().enumerate().map(item).collect()
+    parse_items(&read_own(report_path, report, ITEMS)?, &report_path.with_file_name(ITEMS))
 }
 
 /// The answers of the candidate at a place of the report, likewise.

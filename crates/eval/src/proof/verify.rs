@@ -207,7 +207,8 @@ fn read_result(
     metrics: &[&'static Metric],
     kept: &dyn Fn(&Metric) -> bool,
 ) -> Result<EvalResult, EvalError> {
-    let items = read_items(&dir.join(ITEMS))?;
+    let path = dir.join(ITEMS);
+    let items = parse_items(&read_text(&path)?, &path)?;
     let mut scored: Vec<&'static Metric> = metrics.iter().copied().filter(|m| !kept(m)).collect();
     if scored.is_empty() {
         // Something must be scored to read the answers; nobody looks at it.
@@ -286,8 +287,8 @@ fn recorded_scores(
     }
 }
 
-fn read_items(path: &Path) -> Result<Vec<EvalItem>, EvalError> {
-    let text = read_text(path)?;
+/// The examples in the text of a proof's file of them.
+pub(super) fn parse_items(text: &str, path: &Path) -> Result<Vec<EvalItem>, EvalError> {
     let item = |(index, line): (usize, &str)| {
         serde_json::from_str(line)
             .map_err(|error| broken(path, format!("line {}: {error}", index + 1)))

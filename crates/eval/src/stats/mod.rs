@@ -22,6 +22,7 @@ pub use family::{FamilyMember, Protection, holm, mean_of_repeats, paired_family,
 pub use interval::{
     Interval, clopper_pearson, cluster_interval, mean_interval, mean_interval_in, student_t, wilson,
 };
+pub(crate) use paired::shares_interval;
 pub use paired::{
     PairedDifference, PairedOptions, PairedTest, bootstrap, mcnemar_exact, mcnemar_mid_p,
     paired_difference, paired_difference_in, paired_interval, sign_flip, tango,

@@ -97,6 +97,17 @@ pub fn paired_difference(
     paired_difference_in(a, b, &[], options)
 }
 
+/// 95 % interval of the mean of shares, in clusters as [`paired_difference_in`] takes them: that of their
+/// difference to nothing at all.
+///
+/// # Errors
+/// As [`paired_difference_in`].
+pub(crate) fn shares_interval(shares: &[f64], clusters: &[usize]) -> Result<Interval, StatsError> {
+    let nothing = vec![0.0; shares.len()];
+    let found = paired_difference_in(&nothing, shares, clusters, &PairedOptions::default())?;
+    Ok(found.ci95.clipped(0.0, 1.0))
+}
+
 /// [`paired_difference`] of examples that belong to the clusters of these numbers
 /// ([`super::clusters_of`]); no numbers: all are independent. In clusters the p-value is that of flipping
 /// whole clusters, since McNemar's test takes each example for a witness of its own.

@@ -3,7 +3,6 @@
 use super::data::read_options;
 use super::eval::{ask, embedding_model, local};
 use super::opened;
-use super::train::sealed;
 use crate::cli::{ColumnArgs, ProveArgs, StateArgs, WeightArgs};
 use crate::config::ConfigFile;
 use crate::embedder::Texts;
@@ -15,6 +14,7 @@ use crate::price_store;
 use crate::progress;
 use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
+use crate::sealed;
 use crate::state;
 use ::data::{Example, FolderSplit, ReadOptions};
 use ::eval::{
@@ -28,6 +28,7 @@ use model::{KvDtype, WeightDtype};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use train::Manifest;
 
 /// Under what the report names the digest of the model that compares answers with references.
 pub(super) const EMBEDDING_MODEL: &str = "embedding model";
@@ -59,6 +60,7 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     let shots = worked_examples(&apart);
     let mut run = Run {
         setup: &setup,
+        sealed: sealed::digests(&setup.data)?,
         train: &apart,
         shots: &shots,
         texts: texts.as_ref(),
@@ -192,6 +194,8 @@ struct Rows<'a> {
 
 struct Run<'a> {
     setup: &'a ProveSetup,
+    /// SHA-256 of the test set's files.
+    sealed: Vec<String>,
     train: &'a [Example],
     shots: &'a [(String, String)],
     /// Compares answers with references, where a metric asks for it.
@@ -303,8 +307,8 @@ impl Run<'_> {
             let file = dir.join("adapter_model.safetensors");
             self.facts.files.insert(format!("adapter file of {name}"), file);
             let manifest = resolve::manifest(dir)?;
-            let test = sealed::digests(&self.setup.data)?;
-            if !manifest.as_ref().is_some_and(|m| test.iter().all(|t| m.kept_apart.contains(t))) {
+            let knows = |of: &Manifest| self.sealed.iter().all(|test| of.kept_apart.contains(test));
+            if !manifest.as_ref().is_some_and(knows) {
                 self.facts.not_apart.push(name.clone());
             }
             if let Some(manifest) = manifest {

@@ -52,13 +52,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let kv_cache = args.kv_cache.or_of_file(start.kv_cache_dtype.as_deref());
     let kv_cache = kv_cache.map_err(|error| anyhow!("[serve] kv_cache_dtype: {error}"))?;
     let name = args.model.as_deref().or(config.base.model.as_deref()).unwrap_or(NANO);
+    let guesses = args.num_speculative_tokens.or(start.num_speculative_tokens);
+    let defaults = EngineOptions::default();
     let options = EngineOptions {
         kv_cache_dtype: kv_cache.dtype(),
         max_num_seqs: args.max_num_seqs.or(start.max_num_seqs).unwrap_or(32),
         prefix_caching: !args.no_prefix_caching && start.enable_prefix_caching.unwrap_or(true),
-        num_speculative_tokens: (args.num_speculative_tokens.or(start.num_speculative_tokens))
-            .unwrap_or(4),
-        ..EngineOptions::default()
+        num_speculative_tokens: guesses.unwrap_or(defaults.num_speculative_tokens),
+        ..defaults
     };
     // The wishes are for the model that is there for embeddings, if there is one.
     let wishes = EmbeddingArgs { pooling: plan.pooling, matryoshka: plan.matryoshka };

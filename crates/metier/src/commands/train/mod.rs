@@ -3,7 +3,6 @@
 mod expected;
 mod jobs;
 mod rows;
-pub(super) mod sealed;
 mod start;
 
 use crate::card::{self, Card};

@@ -1,12 +1,12 @@
 //! The rows of a training: read, held out, weighed and rendered.
 
 use super::jobs::JobData;
-use super::sealed;
 use super::start::Start;
 use crate::cli::TrainArgs;
 use crate::commands::data::read_options;
 use crate::config::{ConfigFile, RunSection, Source};
 use crate::general_text;
+use crate::sealed;
 use ::data::{Example, FolderSplit, Preference, ReadOptions, SplitOptions, files_of};
 use ::train::{GeneralText, Guard, Row, TrainData, TrainPlan};
 use anyhow::{Context, Result, bail};

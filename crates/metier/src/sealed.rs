@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Refuses a training file whose bytes are those of a test set: the one that the config file names, or
 /// one that was opened before, as the records of openings beside the training files and the test set say.
-pub(super) fn refuse_sealed_files(files: &[PathBuf], test: Option<&Path>) -> Result<()> {
+pub(crate) fn refuse_sealed_files(files: &[PathBuf], test: Option<&Path>) -> Result<()> {
     let test_files = test.map(|test| files_of(test, FolderSplit::Test)).transpose()?;
     let test_files = test_files.unwrap_or_default();
     let mut sealed: Vec<(String, PathBuf)> = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn refuse_sealed_files(files: &[PathBuf], test: Option<&Path>) -> Res
 
 /// The training rows without those whose question stands in the test set, exactly, after normalising or
 /// nearly; says how many were left out.
-pub(super) fn without_test_rows(
+pub(crate) fn without_test_rows(
     train: Vec<Example>,
     test: &[Example],
     path: &Path,
