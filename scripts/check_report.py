@@ -18,8 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import sacrebleu
+from sacrebleu.metrics import BLEU, CHRF, TER
 from scipy import stats
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -94,16 +96,23 @@ def json_exact(answer, reference):
 
 
 METRICS = {
-    "exact_match": lambda a, r: float(accuracy_score([r.strip()], [a.strip()])),
-    "token_f1": token_f1,
-    "json_valid": lambda a, r: float(as_json(a)[0]),
-    "json_exact": json_exact,
-    "json_field_accuracy": json_field_accuracy,
+    "exact_match": lambda a, r: float(accuracy_score([r.strip()], [a["answer"].strip()])),
+    "token_f1": lambda a, r: token_f1(a["answer"], r),
+    "json_valid": lambda a, r: float(as_json(a["answer"])[0]),
+    "json_exact": lambda a, r: json_exact(a["answer"], r),
+    "json_field_accuracy": lambda a, r: json_field_accuracy(a["answer"], r),
+    "bleu": lambda a, r: sacrebleu.sentence_bleu(a["answer"], [r]).score / 100.0,
+    "chrf": lambda a, r: sacrebleu.sentence_chrf(a["answer"], [r]).score / 100.0,
+    "ter": lambda a, r: sacrebleu.sentence_ter(a["answer"], [r]).score / 100.0,
+    "rubric": lambda a, r: max(a["grade"] - 1, 0) / 4.0,
 }
 
 
+# Metrics whose value is one of all answers together.
+CORPUS = {"bleu": BLEU, "chrf": CHRF, "ter": TER}
+
 # Metrics that give parts of a point, whatever this test set's scores happen to be.
-GRADED = {"token_f1", "json_field_accuracy"}
+GRADED = {"token_f1", "json_field_accuracy", "rubric"}
 
 
 def interval(scores, metric):
@@ -114,6 +123,24 @@ def interval(scores, metric):
         return proportion_confint(scores.mean() * n, n, method="wilson")
     low, high = stats.t.interval(0.95, n - 1, loc=scores.mean(), scale=stats.sem(scores))
     return max(low, 0.0), min(high, 1.0)
+
+
+def corpus(metric, draws, items, rng, resamples=400):
+    """The value of all answers together, and its interval by resampling examples."""
+    pairs = [
+        ("" if draw.get("error") is not None else draw["answer"], item["reference"])
+        for some, item in zip(draws, items)
+        for draw in some
+    ]
+    texts, references = map(list, zip(*pairs))
+    ours = CORPUS[metric]()
+    value = ours.corpus_score(texts, [references]).score / 100.0
+    # As many answers to each example: rows of statistics, one for each example.
+    rows = np.array(ours._extract_corpus_statistics(texts, [references]), dtype=float)
+    rows = rows.reshape(len(items), -1, rows.shape[1])
+    chosen = rng.integers(0, len(items), size=(resamples, len(items)))
+    found = [ours._aggregate_and_compute(rows[c].reshape(-1, rows.shape[2]).tolist()).score / 100.0 for c in chosen]
+    return value, np.percentile(found, [2.5, 97.5]), np.std(found)
 
 
 def bootstrap(values, statistic, rng, resamples=4000):
@@ -133,31 +160,43 @@ def check_files(folder, text, report):
     exactly("digest seal", hashlib.sha256((head + "\n}\n").encode()).hexdigest(), report["seal"])
 
 
-def check_candidate(report, candidate, rows, items):
+def check_candidate(report, candidate, rows, items, rng):
     name = candidate["name"]
-    answered = [row["answer"] if row.get("error") is None else None for row in rows]
+    # A question may have been asked more than once: an example's score is the mean over its answers.
+    draws = [[row, *row.get("repeats", [])] for row in rows]
     scores = {}
     for metric, said in candidate["metrics"].items():
         recorded = np.array([row["scores"][metric] for row in rows])
         if metric in METRICS:
-            ours = np.array([0.0 if a is None else METRICS[metric](a, i["reference"]) for a, i in zip(answered, items)])
+            score = METRICS[metric]
+            one = lambda draw, item: 0.0 if draw.get("error") is not None else score(draw, item["reference"])
+            ours = np.array([np.mean([one(draw, item) for draw in some]) for some, item in zip(draws, items)])
             for row, one in zip(rows, ours):
                 same(f"score {name} {metric} {row['id']}", one, row["scores"][metric], 1e-9)
         scores[metric] = recorded
+        exactly(f"count {name} {metric}", len(rows), said["n"])
+        if metric in CORPUS:
+            value, (low, high), deviation = corpus(metric, draws, items, rng)
+            same(f"corpus {name} {metric}", value, said["value"], 1e-9)
+            # The ends of 400 and 1,000 resamples differ by chance by a sixth of the standard error.
+            same(f"corpus-interval {name} {metric} low", low, said["ci95"][0], 0.5 * deviation)
+            same(f"corpus-interval {name} {metric} high", high, said["ci95"][1], 0.5 * deviation)
+            continue
         same(f"mean {name} {metric}", recorded.mean(), said["value"], 1e-9)
         low, high = interval(recorded, metric)
         same(f"interval {name} {metric} low", low, said["ci95"][0], 1e-6)
         same(f"interval {name} {metric} high", high, said["ci95"][1], 1e-6)
-        exactly(f"count {name} {metric}", len(rows), said["n"])
-    exactly(f"failed {name}", sum(a is None for a in answered), candidate["failed"])
+    failed = sum(any(draw.get("error") is not None for draw in some) for some in draws)
+    exactly(f"failed {name}", failed, candidate["failed"])
     decisive = scores[report["metric"]]
     exactly(f"wrong {name}", [i["id"] for i, s in zip(items, decisive) if s < 1], candidate.get("wrong", []))
-    times = sorted(row["seconds"] for row in rows if row.get("seconds") is not None)
+    every = [draw for some in draws for draw in some]
+    times = sorted(row["seconds"] for row in every if row.get("seconds") is not None)
     if times:
         at = lambda share: times[max(1, math.ceil(share * len(times))) - 1]
         for field, value in (("p50", at(0.5)), ("p95", at(0.95)), ("max", times[-1])):
             same(f"latency {name} {field}", value, candidate["latency"][field], 1e-9)
-    known = [(r["prompt_tokens"], r["answer_tokens"]) for r in rows if r.get("prompt_tokens") is not None and r.get("answer_tokens") is not None]
+    known = [(r["prompt_tokens"], r["answer_tokens"]) for r in every if r.get("prompt_tokens") is not None and r.get("answer_tokens") is not None]
     if known and candidate["traffic"]:
         prompt, answer = np.mean(known, axis=0)
         same(f"tokens {name} prompt", prompt, candidate["traffic"]["prompt_tokens"], 1e-9)
@@ -333,6 +372,24 @@ def check_judgement(report, games, said, items, answers):
         same(f"{place} kappa", kappa, said["agreement"]["kappa"], 1e-9)
 
 
+def check_grades(report, said, items, answers):
+    """What people's preferences say of the better grade."""
+    place = f"grades {said['judge']} {said['b']}"
+    a, b = answers[said["a"]], answers[said["b"]]
+    none = lambda rows: sum(any(draw.get("grade") == 0 for draw in [row, *row.get("repeats", [])]) for row in rows)
+    exactly(f"{place} unreadable", [none(a), none(b)], said["unreadable"])
+    labels = report["plan"]["rubric"].get("labels", {}).get(said["b"], {})
+    better = lambda x, y: "tie" if x == y else "a" if x > y else "b"
+    pairs = [
+        (better(x["grade"], y["grade"]), labels[i["id"]])
+        for i, x, y in zip(items, a, b)
+        if i["id"] in labels and x.get("grade") is not None and y.get("grade") is not None
+    ]
+    exactly(f"{place} labels", len(pairs), said["agreement"]["n"] if said["agreement"] else 0)
+    if pairs:
+        same(f"{place} kappa", cohen_kappa_score(*zip(*pairs)), said["agreement"]["kappa"], 1e-9)
+
+
 def rates(price, tokens, service):
     if service:
         return price["services"][service]
@@ -465,7 +522,12 @@ def main():
         file = next(f for f in report["files"] if f.startswith(f"answers/{place + 1}_"))
         answers[name] = read(file)
         exactly(f"order {name}", [row["id"] for row in answers[name]], [item["id"] for item in items])
-        scores[name] = check_candidate(report, candidate, answers[name], items)
+        scores[name] = check_candidate(report, candidate, answers[name], items, rng)
+        # What a request takes is the mean over its answers.
+        for row in (row for row in answers[name] if row.get("repeats")):
+            for field in ("prompt_tokens", "answer_tokens", "cached_tokens", "cache_write_tokens"):
+                counts = [draw.get(field) for draw in [row, *row["repeats"]]]
+                row[field] = np.mean([count or 0 for count in counts]) if any(c is not None for c in counts) else None
     for comparison in report["comparisons"]:
         check_comparison(report, comparison, scores, rng)
     changed, metric = report["changed"], report["metric"]
@@ -476,6 +538,8 @@ def main():
     check_judged(report, scores, clustered)
     check_confused(report, items, answers[changed["b"]])
     check_leaks(report, items, scores)
+    for grades in report.get("grades", []):
+        check_grades(report, grades, items, answers)
     games, judgements = report["plan"].get("games", []), report.get("judgements", [])
     exactly("judge count", len(games), len(judgements))
     for recorded, said in zip(games, judgements):

@@ -7,6 +7,7 @@ use engine::{
     Completion, Engine, EngineError, Event, FinishReason, Runner, SamplingParams, SequenceRequest,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +60,11 @@ pub struct Answer {
     pub likelihoods: Vec<Likelihood>,
     /// Cosine of its embedding and the reference's, by an embedding model. None: not measured.
     pub similarity: Option<f64>,
+    /// A judge's grade of it, 1 to 5; 0 where the judge said nothing that can be read. None: not graded.
+    pub grade: Option<u8>,
+    /// Further answers to the same question, where it was asked more than once ([`crate::Repeated`]);
+    /// they have none themselves. Scores and token counts of the example are means over all of them.
+    pub repeats: Vec<Answer>,
 }
 
 /// How likely a text is as the continuation of a prompt.
@@ -76,6 +82,17 @@ impl Answer {
     /// No answer, for this reason.
     pub fn failed(reason: impl Into<String>) -> Answer {
         Answer { error: Some(reason.into()), ..Answer::default() }
+    }
+
+    /// It and its repeats.
+    pub fn all(&self) -> impl Iterator<Item = &Answer> + Clone {
+        std::iter::once(self).chain(&self.repeats)
+    }
+
+    /// Changes it and its repeats, in the order of [`Answer::all`].
+    pub(crate) fn each(&mut self, change: &mut dyn FnMut(&mut Answer)) {
+        change(self);
+        self.repeats.iter_mut().for_each(change);
     }
 }
 
@@ -131,6 +148,20 @@ impl<G: Generator> LocalCandidate<G> {
         LocalCandidate { name: name.into(), engine, tokenizer, template, adapter, params }
     }
 
+    /// The same on the same engine, drawing once more: 0 is this one itself, each further number has a seed of
+    /// its own. Greedy answers are the same in every draw.
+    pub fn draw(&self, draw: u64) -> LocalCandidate<G> {
+        let seed = self.params.seed.wrapping_add(draw);
+        LocalCandidate {
+            name: self.name.clone(),
+            engine: Arc::clone(&self.engine),
+            tokenizer: Arc::clone(&self.tokenizer),
+            template: Arc::clone(&self.template),
+            adapter: self.adapter,
+            params: SamplingParams { seed, ..self.params.clone() },
+        }
+    }
+
     fn request(&self, item: &EvalItem) -> Result<SequenceRequest, String> {
         let rendered = self
             .template
@@ -138,7 +169,10 @@ impl<G: Generator> LocalCandidate<G> {
             .map_err(|error| format!("the prompt cannot be rendered: {error}"))?;
         Ok(SequenceRequest {
             prompt: rendered.ids,
-            params: self.params.clone(),
+            params: SamplingParams {
+                seed: seed_of(self.params.seed, &item.id),
+                ..self.params.clone()
+            },
             adapter: self.adapter,
             ..SequenceRequest::default()
         })
@@ -164,6 +198,13 @@ impl<G: Generator> LocalCandidate<G> {
             Err(error) => Answer::failed(format!("the answer cannot be decoded: {error}")),
         }
     }
+}
+
+/// An example's own random numbers: with the same ones for all, their answers would be right or wrong
+/// together, and no interval would know it.
+fn seed_of(seed: u64, id: &str) -> u64 {
+    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(id).finalize();
+    digest[..8].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 impl<G: Generator> Candidate for LocalCandidate<G> {
@@ -222,7 +263,7 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
 /// Answers given earlier, by anything. One JSON object per line with `id` and `answer`, as
 /// [`crate::EvalResult::write_answers`] writes them; optional: `prompt` and `reference` (checked
 /// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`,
-/// `similarity`; other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai
+/// `similarity`, `grade`, `repeats` (a list of further answers); other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai
 /// (logs in both its formats) or promptfoo (`--output`) wrote; where no row has an id of the test set, they
 /// belong to its examples in order, which the references must confirm.
 ///
@@ -313,19 +354,7 @@ impl RecordedCandidate {
                 return Err(recorded_error(&self.path, *line, reason));
             }
         }
-        Ok(Answer {
-            text: recorded.answer.clone().unwrap_or_default(),
-            error: recorded.error.clone(),
-            stopped: recorded.stopped,
-            prompt_tokens: recorded.prompt_tokens,
-            answer_tokens: recorded.answer_tokens,
-            seconds: recorded.seconds,
-            cached_tokens: recorded.cached_tokens,
-            cache_write_tokens: recorded.cache_write_tokens,
-            model: recorded.model.clone(),
-            likelihoods: recorded.likelihoods.clone(),
-            similarity: recorded.similarity,
-        })
+        Ok(recorded.answer())
     }
 }
 

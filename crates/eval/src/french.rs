@@ -385,6 +385,28 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
     ("without instructions", "sans instructions"),
     ("with {n} worked examples in front", "avec {n} exemples résolus devant"),
     ("without worked examples", "sans exemples résolus"),
+    ("{words}, temperature {t}", "{words}, température {t}"),
+    (
+        "{words}, {n} answers to each question, of which the mean counts",
+        "{words}, {n} réponses à chaque question, dont la moyenne compte",
+    ),
+    (
+        "A judge's grades are shown with what is known of the judge.",
+        "Les notes d’un juge sont montrées avec ce que l’on sait de lui.",
+    ),
+    (
+        "{judge} grades the answers of {a} and {b}, each by itself, by these criteria: {criteria}",
+        "{judge} note les réponses de {a} et de {b}, chacune pour elle-même, selon ces critères : {criteria}",
+    ),
+    (
+        "Of {name} {n} grades could not be read; they count as the worst.",
+        "De {name}, {n} notes n’ont pas pu être lues ; elles comptent comme la plus mauvaise.",
+    ),
+    (
+        "Grade of a judge by criteria of the trade, from 1 (0 %) to 5 (100 %).",
+        "Note d’un juge selon des critères du métier, de 1 (0 %) à 5 (100 %).",
+    ),
+    ("by the judge's grades", "selon les notes du juge"),
     ("answers recorded in {path}", "réponses enregistrées dans {path}"),
     ("{kind}, learnt from the training data", "{kind}, appris sur les données d’entraînement"),
     ("{model} at {url}", "{model} à l’adresse {url}"),

@@ -20,8 +20,10 @@ mod prompting;
 mod proof;
 mod recorded;
 mod rented;
+mod repeated;
 mod report;
 mod review;
+mod rubric;
 mod run;
 mod shift;
 mod slices;
@@ -43,7 +45,7 @@ pub use item::EvalItem;
 pub use judge::{Agreement, Games, Judge, Judgement, LEAST_LABELS, Preference};
 pub use metrics::{
     Better, Corpus, CorpusDifference, EmbedTexts, Embedded, FAMILIES, Family, FieldScore, METRICS,
-    Metric, Parts, Scale, Score, metrics_by_name,
+    Metric, Parts, RUBRIC, Scale, Score, metrics_by_name,
 };
 pub use openings::{
     OPENINGS_SUFFIX, Opening, Openings, count_opening, openings_in, openings_path, sealed_digests,
@@ -54,13 +56,15 @@ pub use proof::{
     read_sealed, verify, verify_similarities,
 };
 pub use rented::{Endpoint, Key, Outcome, Protocol, Record, RentedCandidate, in_the_clear};
+pub use repeated::Repeated;
 pub use report::{
     CandidateReport, Changed, ComparisonReport, DataSummary, ExampleAnswer, ExampleReport,
     FieldCell, FieldReport, FileDigest, Finding, JudgedReport, Latency, Licence, LossPoint,
     Machine, Measurement, MetricReport, Report, Rule, RunColumn, RunsPage, SCHEMA_VERSION,
     TrainSummary, candidate_reports, comparison_report, example_reports, field_reports,
 };
-pub use review::{Label, LabelFile, Pair, Review, ReviewSummary, Shown, read_labels};
+pub use review::{Label, LabelFile, Pair, Review, ReviewSummary, Shown, labels_of, read_labels};
+pub use rubric::{Graded, GradesReport, Rubric};
 pub use run::{CandidateResult, EvalResult, Progress, compare, evaluate};
 pub use shift::{ShiftOptions, ShiftReport, ShiftTest, input_shift};
 pub use slices::{

@@ -9,7 +9,9 @@ use crate::error::EvalError;
 use crate::item::EvalItem;
 use crate::judge::{Agreement, Preference, agreement, longer_wins, without_length};
 use crate::proof::{hex, read_answers, read_items, read_report};
+use crate::run::CandidateResult;
 use crate::stats::{Interval, StatsError, clusters_of, mcnemar_exact, mean, shares_interval};
+use indexmap::IndexMap;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -244,6 +246,29 @@ pub fn read_labels(path: &Path) -> Result<Vec<Label>, EvalError> {
     let mut file = File::open(path).map_err(io(path, "read"))?;
     let bytes = read_bounded(&mut file, path)?;
     Ok(parse(&bytes, path)?.into_iter().map(|(_, label)| label).collect())
+}
+
+/// What labels say of two candidates' answers, by example: those tied to other answers say nothing of them.
+/// Labels that are tied to none are meant for one pair of candidates only, `untied` says whether it is this
+/// one. Of several labels for one example the last counts.
+pub fn labels_of(
+    labels: &[Label],
+    untied: bool,
+    items: &[EvalItem],
+    a: &CandidateResult,
+    b: &CandidateResult,
+) -> IndexMap<String, Preference> {
+    let pairs = items.iter().zip(a.answers.iter().zip(&b.answers));
+    let pairs = pairs.map(|(item, (a, b))| {
+        let pair = Pair { item: item.clone(), a: a.text.clone(), b: b.text.clone() };
+        (item.id.as_str(), pair)
+    });
+    let pairs: HashMap<&str, Pair> = pairs.collect();
+    let about = |label: &&Label| {
+        let pair = pairs.get(label.id.as_str());
+        pair.is_some_and(|pair| pair.is_of(label) && (untied || label.answers.is_some()))
+    };
+    labels.iter().filter(about).map(|label| (label.id.clone(), label.better)).collect()
 }
 
 fn io(path: &Path, action: &'static str) -> impl Fn(std::io::Error) -> EvalError {

@@ -5,7 +5,7 @@ use crate::cost::{RequestTokens, Traffic};
 use crate::error::EvalError;
 use crate::files::write_atomic;
 use crate::item::EvalItem;
-use crate::metrics::{Corpus, CorpusDifference, METRICS, Metric, Scale, known};
+use crate::metrics::{Corpus, CorpusDifference, METRICS, Metric, Scale, known, sum_of_parts};
 use crate::stats::{
     CONFIDENCE, Interval, PairedDifference, PairedOptions, cluster_interval, clusters_of, mean,
     mean_interval_in, paired_difference_in, student_t,
@@ -36,8 +36,9 @@ pub struct CandidateResult {
     pub kind: String,
     /// One answer per example.
     pub answers: Vec<Answer>,
-    /// Score of each example for each metric: `scores[metric][example]`. In [0, 1], except where the
-    /// metric's scale is [`Scale::Unbounded`].
+    /// Score of each example for each metric: `scores[metric][example]`, the mean over an answer and its
+    /// repeats: the examples stay the unit of every statistic, since repeats of one are not new examples. In
+    /// [0, 1], except where the metric's scale is [`Scale::Unbounded`].
     pub scores: Vec<Vec<f64>>,
     /// Number of each example's cluster, from [`EvalItem::group`]; empty when no two examples share a
     /// group. Statistics of the scores take clusters, not examples, for the independent unit.
@@ -196,8 +197,11 @@ impl EvalResult {
             return Err(EvalError::AnswerCount { name: candidate.name.clone(), found, expected });
         }
         let parts = self.items.iter().zip(&candidate.answers).map(|(item, answer)| {
-            (corpus.parts)(item, answer)
-                .map_err(|reason| not_scored(metric, &candidate.name, item, reason))
+            let parts = answer.all().map(|answer| (corpus.parts)(item, answer));
+            let parts = parts
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|reason| not_scored(metric, &candidate.name, item, reason));
+            parts.map(|parts| sum_of_parts(parts.iter()))
         });
         Ok(Some((corpus, parts.collect::<Result<_, _>>()?)))
     }
@@ -211,9 +215,16 @@ impl EvalResult {
             return scores;
         };
         for (item, answer) in self.items.iter().zip(&candidate.answers) {
-            let text = if answer.error.is_some() { "" } else { &answer.text };
-            for score in fields(text, &item.reference) {
-                scores.entry(score.field).or_default().push(f64::from(score.right));
+            let of = |answer: &Answer| {
+                let text = if answer.error.is_some() { "" } else { &answer.text };
+                fields(text, &item.reference)
+            };
+            // The fields are the reference's, the same ones for each repeat.
+            let all: Vec<_> = answer.all().map(of).collect();
+            for (place, field) in all[0].iter().enumerate() {
+                let right: Vec<f64> =
+                    all.iter().map(|f| f64::from(f.get(place).is_some_and(|f| f.right))).collect();
+                scores.entry(field.field.clone()).or_default().push(mean(&right));
             }
         }
         scores
@@ -221,7 +232,8 @@ impl EvalResult {
 
     /// One JSON object per example: `id`, `prompt`, `answer` (null when it failed), `reference`,
     /// `scores`, and `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`,
-    /// `similarity` where known.
+    /// `similarity`, `grade` where known; further answers of the same example, with the same fields, in
+    /// `repeats`. `scores` are means over all answers of the example.
     /// [`crate::RecordedCandidate`] reads it back.
     pub fn answers_jsonl(&self, candidate: &CandidateResult) -> String {
         let mut lines = String::new();
@@ -230,19 +242,11 @@ impl EvalResult {
             let line = AnswerLine {
                 id: &item.id,
                 prompt: item.prompt(),
-                answer: answer.error.is_none().then_some(&answer.text),
+                answer: said(answer),
                 reference: &item.reference,
                 scores: scores.map(|(metric, scores)| (metric.name, scores[index])).collect(),
-                error: answer.error.as_deref(),
-                stopped: answer.stopped,
-                prompt_tokens: answer.prompt_tokens,
-                answer_tokens: answer.answer_tokens,
-                seconds: answer.seconds,
-                cached_tokens: answer.cached_tokens,
-                cache_write_tokens: answer.cache_write_tokens,
-                model: answer.model.as_deref(),
-                likelihoods: &answer.likelihoods,
-                similarity: answer.similarity,
+                known: Known::of(answer),
+                repeats: answer.repeats.iter().map(Repeat::of).collect(),
             };
             // Strings, numbers and a map with string keys: nothing here can fail to serialise.
             lines.push_str(&serde_json::to_string(&line).unwrap_or_default());
@@ -276,9 +280,14 @@ impl CandidateResult {
             Some(Scale::Unbounded) if scores.len() == 1 => [scores[0]; 2].into(),
             Some(Scale::Unbounded) if self.clusters.is_empty() => student_t(scores)?,
             Some(Scale::Unbounded) => cluster_interval(scores, &self.clusters, CONFIDENCE)?,
-            scale => mean_interval_in(scores, scale == Some(Scale::Binary), &self.clusters)?,
+            scale => mean_interval_in(scores, self.is_binary(scale), &self.clusters)?,
         };
         Ok((mean(scores), interval))
+    }
+
+    /// Whether only 0 and 1 occur among the scores of a metric of this scale: means of repeats lie between.
+    pub(crate) fn is_binary(&self, scale: Option<Scale>) -> bool {
+        scale == Some(Scale::Binary) && self.answers.iter().all(|a| a.repeats.is_empty())
     }
 
     /// Scores for the metric at place `metric`; none when it was not measured.
@@ -286,21 +295,31 @@ impl CandidateResult {
         self.scores.get(metric).map_or(&[], Vec::as_slice)
     }
 
-    /// The tokens of the request at a place, 0 where they are not known.
+    /// The tokens of the request at a place, the mean over its repeats; 0 where they are not known.
     pub(crate) fn tokens(&self, place: usize) -> RequestTokens {
-        let answer = &self.answers[place];
-        let count = |tokens: Option<usize>| tokens.unwrap_or(0) as f64;
+        let answers = self.answers[place].all();
+        let count = |tokens: fn(&Answer) -> Option<usize>| {
+            let counts: Vec<f64> =
+                answers.clone().map(|answer| tokens(answer).unwrap_or(0) as f64).collect();
+            mean(&counts)
+        };
         RequestTokens {
-            input: count(answer.prompt_tokens),
-            cached: count(answer.cached_tokens),
-            cache_write: count(answer.cache_write_tokens),
-            output: count(answer.answer_tokens),
+            input: count(|answer| answer.prompt_tokens),
+            cached: count(|answer| answer.cached_tokens),
+            cache_write: count(|answer| answer.cache_write_tokens),
+            output: count(|answer| answer.answer_tokens),
         }
     }
 
-    /// Answers that failed.
+    /// All answers, repeats among them.
+    pub(crate) fn all_answers(&self) -> impl Iterator<Item = &Answer> {
+        self.answers.iter().flat_map(Answer::all)
+    }
+
+    /// Examples of which an answer failed.
     pub fn failed(&self) -> usize {
-        self.answers.iter().filter(|a| a.error.is_some()).count()
+        let failed = |answer: &&Answer| answer.all().any(|a| a.error.is_some());
+        self.answers.iter().filter(failed).count()
     }
 
     /// Share of answers that ended by themselves, among those of which it is known; failed answers
@@ -308,16 +327,16 @@ impl CandidateResult {
     /// length, not the model, ended most answers.
     pub fn stopped_share(&self) -> Option<f64> {
         let known =
-            self.answers.iter().filter_map(|a| a.stopped.or(a.error.as_ref().map(|_| false)));
+            self.all_answers().filter_map(|a| a.stopped.or(a.error.as_ref().map(|_| false)));
         let known: Vec<bool> = known.collect();
-        let any_known = self.answers.iter().any(|a| a.stopped.is_some());
+        let any_known = self.all_answers().any(|a| a.stopped.is_some());
         any_known.then(|| known.iter().filter(|&&s| s).count() as f64 / known.len() as f64)
     }
 
     /// The mean request, over answers of which both token counts are known; None when none is.
     pub fn traffic(&self) -> Option<Traffic> {
         let known: Vec<(usize, usize)> =
-            self.answers.iter().filter_map(|a| a.prompt_tokens.zip(a.answer_tokens)).collect();
+            self.all_answers().filter_map(|a| a.prompt_tokens.zip(a.answer_tokens)).collect();
         let mean_of = |count: fn(&(usize, usize)) -> usize| {
             known.iter().map(count).sum::<usize>() as f64 / known.len() as f64
         };
@@ -328,7 +347,7 @@ impl CandidateResult {
     /// Tokens of prompts and answers per second of the run; None when the counts are not known or
     /// no time passed.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        let counts = self.answers.iter().filter_map(|a| a.prompt_tokens.zip(a.answer_tokens));
+        let counts = self.all_answers().filter_map(|a| a.prompt_tokens.zip(a.answer_tokens));
         let tokens: usize = counts.map(|(prompt, answer)| prompt + answer).sum();
         (tokens > 0 && self.seconds > 0.0).then(|| tokens as f64 / self.seconds)
     }
@@ -341,6 +360,23 @@ struct AnswerLine<'a> {
     answer: Option<&'a String>,
     reference: &'a str,
     scores: IndexMap<&'static str, f64>,
+    #[serde(flatten)]
+    known: Known<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repeats: Vec<Repeat<'a>>,
+}
+
+/// One more answer to an example.
+#[derive(Serialize)]
+struct Repeat<'a> {
+    answer: Option<&'a String>,
+    #[serde(flatten)]
+    known: Known<'a>,
+}
+
+/// What is known of an answer beside its text.
+#[derive(Serialize)]
+struct Known<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -361,6 +397,37 @@ struct AnswerLine<'a> {
     likelihoods: &'a [Likelihood],
     #[serde(skip_serializing_if = "Option::is_none")]
     similarity: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grade: Option<u8>,
+}
+
+impl<'a> Repeat<'a> {
+    fn of(answer: &'a Answer) -> Repeat<'a> {
+        Repeat { answer: said(answer), known: Known::of(answer) }
+    }
+}
+
+impl<'a> Known<'a> {
+    fn of(answer: &'a Answer) -> Known<'a> {
+        Known {
+            error: answer.error.as_deref(),
+            stopped: answer.stopped,
+            prompt_tokens: answer.prompt_tokens,
+            answer_tokens: answer.answer_tokens,
+            seconds: answer.seconds,
+            cached_tokens: answer.cached_tokens,
+            cache_write_tokens: answer.cache_write_tokens,
+            model: answer.model.as_deref(),
+            likelihoods: &answer.likelihoods,
+            similarity: answer.similarity,
+            grade: answer.grade,
+        }
+    }
+}
+
+/// The text, where the answer did not fail.
+fn said(answer: &Answer) -> Option<&String> {
+    answer.error.is_none().then_some(&answer.text)
 }
 
 fn score_all(
@@ -370,7 +437,10 @@ fn score_all(
     answers: &[Answer],
 ) -> Result<Vec<f64>, EvalError> {
     let score = |(item, answer): (&EvalItem, &Answer)| {
-        metric.score(item, answer).map_err(|reason| not_scored(metric, candidate, item, reason))
+        let scores = answer.all().map(|answer| metric.score(item, answer));
+        let scores = scores.collect::<Result<Vec<f64>, String>>();
+        let scores = scores.map_err(|reason| not_scored(metric, candidate, item, reason))?;
+        Ok(mean(&scores))
     };
     items.iter().zip(answers).map(score).collect()
 }

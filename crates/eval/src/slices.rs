@@ -2,7 +2,6 @@
 
 use crate::error::EvalError;
 use crate::item::EvalItem;
-use crate::metrics::Scale;
 use crate::run::{CandidateResult, EvalResult};
 use crate::stats::{
     CONFIDENCE, Interval, PairedOptions, clusters_at, holm, mean, mean_interval_in,
@@ -62,7 +61,7 @@ pub fn slice_reports(
     let slices = members(&result.items, least.max(2));
     let confidence = 1.0 - 0.05 / slices.len().max(1) as f64;
     let options = PairedOptions { confidence, ..PairedOptions::default() };
-    let binary = result.metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
+    let binary = b.is_binary(result.metrics.get(metric).map(|m| m.scale));
     let (mut reports, mut p_values) = (Vec::new(), Vec::new());
     for ((field, value), places) in slices {
         let of = |scores: &[f64]| places.iter().map(|&p| scores[p]).collect::<Vec<f64>>();
@@ -122,7 +121,7 @@ pub struct ConfusedPair {
 
 /// For classification: which right answers were taken for which others, most frequent first, at most
 /// `most` pairs. Empty when the test set is no classification: more than half of its right answers stand
-/// alone, or one is longer than 100 bytes. Failed answers and answers that are no class count under the
+/// alone, or one is longer than 100 bytes. Of repeats the first answer counts. Failed answers and answers that are no class count under the
 /// empty answer.
 pub fn confused_pairs(
     result: &EvalResult,
@@ -266,7 +265,7 @@ fn clean_score(
         return Ok(WithoutLeaks { all, all_ci95, clean: None, clean_ci95: None, n });
     }
     let scores: Vec<f64> = places.iter().map(|&p| candidate.scores_of(metric)[p]).collect();
-    let binary = result.metrics.get(metric).is_some_and(|m| m.scale == Scale::Binary);
+    let binary = candidate.is_binary(result.metrics.get(metric).map(|m| m.scale));
     let clean_ci95 = match clusters_at(&candidate.clusters, places) {
         Some(clusters) => Some(mean_interval_in(&scores, binary, &clusters)?),
         None => None,

@@ -82,7 +82,7 @@ impl Language {
 
     /// A number written the English way in this language's way: a decimal comma, and a narrow space
     /// between thousands.
-    pub(crate) fn number(self, english: String) -> String {
+    pub fn number(self, english: String) -> String {
         let letter = |c| match c {
             '.' => ',',
             ',' => '\u{202f}',

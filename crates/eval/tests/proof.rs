@@ -136,6 +136,7 @@ fn plan(volume: Option<f64>) -> ProofPlan {
         leaked: Vec::new(),
         findings: Vec::new(),
         games: Vec::new(),
+        rubric: None,
     }
 }
 

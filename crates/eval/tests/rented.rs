@@ -2,8 +2,9 @@
 //! socket: nothing that was recorded is lost, nothing is paid for twice, failed rows stay.
 
 use eval::{
-    Answer, Candidate, CandidateResult, Endpoint, EvalError, EvalItem, Judge, Key, Language,
-    Preference, Protocol, Record, RentedCandidate, evaluate, metrics_by_name,
+    Answer, Candidate, CandidateResult, Endpoint, EvalError, EvalItem, Finding, Graded, Judge, Key,
+    Language, Preference, ProofFacts, ProofPlan, Protocol, Record, RecordedCandidate,
+    RentedCandidate, Repeated, Rubric, Verdict, evaluate, metrics_by_name, prove,
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -449,23 +450,115 @@ fn a_judge_is_asked_in_both_orders_with_a_grammar_and_validated() {
 }
 
 #[test]
-fn a_rubric_gives_grades_and_counts_what_cannot_be_read_as_nothing() {
+fn a_rubric_gives_grades_which_people_confirm() {
+    // Right answers get 4, wrong ones 2; of one it says nothing that can be read.
     let server = StandIn::start(|_, body| {
         let text = body["messages"][1]["content"].as_str().unwrap().to_owned();
-        answer(if text.contains("a1") { "five, I think" } else { "{\"grade\": 4}" })
+        let (_, said) = text.split_once("Answer:\n```\n").unwrap();
+        answer(match said {
+            _ if said.starts_with("a1\n") => "five, I think",
+            _ if said.starts_with("wrong") => "{\"grade\": 2}",
+            _ => "{\"grade\": 4}",
+        })
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let items = items(4);
+    let records = dir.path().join("judge.jsonl");
+    let judge = Judge { endpoint: server.endpoint(), criteria: "It is right.".into(), records };
+    let metrics = metrics_by_name(&["rubric"]).unwrap();
+    let grade = |name: &str, answers: Vec<Answer>| {
+        let path = dir.path().join("given.jsonl");
+        let line = |(item, answer): (&EvalItem, &Answer)| {
+            json!({"id": item.id, "answer": answer.text, "error": answer.error}).to_string()
+        };
+        let lines: Vec<String> = items.iter().zip(&answers).map(line).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let given = Box::new(RecordedCandidate::read(name, &path).unwrap());
+        let mut seen = Vec::new();
+        let mut note = |done, of| seen.push((done, of));
+        let mut graded: [Box<dyn Candidate>; 1] = [Box::new(Graded::new(given, &judge, &mut note))];
+        let result = evaluate(&mut graded, items.clone(), metrics.clone(), &mut |_| ()).unwrap();
+        drop(graded);
+        assert!(
+            seen.iter().all(|(_, of)| *of == answers.iter().filter(|a| a.error.is_none()).count())
+        );
+        result
+    };
+    let said = |text: &str| Answer { text: text.to_owned(), ..Answer::default() };
+    let right: Vec<Answer> = items.iter().map(|item| said(&item.reference)).collect();
+    let wrong = vec![said("wrong"), right[1].clone(), Answer::failed("timeout"), right[3].clone()];
+    let (mut a, b) = (grade("m-small", wrong), grade("ours", right));
+    assert_eq!(a.candidates[0].scores[0], [0.25, 0.0, 0.0, 0.75]);
+    assert_eq!(b.candidates[0].scores[0], [0.75, 0.0, 0.75, 0.75]);
+    // Two answers and the unreadable one are the same for both, so they are asked once.
+    assert_eq!(server.count(), 5);
+    // What is recorded is scored again without the judge.
+    let path = dir.path().join("answers.jsonl");
+    b.write_answers(&b.candidates[0], &path).unwrap();
+    let back = Box::new(RecordedCandidate::read("ours", &path).unwrap());
+    let again = evaluate(&mut [back], items.clone(), metrics.clone(), &mut |_| ()).unwrap();
+    assert_eq!(again.candidates[0].scores, b.candidates[0].scores);
+    let other = RecordedCandidate::read("ours", &dir.path().join("given.jsonl")).unwrap();
+    let error = evaluate(&mut [Box::new(other)], items.clone(), metrics, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("[prove.rubric]"), "{error}");
+
+    a.candidates.extend(b.candidates);
+    let labels = [("row-0", Preference::B), ("row-3", Preference::Tie), ("none", Preference::A)];
+    let labels = labels.map(|(id, better)| (id.to_owned(), better)).into_iter().collect();
+    let rubric = Rubric {
+        judge: "m-judge".into(),
+        criteria: "It is right.".into(),
+        labels: [("ours".to_owned(), labels)].into_iter().collect(),
+    };
+    let mut plan = ProofPlan { rubric: Some(rubric), ..plan("rubric", "m-small", "ours") };
+    let report = prove(&plan, ProofFacts::default(), &a).unwrap();
+    let [grades] = &report.grades[..] else { panic!("{:?}", report.grades) };
+    assert_eq!((grades.unreadable, grades.agreement.unwrap().n), ([1, 1], 2));
+    assert_eq!(grades.agreement.unwrap().agreement, 1.0);
+    let rule = report.rules.iter().find(|rule| rule.name == "grades").unwrap();
+    for said in ["not validated: 2", "same family as m-small", "Of ours 1 grades", "It is right."] {
+        assert!(rule.evidence.contains(said), "{}", rule.evidence);
+    }
+    // Nothing is proven against answers whose grades are not known.
+    assert_eq!((rule.finding, report.verdict), (Finding::Open, Verdict::NotProven));
+    plan.language = Language::Fr;
+    let french = prove(&plan, ProofFacts::default(), &a).unwrap();
+    let rule = french.rules.iter().find(|rule| rule.name == "grades").unwrap();
+    assert!(rule.evidence.contains("n’est pas validé") && rule.asks.starts_with("Les notes"));
+}
+
+/// A plan that judges `judged` by a metric.
+fn plan(metric: &str, against: &str, judged: &str) -> ProofPlan {
+    serde_json::from_value(json!({
+        "metrics": [metric], "metric": metric, "judged": judged, "against": against, "margin": 0.0,
+        "max_cost_per_1000": null, "must_be_cheaper": false, "least_slice": 20, "slice_margin": null,
+        "economics": null,
+    }))
+    .unwrap()
+}
+
+#[test]
+fn each_draw_of_a_question_is_paid_for_and_kept() {
+    let sent = std::sync::atomic::AtomicUsize::new(0);
+    let server = StandIn::start(move |_, _| {
+        let n = sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        answer(&format!("draw {n}"))
     });
     let dir = tempfile::tempdir().unwrap();
     let items = items(3);
-    let answers = items.iter().map(|i| Answer { text: i.reference.clone(), ..Answer::default() });
-    let candidate = CandidateResult {
-        name: "x".into(),
-        kind: "given".into(),
-        answers: answers.collect(),
-        scores: Vec::new(),
-        clusters: Vec::new(),
-        seconds: 0.0,
+    let draws = || {
+        let draw = |draw| {
+            let endpoint = Endpoint { draw, ..server.endpoint() };
+            let path = dir.path().join("rented.jsonl");
+            Box::new(RentedCandidate::new("rented", endpoint, path).unwrap()) as Box<dyn Candidate>
+        };
+        Repeated::new(draw(0), vec![draw(1), draw(2)]).answer(&items, &mut |_| ()).unwrap()
     };
-    let records = dir.path().join("judge.jsonl");
-    let judge = Judge { endpoint: server.endpoint(), criteria: "c".into(), records };
-    assert_eq!(judge.rubric(&items, &candidate, &mut |_| ()).unwrap(), [0.75, 0.0, 0.75]);
+    let first = draws();
+    assert_eq!(server.count(), 9);
+    let texts: std::collections::HashSet<&str> =
+        first.iter().flat_map(Answer::all).map(|answer| answer.text.as_str()).collect();
+    assert_eq!(texts.len(), 9);
+    assert_eq!(draws(), first, "the rerun gave other answers");
+    assert_eq!(server.count(), 9, "the rerun asked again");
 }

@@ -427,6 +427,7 @@ fn fixture() -> Report {
         confused: Vec::new(),
         without_leaks: None,
         judgements: Vec::new(),
+        grades: Vec::new(),
         seal: String::new(),
     }
 }

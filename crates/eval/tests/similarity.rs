@@ -88,6 +88,7 @@ fn write_proof(dir: &Path) {
         leaked: Vec::new(),
         findings: Vec::new(),
         games: Vec::new(),
+        rubric: None,
     };
     let files = ProofFiles::of(&result);
     let facts = ProofFacts { files: files.digests(), ..ProofFacts::default() };

@@ -3,9 +3,10 @@
 use crate::config::{ConfigFile, check_keys};
 use ::eval::{
     ArmPlan, EconomicsPlan, Endpoint, Exchange, Key, Language, MachinePlan, OneOff, PairPlan,
-    PriceTable, Prompting, Protocol, Running, Throughput, own_machine_per_hour,
+    PriceTable, Prompting, Protocol, RUBRIC, Running, Throughput, own_machine_per_hour,
 };
 use anyhow::{Context, Result, bail};
+use engine::SamplingParams;
 use indexmap::IndexMap;
 use model::WeightDtype;
 use serde::Deserialize;
@@ -28,13 +29,15 @@ const PROVE_KEYS: &[&str] = &[
     "out",
     "candidate",
     "pairwise",
+    "rubric",
+    "repeats",
     "least_slice",
     "slice_margin",
     "looks",
     "max_forgetting",
     "embedding_model",
 ];
-const PAIRWISE_KEYS: &[&str] = &[
+const JUDGE_KEYS: &[&str] = &[
     "rented",
     "url",
     "protocol",
@@ -69,6 +72,18 @@ const CANDIDATE_KEYS: &[&str] = &[
     "runs_on",
     "fixed_per_month",
     "one_off",
+];
+/// What `parameters` says of a model that runs here.
+const SAMPLING_KEYS: &[&str] = &[
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
 ];
 const MACHINE_KEYS: &[&str] = &[
     "name",
@@ -111,6 +126,7 @@ struct ProveSection {
     slice_margin: Option<f64>,
     max_tokens: Option<usize>,
     limit: Option<usize>,
+    repeats: Option<usize>,
     out: Option<PathBuf>,
     embedding_model: Option<String>,
 }
@@ -196,6 +212,8 @@ pub(crate) enum Who {
         adapter: Option<PathBuf>,
         /// How weights are held.
         dtype: Option<WeightDtype>,
+        /// How it is sampled; greedy where nothing is said.
+        params: Box<SamplingParams>,
     },
     /// A rented model.
     Rented(Box<Endpoint>),
@@ -216,6 +234,8 @@ pub(crate) struct CandidatePlan {
     pub(crate) instructions: Option<String>,
     /// How many worked examples stand in front.
     pub(crate) shots: usize,
+    /// How often it is asked each question: once, unless its answers are sampled.
+    pub(crate) repeats: usize,
     cost: CostOf,
 }
 
@@ -259,8 +279,6 @@ pub(crate) struct ProveSetup {
     pub(crate) max_forgetting: Option<f64>,
     /// Language of the report.
     pub(crate) language: Language,
-    /// Longest answer, tokens.
-    pub(crate) max_tokens: usize,
     /// Only the first examples.
     pub(crate) limit: Option<usize>,
     /// Folder of the proof.
@@ -270,12 +288,14 @@ pub(crate) struct ProveSetup {
     /// The model that compares answers with references, where a metric asks for it.
     pub(crate) embedding_model: Option<String>,
     /// Who says which of two answers is better.
-    pub(crate) pairwise: Option<Pairwise>,
+    pub(crate) pairwise: Option<JudgeSetup>,
+    /// Who grades answers.
+    pub(crate) rubric: Option<JudgeSetup>,
     costs: CostSetup,
 }
 
-/// `[prove.pairwise]`, resolved.
-pub(crate) struct Pairwise {
+/// `[prove.pairwise]` or `[prove.rubric]`, resolved.
+pub(crate) struct JudgeSetup {
     /// The judge.
     pub(crate) endpoint: Box<Endpoint>,
     /// What makes an answer good.
@@ -311,15 +331,30 @@ impl ProveSetup {
         check_keys(&table, PROVE_KEYS, &place)?;
         let candidates =
             tables(table.remove("candidate"), CANDIDATE_KEYS, &format!("{place} candidate"))?;
-        let pairwise = table.remove("pairwise");
-        let pairwise =
-            pairwise.map(|value| pairwise_of(config, value, retry_failed, &place)).transpose()?;
+        let mut judge_of = |name: &str| {
+            let value = table.remove(name);
+            let place = format!("{place} {name}");
+            value.map(|value| judge_setup(config, value, retry_failed, &place)).transpose()
+        };
+        let (pairwise, rubric) = (judge_of("pairwise")?, judge_of("rubric")?);
         let prove: ProveSection = table.try_into().with_context(|| place.clone())?;
         let max_tokens = prove.max_tokens.unwrap_or(256);
+        let repeats = prove.repeats.unwrap_or(1);
+        if !(1..=MOST_REPEATS).contains(&repeats) {
+            bail!("{place}: repeats is {repeats}; expected 1 to {MOST_REPEATS}");
+        }
         let candidates = candidates
             .into_iter()
-            .map(|(section, shown)| candidate(config, section, (max_tokens, retry_failed), &shown))
+            .map(|(section, shown)| {
+                candidate(config, section, (max_tokens, repeats, retry_failed), &shown)
+            })
             .collect::<Result<Vec<CandidatePlan>>>()?;
+        if repeats > 1 && candidates.iter().all(|c| c.repeats == 1) {
+            bail!(
+                "{place}: repeats is {repeats}, but no candidate's answers are sampled, so that each would be the \
+                 same again\nhint: parameters = {{ temperature = 0.7 }} in [[prove.candidate]]"
+            );
+        }
         let names: Vec<&str> = candidates.iter().map(|c| c.name.as_str()).collect();
         if names.len() < 2 {
             bail!(
@@ -351,6 +386,16 @@ impl ProveSetup {
         };
         if !metrics.contains(&metric) {
             metrics.insert(0, metric.clone());
+        }
+        match (metrics.iter().any(|name| name == RUBRIC), &rubric) {
+            (true, None) => bail!(
+                "{place}: the metric {RUBRIC} needs a judge\nhint: name one, and what makes an answer good, in \
+                 [prove.rubric]"
+            ),
+            (false, Some(_)) => {
+                bail!("{place} rubric: nothing asks for it; expected {RUBRIC} among the metrics")
+            }
+            _ => {}
         }
         let embedding_model = prove.embedding_model.map(|name| config.model(&name));
         let data = prove.data.map(|path| config.anchored(&path)).or(config.data.test.clone());
@@ -390,7 +435,6 @@ impl ProveSetup {
             looks: prove.looks,
             max_forgetting: prove.max_forgetting,
             language,
-            max_tokens,
             limit: prove.limit,
             out,
             costs: CostSetup::resolve(config, today)?,
@@ -399,6 +443,7 @@ impl ProveSetup {
             against,
             candidates,
             pairwise,
+            rubric,
         })
     }
 
@@ -486,7 +531,7 @@ fn check_named(given: &[String], names: &[&str], place: &str) -> Result<()> {
 fn candidate(
     config: &ConfigFile,
     section: CandidateSection,
-    (max_tokens, retry_failed): (usize, bool),
+    (max_tokens, repeats, retry_failed): (usize, usize, bool),
     place: &str,
 ) -> Result<CandidatePlan> {
     let s = section;
@@ -534,7 +579,8 @@ fn candidate(
                 })?),
             };
             let adapter = s.adapter.as_ref().map(|path| config.anchored(path));
-            Who::Local { model, adapter, dtype }
+            let params = Box::new(sampling(&s.parameters, max_tokens, place)?);
+            Who::Local { model, adapter, dtype, params }
         }
     };
     if !matches!(who, Who::Rented(_))
@@ -543,9 +589,20 @@ fn candidate(
         bail!("{place}: url, protocol and key_env belong to a rented model: rented = \"its name\"");
     }
     if matches!(who, Who::Recorded(_) | Who::Baseline(_))
-        && (s.instructions.is_some() || s.shots > 0)
+        && (s.instructions.is_some() || s.shots > 0 || !s.parameters.is_empty())
     {
-        bail!("{place}: instructions and shots belong to a model");
+        bail!("{place}: instructions, shots and parameters belong to a model");
+    }
+    let samples = match &who {
+        Who::Local { params, .. } => params.temperature > 0.0,
+        Who::Rented(endpoint) => samples(endpoint),
+        Who::Recorded(_) | Who::Baseline(_) => false,
+    };
+    if repeats > 1 && samples && matches!(who, Who::Rented(_)) && s.parameters.contains_key("seed")
+    {
+        bail!(
+            "{place}: with repeats and one seed every answer would be the same again; leave seed out"
+        );
     }
     if s.price.is_some() && s.runs_on.is_some() {
         bail!(
@@ -558,6 +615,7 @@ fn candidate(
         who,
         instructions: s.instructions,
         shots: s.shots,
+        repeats: if samples { repeats } else { 1 },
         cost: CostOf {
             price: s.price,
             service: s.service,
@@ -569,20 +627,37 @@ fn candidate(
     })
 }
 
+/// How the model of a local candidate is sampled: greedily, but for what is stated.
+fn sampling(parameters: &Table, max_tokens: usize, place: &str) -> Result<SamplingParams> {
+    check_keys(parameters, SAMPLING_KEYS, &format!("{place} parameters"))?;
+    let mut given = parameters.clone();
+    given.insert("max_tokens".to_owned(), Value::Integer(i64::try_from(max_tokens)?));
+    let params: SamplingParams = given.try_into().with_context(|| format!("{place} parameters"))?;
+    params.validate(usize::MAX).with_context(|| format!("{place} parameters"))?;
+    Ok(params)
+}
+
+/// Whether a rented model's answers are drawn: it is asked at a temperature above 0, or at its own.
+fn samples(endpoint: &Endpoint) -> bool {
+    let temperature = endpoint.parameters.get("temperature").and_then(serde_json::Value::as_f64);
+    endpoint.omit.iter().any(|field| field == "temperature") || temperature.is_some_and(|t| t > 0.0)
+}
+
 /// Longest answer of a judge, which is one short JSON object.
 const JUDGE_TOKENS: usize = 64;
+/// More draws of a question than this tell nothing more.
+const MOST_REPEATS: usize = 100;
 
-fn pairwise_of(
+fn judge_setup(
     config: &ConfigFile,
     value: Value,
     retry_failed: bool,
     place: &str,
-) -> Result<Pairwise> {
-    let place = format!("{place} pairwise");
+) -> Result<JudgeSetup> {
     let Value::Table(mut table) = value else {
-        bail!("{place}: expected a section, [prove.pairwise]")
+        bail!("{place}: expected a section with the judge's model and the criteria")
     };
-    check_keys(&table, PAIRWISE_KEYS, &place)?;
+    check_keys(&table, JUDGE_KEYS, place)?;
     let mut text = |key: &str| match table.remove(key) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -592,12 +667,12 @@ fn pairwise_of(
     let Some(criteria) = criteria else {
         bail!("{place}: criteria is missing; expected what makes an answer good")
     };
-    let section: CandidateSection = table.try_into().with_context(|| place.clone())?;
+    let section: CandidateSection = table.try_into().with_context(|| place.to_owned())?;
     let Some(model) = section.rented.clone() else {
         bail!("{place}: rented is missing; expected the judge's model")
     };
-    let endpoint = Box::new(endpoint(&section, &model, JUDGE_TOKENS, retry_failed, &place)?);
-    Ok(Pairwise {
+    let endpoint = Box::new(endpoint(&section, &model, JUDGE_TOKENS, retry_failed, place)?);
+    Ok(JudgeSetup {
         endpoint,
         criteria,
         labels: labels.map(|path| config.anchored(Path::new(&path))),

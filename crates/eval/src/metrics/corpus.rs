@@ -88,7 +88,8 @@ fn resample(n: usize, rng: &mut Pcg64Mcg) -> impl Iterator<Item = usize> {
     (0..n).map(move |_| ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize)
 }
 
-fn sum<'a>(parts: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+/// Numbers added up, place by place.
+pub(crate) fn sum<'a>(parts: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     let mut sums: Vec<f64> = Vec::new();
     for part in parts {
         sums.resize(part.len(), 0.0);

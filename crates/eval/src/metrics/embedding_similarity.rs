@@ -56,9 +56,12 @@ impl Candidate for Embedded<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
         let mut answers = self.inner.answer(examples, progress)?;
-        let cosines = similarities(examples, &answers, self.embed)?;
-        for (answer, cosine) in answers.iter_mut().zip(cosines) {
-            answer.similarity = cosine;
+        let pairs = examples.iter().zip(&answers);
+        let pairs = pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)));
+        let cosines = similarities(&pairs.collect::<Vec<_>>(), self.embed)?;
+        let mut cosines = cosines.into_iter();
+        for answer in &mut answers {
+            answer.each(&mut |one| one.similarity = cosines.next().flatten());
         }
         Ok(answers)
     }
@@ -69,11 +72,10 @@ impl Candidate for Embedded<'_> {
 /// # Errors
 /// [`EvalError::Embedding`].
 pub(crate) fn similarities(
-    items: &[EvalItem],
-    answers: &[Answer],
+    answers: &[(&EvalItem, &Answer)],
     embed: &mut EmbedTexts,
 ) -> Result<Vec<Option<f64>>, EvalError> {
-    let pairs = items.iter().zip(answers).filter(|(_, answer)| answer.error.is_none());
+    let pairs = answers.iter().filter(|(_, answer)| answer.error.is_none());
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut texts: Vec<&str> = Vec::new();
     for text in pairs.flat_map(|(item, answer)| [item.reference.as_str(), answer.text.as_str()]) {
@@ -89,14 +91,14 @@ pub(crate) fn similarities(
         return Err(EvalError::Embedding(reason));
     }
     let of = |text: &str| places.get(text).map(|&place| vectors[place].as_slice());
-    let cosine = |(item, answer): (&EvalItem, &Answer)| {
+    let cosine = |(item, answer): &(&EvalItem, &Answer)| {
         answer.error.is_none().then(|| match (of(&item.reference), of(&answer.text)) {
             (Some(a), Some(b)) => (cosine(a, b) * 1e6).round() / 1e6,
             (None, None) => 1.0,
             _ => 0.0,
         })
     };
-    Ok(items.iter().zip(answers).map(cosine).collect())
+    Ok(answers.iter().map(cosine).collect())
 }
 
 /// 0 where a vector has no direction.
@@ -140,7 +142,8 @@ mod tests {
         let items = items(&["a", "a", "a", "ab", "b", "", " ", "a"]);
         let mut answers: Vec<Answer> = ["aaa", "b", "ab", "ab", "-", "", "a", "x"].map(said).into();
         answers[7] = Answer::failed("no answer");
-        let found = similarities(&items, &answers, &mut letters).unwrap();
+        let pairs: Vec<(&EvalItem, &Answer)> = items.iter().zip(&answers).collect();
+        let found = similarities(&pairs, &mut letters).unwrap();
         let half = (0.5f64.sqrt() * 1e6).round() / 1e6;
         let expected = [1.0, 0.0, half, 1.0, -1.0, 1.0, 0.0].map(Some);
         assert_eq!(found[..7], expected);
@@ -161,10 +164,10 @@ mod tests {
         let error = evaluate(&mut [given], items(&["a"]), metrics, &mut |_| ()).unwrap_err();
         assert!(error.to_string().contains("embedding_model in [prove]"), "{error}");
         let mut broken = |_: &[&str]| Ok(vec![vec![1.0], vec![1.0, 2.0]]);
-        let answers = [said("b")];
-        assert!(similarities(&items(&["a"]), &answers, &mut broken).is_err());
+        let (item, answer) = (&items(&["a"])[0], &said("b"));
+        assert!(similarities(&[(item, answer)], &mut broken).is_err());
         let mut failing = |_: &[&str]| Err("it does not fit".to_owned());
-        let error = similarities(&items(&["a"]), &answers, &mut failing).unwrap_err().to_string();
+        let error = similarities(&[(item, answer)], &mut failing).unwrap_err().to_string();
         assert!(error.contains("it does not fit"), "{error}");
     }
 }

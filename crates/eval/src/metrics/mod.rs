@@ -40,6 +40,7 @@ mod rouge;
 mod rouge1;
 mod rouge2;
 mod rouge_l;
+mod rubric;
 mod set_f1;
 mod ter;
 mod token_f1;
@@ -51,12 +52,14 @@ use crate::item::EvalItem;
 use std::fmt;
 
 pub(crate) use command::runs_a_program;
+pub(crate) use corpus::sum as sum_of_parts;
 pub use corpus::{Corpus, CorpusDifference, Parts};
 pub(crate) use embedding_similarity::similarities;
 pub use embedding_similarity::{EmbedTexts, Embedded};
 pub(crate) use named::known;
 pub use named::metrics_by_name;
 pub(crate) use python::{is_space as python_is_space, strip as python_strip};
+pub use rubric::RUBRIC;
 
 /// Every metric that needs no parameter.
 pub static METRICS: &[&Metric] = &[
@@ -69,6 +72,7 @@ pub static METRICS: &[&Metric] = &[
     &set_f1::METRIC,
     &edit_similarity::METRIC,
     &embedding_similarity::METRIC,
+    &rubric::METRIC,
     &rouge1::METRIC,
     &rouge2::METRIC,
     &rouge_l::METRIC,

@@ -5,6 +5,7 @@ use crate::cost::Economics;
 use crate::error::EvalError;
 use crate::judge::Judgement;
 use crate::report::{CandidateReport, Finding, JudgedReport, Rule};
+use crate::rubric::GradesReport;
 use crate::run::{CandidateResult, EvalResult};
 use crate::slices::{SliceReport, slice_reports};
 use crate::stats::{FamilyMember, PairedOptions, paired_family};
@@ -21,6 +22,7 @@ pub(super) struct Evidence<'a> {
     pub(super) candidates: &'a [CandidateReport],
     pub(super) money: Option<&'a Economics>,
     pub(super) judgements: &'a [Judgement],
+    pub(super) grades: &'a [GradesReport],
 }
 
 /// One judged candidate.
@@ -84,6 +86,8 @@ impl Evidence<'_> {
         rules.extend(rules::slices(plan, &slices));
         rules.extend(rules::forgetting(plan, name));
         rules.extend(self.judgements.iter().map(|j| rules::judgement(plan.language, j)));
+        let grades = self.grades.iter().filter(|g| g.b == *name);
+        rules.extend(grades.map(|grades| rules::grades(plan, grades)));
         rules.extend(plan.findings.iter().cloned());
         let broken = rules.iter().find(|r| r.finding == Finding::Broken && r.name != "quality");
         let open = rules

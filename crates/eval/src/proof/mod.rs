@@ -26,6 +26,7 @@ use crate::report::{
     SCHEMA_VERSION, TrainSummary, candidate_reports, comparison_report, example_report,
     field_reports,
 };
+use crate::rubric::{GradesReport, Rubric};
 use crate::run::{CandidateResult, EvalResult, compare};
 use crate::slices::{ConfusedPair, Outcomes, confused_pairs, outcomes, without_leaks};
 use crate::stats::{Interval, PairedOptions};
@@ -93,6 +94,9 @@ pub struct ProofPlan {
     /// What a judge answered; it decides nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub games: Vec<Games>,
+    /// By what answers were graded; None without the metric `rubric`. The grades are with the answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rubric: Option<Rubric>,
 }
 
 impl ProofPlan {
@@ -229,6 +233,13 @@ pub fn prove(
         games.judgement(&result.items, a, b, plan.language)
     });
     let judgements = judgements.collect::<Result<Vec<Judgement>, EvalError>>()?;
+    let grades = plan.rubric.iter().flat_map(|rubric| {
+        plan.all_judged().map(|name| {
+            let b = result.candidate(name)?;
+            Ok(rubric.report(&result.items, against, b, plan.language))
+        })
+    });
+    let grades = grades.collect::<Result<Vec<GradesReport>, EvalError>>()?;
     let evidence = judged::Evidence {
         plan,
         result,
@@ -237,6 +248,7 @@ pub fn prove(
         candidates: &candidates,
         money: money.as_ref(),
         judgements: &judgements,
+        grades: &grades,
     };
     let (chosen, judged) = evidence.judge()?;
     let about = result.candidate(&chosen.name)?;
@@ -272,6 +284,7 @@ pub fn prove(
         judged,
         confused,
         judgements,
+        grades,
         seal: String::new(),
     })
 }

@@ -43,8 +43,11 @@ pub fn verify_similarities(report_path: &Path, embed: &mut EmbedTexts) -> Result
     let mut compared = 0;
     for (place, candidate) in report.candidates.iter().enumerate() {
         let answers = read_answers(report_path, &report, place, &items)?;
-        let now = similarities(&items, &answers, embed)?;
-        for ((item, answer), now) in items.iter().zip(&answers).zip(now) {
+        let pairs = items.iter().zip(&answers);
+        let pairs = pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)));
+        let pairs: Vec<(&EvalItem, &Answer)> = pairs.collect();
+        let now = similarities(&pairs, embed)?;
+        for ((item, answer), now) in pairs.into_iter().zip(now) {
             let (Some(was), Some(now)) = (answer.similarity, now) else { continue };
             // What is no number is not near.
             let near = (was - now).abs() <= NEAR;

@@ -2,8 +2,10 @@
 
 use super::{Arm, Forgotten, Look, ProofPlan};
 use crate::cost::{Crossing, Economics, PairEconomics};
-use crate::judge::Judgement;
+use crate::judge::{Agreement, Judgement};
+use crate::metrics::RUBRIC;
 use crate::report::{CandidateReport, Finding, Rule, volume_words};
+use crate::rubric::GradesReport;
 use crate::run::CandidateResult;
 use crate::slices::SliceReport;
 use crate::stats::{CONFIDENCE, PairedDifference};
@@ -122,7 +124,7 @@ pub(super) fn failures(
             return language
                 .say("All {n} answers of {name} are there.", &[("n", &n), ("name", name)]);
         }
-        let first = candidate.answers.iter().find_map(|a| a.error.as_deref()).unwrap_or_default();
+        let first = candidate.all_answers().find_map(|a| a.error.as_deref()).unwrap_or_default();
         let reason: String = first.chars().take(160).collect();
         language.say(
             "Of {name} {failed} of {n} answers failed; the first because of: {reason}.",
@@ -362,23 +364,50 @@ pub(super) fn judgement(language: Language, judgement: &Judgement) -> Rule {
             &language.say("With answers of the same length: {rate}.", &[("rate", &rate)]),
         );
     }
-    if let Some(agreement) = &judgement.agreement {
-        evidence.push(' ');
-        evidence.push_str(&language.say(
+    let finding = if judgement.warnings.is_empty() { Finding::Kept } else { Finding::Warning };
+    evidence.push_str(&known_of_a_judge(language, &judgement.agreement, &judgement.warnings));
+    rule("judge", asks.to_owned(), finding, evidence)
+}
+
+/// Grades of a judge. Those of the one compared with that could not be read would flatter the judged one
+/// where they decide, so that nothing can be proven with them.
+pub(super) fn grades(plan: &ProofPlan, grades: &GradesReport) -> Rule {
+    let language = plan.language;
+    let asks = language.t("A judge's grades are shown with what is known of the judge.").to_owned();
+    let mut evidence = language.say(
+        "{judge} grades the answers of {a} and {b}, each by itself, by these criteria: {criteria}",
+        &[
+            ("judge", &grades.judge),
+            ("a", &grades.a),
+            ("b", &grades.b),
+            ("criteria", &grades.criteria),
+        ],
+    );
+    evidence.push_str(&known_of_a_judge(language, &grades.agreement, &grades.warnings));
+    let finding = match grades.unreadable[0] > 0 && plan.metric == RUBRIC {
+        true => Finding::Open,
+        false if grades.warnings.is_empty() => Finding::Kept,
+        false => Finding::Warning,
+    };
+    rule("grades", asks, finding, evidence)
+}
+
+fn known_of_a_judge(
+    language: Language,
+    agreement: &Option<Agreement>,
+    warnings: &[String],
+) -> String {
+    let agreement = agreement.as_ref().map(|agreement| {
+        language.say(
             "Agreement with people on {n} examples: {share}, kappa {kappa}.",
             &[
                 ("n", &agreement.n),
                 ("share", &language.percent(agreement.agreement)),
                 ("kappa", &language.number(format!("{:.2}", agreement.kappa))),
             ],
-        ));
-    }
-    for warning in &judgement.warnings {
-        evidence.push(' ');
-        evidence.push_str(warning);
-    }
-    let finding = if judgement.warnings.is_empty() { Finding::Kept } else { Finding::Warning };
-    rule("judge", asks.to_owned(), finding, evidence)
+        )
+    });
+    agreement.iter().chain(warnings).map(|sentence| format!(" {sentence}")).collect()
 }
 
 fn cheaper(language: Language, money: &Economics, pair: &PairEconomics) -> (Finding, String) {

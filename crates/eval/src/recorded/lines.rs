@@ -14,8 +14,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(usize, Recorded)>, Wrong> {
         if recorded.id.is_none() {
             return Err(wrong("missing field `id`".to_owned()));
         }
-        if recorded.answer.is_none() && recorded.error.is_none() {
-            return Err(wrong("it has neither answer nor error".to_owned()));
+        if !recorded.is_whole() {
+            return Err(wrong(
+                "it, or one of its repeats, has neither answer nor error".to_owned(),
+            ));
         }
         Ok((line, recorded))
     };

@@ -6,7 +6,7 @@ mod lines;
 mod lm_eval;
 mod promptfoo;
 
-use crate::candidate::Likelihood;
+use crate::candidate::{Answer, Likelihood};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,6 +32,38 @@ pub(crate) struct Recorded {
     #[serde(default)]
     pub(crate) likelihoods: Vec<Likelihood>,
     pub(crate) similarity: Option<f64>,
+    pub(crate) grade: Option<u8>,
+    #[serde(default)]
+    pub(crate) repeats: Vec<Recorded>,
+}
+
+impl Recorded {
+    /// As an answer, with its repeats.
+    pub(crate) fn answer(&self) -> Answer {
+        let repeats =
+            self.repeats.iter().map(|repeat| Answer { repeats: Vec::new(), ..repeat.answer() });
+        Answer {
+            text: self.answer.clone().unwrap_or_default(),
+            error: self.error.clone(),
+            stopped: self.stopped,
+            prompt_tokens: self.prompt_tokens,
+            answer_tokens: self.answer_tokens,
+            seconds: self.seconds,
+            cached_tokens: self.cached_tokens,
+            cache_write_tokens: self.cache_write_tokens,
+            model: self.model.clone(),
+            likelihoods: self.likelihoods.clone(),
+            similarity: self.similarity,
+            grade: self.grade,
+            repeats: repeats.collect(),
+        }
+    }
+
+    /// Whether it, and each of its repeats, has an answer or the reason why there is none.
+    fn is_whole(&self) -> bool {
+        let has_one = |one: &Recorded| one.answer.is_some() || one.error.is_some();
+        has_one(self) && self.repeats.iter().all(has_one)
+    }
 }
 
 /// What is wrong with a file, and where: a line from 1, or its place in a list from 1.

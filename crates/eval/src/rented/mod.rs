@@ -105,6 +105,8 @@ pub struct Endpoint {
     pub longest_pause: Duration,
     /// Asks again what failed in an earlier run; that may cost money a second time.
     pub retry_failed: bool,
+    /// Which of several draws of the same questions this is, from 0: each has records of its own.
+    pub draw: usize,
 }
 
 impl Endpoint {
@@ -125,6 +127,7 @@ impl Endpoint {
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(300),
             retry_failed: false,
+            draw: 0,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The file of what was asked and answered: JSON lines, appended and synced one by one.
 //!
 //! A line is found by the digest of everything that decides the answer: address, protocol, model and
-//! body. The last line of a digest counts. A line that a crash cut off was never relied on and is
+//! body, and which draw it is where the same is asked more than once. The last line of a digest counts. A line that a crash cut off was never relied on and is
 //! removed; any other damage is an error that names the line.
 
 use super::ask::Asked;
@@ -32,7 +32,7 @@ pub enum Outcome {
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// SHA-256 of address, protocol, model and body.
+    /// SHA-256 of address, protocol, model and body, and of the draw's number from the second on.
     pub key: String,
     /// Id of the first example that asked it.
     pub id: String,
@@ -130,7 +130,10 @@ impl Record {
 
 /// What decides an answer, as one digest.
 pub(super) fn key(endpoint: &Endpoint, body: &Value) -> String {
-    let what = json!({ "endpoint": endpoint.url, "protocol": endpoint.protocol, "body": body });
+    let mut what = json!({ "endpoint": endpoint.url, "protocol": endpoint.protocol, "body": body });
+    if endpoint.draw > 0 {
+        what["draw"] = endpoint.draw.into();
+    }
     let digest = Sha256::digest(what.to_string().as_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,6 +16,7 @@ use crate::files::write_atomic;
 use crate::item::EvalItem;
 use crate::judge::Judgement;
 use crate::proof::ProofPlan;
+use crate::rubric::GradesReport;
 use crate::run::{CandidateResult, EvalResult};
 use crate::slices::{ConfusedPair, LeakScores, SliceReport};
 use crate::stats::{Interval, PairedDifference, PairedTest, mean, mean_interval};
@@ -98,6 +99,9 @@ pub struct Report {
     /// What a judge said; it decides nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub judgements: Vec<Judgement>,
+    /// What is known of a judge's grades, where the metric `rubric` is among the metrics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grades: Vec<GradesReport>,
     /// SHA-256 of this file with nothing in this place, in hexadecimal; empty in a report that is no
     /// proof.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -494,7 +498,7 @@ pub fn candidate_reports(result: &EvalResult) -> Result<Vec<CandidateReport>, Ev
 }
 
 fn latency(candidate: &CandidateResult) -> Option<Latency> {
-    let mut times: Vec<f64> = candidate.answers.iter().filter_map(|a| a.seconds).collect();
+    let mut times: Vec<f64> = candidate.all_answers().filter_map(|a| a.seconds).collect();
     times.sort_by(f64::total_cmp);
     let last = times.len().checked_sub(1)?;
     let at =
@@ -503,7 +507,7 @@ fn latency(candidate: &CandidateResult) -> Option<Latency> {
 }
 
 fn models(candidate: &CandidateResult) -> Vec<String> {
-    let mut names: Vec<String> = candidate.answers.iter().filter_map(|a| a.model.clone()).collect();
+    let mut names: Vec<String> = candidate.all_answers().filter_map(|a| a.model.clone()).collect();
     names.sort_unstable();
     names.dedup();
     names

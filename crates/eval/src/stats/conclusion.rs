@@ -1,6 +1,7 @@
 //! What an interval of the difference says, in one of four words, and what it would take to say more.
 
-use super::{Interval, PairedDifference, StatsError, interval::z, paired::variance_under};
+use super::interval::{t_quantile, z};
+use super::{ClusterError, Interval, PairedDifference, StatsError, paired::variance_under};
 use serde::{Deserialize, Serialize};
 
 /// The power that sample sizes are planned for: four of five such test sets settle the question.
@@ -68,8 +69,8 @@ pub struct Pilot {
     pub sd: f64,
     /// Share of examples that only one of the two has right, where scores are 0 or 1.
     pub discordance: Option<f64>,
-    /// How many times the variance is that of independent examples, at least 1.
-    pub design_effect: f64,
+    /// What its clusters do to the error; None: its examples are independent.
+    pub clusters: Option<ClusterError>,
 }
 
 impl Pilot {
@@ -83,13 +84,16 @@ impl Pilot {
             n: paired.n,
             sd: if paired.sd > 0.0 { paired.sd } else { 0.5 },
             discordance: paired.discordance.map(|share| share.max(least)),
-            design_effect: paired.clusters.map_or(1.0, |c| c.design_effect),
+            clusters: paired.clusters,
         }
     }
 
     /// Examples with which the interval of the given confidence leaves out `line` with a chance of 80 %,
     /// when the true difference is `truth`, on either side of the line:
     /// ((z₁₋α⁄₂ √v₀ + z_power √v₁) / (truth - line))² · design effect.
+    ///
+    /// In clusters the quantiles are Student's, for as many clusters as will weigh the same: they grow with the
+    /// examples.
     ///
     /// For graded scores both variances are sd². For zeros and ones v₁ = ψ - truth², and v₀ is the
     /// variance that the score interval assumes when it asks whether the line is the truth; for a line of
@@ -115,9 +119,20 @@ impl Pilot {
                 (variance_under(line, only_b, only_a, 1.0), share - truth * truth)
             }
         };
-        let tails = z(0.5 + confidence / 2.0) * under_line.max(0.0).sqrt()
-            + z(POWER) * under_truth.max(0.0).sqrt();
-        let needed = (tails / distance).powi(2) * self.design_effect;
+        let needed = |quantile: &dyn Fn(f64) -> f64| {
+            let tails = quantile(0.5 + confidence / 2.0) * under_line.max(0.0).sqrt()
+                + quantile(POWER) * under_truth.max(0.0).sqrt();
+            (tails / distance).powi(2) * self.clusters.map_or(1.0, |c| c.design_effect)
+        };
+        let known = needed(&z);
+        let needed = match self.clusters {
+            None => known,
+            // The fewer clusters, the wider their quantiles, and the more are needed: it settles at once.
+            Some(clusters) => (0..8).fold(known, |n, _| {
+                let weigh = clusters.effective_clusters * n / self.n as f64;
+                needed(&|p| t_quantile(p, weigh - 1.0))
+            }),
+        };
         if needed > 1e9 {
             let expected = "far enough apart that a thousand million examples decide";
             return Err(StatsError::Range { what: "truth minus line", found: distance, expected });
@@ -174,12 +189,22 @@ mod tests {
 
     #[test]
     fn a_pilot_plans_with_its_spread_and_a_quiet_one_with_caution() {
-        let graded = Pilot { n: 50, sd: 0.2_f64.sqrt(), discordance: None, design_effect: 1.0 };
+        let graded = Pilot { n: 50, sd: 0.2_f64.sqrt(), discordance: None, clusters: None };
         // (1.96 + 0.8416)² · 0.2 / 0.05²
         assert_eq!(graded.needed(-0.05, 0.0, 0.95), Ok(628));
         assert_eq!(graded.needed(0.05, 0.0, 0.95), Ok(628));
-        let clustered = Pilot { design_effect: 2.0, ..graded };
-        assert_eq!(clustered.needed(-0.05, 0.0, 0.95), Ok(1256));
+        let error = |effective_clusters| ClusterError {
+            clusters: 50,
+            effective_clusters,
+            standard_error: 0.0,
+            jackknife_error: 0.0,
+            design_effect: 2.0,
+        };
+        let clustered = |effective| Pilot { clusters: Some(error(effective)), ..graded };
+        // Twice as many, and a few more where they lie in few clusters.
+        assert_eq!(clustered(50.0).needed(-0.05, 0.0, 0.95), Ok(1258));
+        let few = clustered(2.0).needed(-0.05, 0.0, 0.95).unwrap();
+        assert!((1300..1400).contains(&few), "{few}");
         // For zeros and ones and a line of 0 it is Connor's number.
         let binary = Pilot { discordance: Some(0.2), ..graded };
         assert_eq!(binary.needed(0.0, 0.05, 0.95), paired_sample_size(0.05, 0.2));

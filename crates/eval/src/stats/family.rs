@@ -138,20 +138,6 @@ pub fn spent(looks: &[f64], alpha: f64) -> Result<Vec<f64>, StatsError> {
     Ok(levels)
 }
 
-/// Repeats of the same examples (a sampling temperature above 0) averaged per example: the examples stay
-/// the unit of every statistic, since repeats of one example are not new examples.
-///
-/// # Errors
-/// [`StatsError::Empty`] without repeats; [`StatsError::Unpaired`] for repeats of different lengths.
-pub fn mean_of_repeats(repeats: &[Vec<f64>]) -> Result<Vec<f64>, StatsError> {
-    let first = repeats.first().ok_or(StatsError::Empty)?;
-    if let Some(other) = repeats.iter().find(|r| r.len() != first.len()) {
-        return Err(StatsError::Unpaired { a: first.len(), b: other.len() });
-    }
-    let of = |i: usize| repeats.iter().map(|r| r[i]).sum::<f64>() / repeats.len() as f64;
-    Ok((0..first.len()).map(of).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,13 +211,5 @@ mod tests {
             found[0].paired.interval
         };
         assert!(look(&[0.5]).lo < look(&[1.0]).lo && look(&[0.5, 1.0]).lo < look(&[1.0]).lo);
-    }
-
-    #[test]
-    fn repeats_are_averaged_per_example() {
-        let repeats = [vec![1.0, 0.0], vec![0.0, 0.0], vec![1.0, 1.0], vec![0.0, 1.0]];
-        assert_eq!(mean_of_repeats(&repeats), Ok(vec![0.5, 0.5]));
-        assert_eq!(mean_of_repeats(&[]), Err(StatsError::Empty));
-        assert!(mean_of_repeats(&[vec![1.0], vec![]]).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! The interval of one candidate's score.
 
-use super::clusters::{ClusterSums, cluster_error};
+use super::clusters::{ClusterError, ClusterSums, cluster_error};
 use super::{CONFIDENCE, StatsError, mean, variance};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Beta, ContinuousCDF, Normal, StudentsT};
@@ -57,8 +57,9 @@ pub fn mean_interval(scores: &[f64], binary: bool) -> Result<Interval, StatsErro
 ///
 /// In clusters, ones and zeros get Wilson's interval at the number of independent examples that would say
 /// as much (n over the design effect) with Student's quantile for as many clusters as weigh the same
-/// (the way of E. L. Korn and B. I. Graubard 1998, Survey Methodology 24:193), graded scores
-/// [`cluster_interval`].
+/// (the way of E. L. Korn and B. I. Graubard 1998, Survey Methodology 24:193). Graded scores get the same at
+/// the number of ones and zeros of their mean that would have their error, m(1-m)/e²: near an end of the
+/// scale it holds the truth more often than a symmetrical interval.
 ///
 /// # Errors
 /// As [`mean_interval`], and [`StatsError::Clusters`] for a single cluster.
@@ -83,10 +84,11 @@ pub fn mean_interval_in(
     }
     if binary || all_alike {
         let error = cluster_error(scores, clusters)?;
-        let quantile = t_quantile(tail, error.effective_clusters - 1.0);
-        return Ok(wilson_at(share, n / error.design_effect, quantile));
+        return Ok(wilson_at(share, n / error.design_effect, quantile_of(&error, CONFIDENCE)));
     }
-    Ok(cluster_interval(scores, clusters, CONFIDENCE)?.clipped(0.0, 1.0))
+    let error = cluster_error(scores, clusters)?;
+    let squared = squared_error(scores, clusters, &error)?;
+    Ok(wilson_at(share, share * (1.0 - share) / squared, quantile_of(&error, CONFIDENCE)))
 }
 
 /// Interval of the mean of values in clusters: mean ± t · jackknife error, with Student's t for as many
@@ -103,13 +105,26 @@ pub fn cluster_interval(
     confidence: f64,
 ) -> Result<Interval, StatsError> {
     let error = cluster_error(values, clusters)?;
+    let half = squared_error(values, clusters, &error)?.sqrt() * quantile_of(&error, confidence);
+    let mean = mean(values);
+    Ok(Interval { lo: mean - half, hi: mean + half })
+}
+
+/// The squared error of the mean, with the thought clusters of [`cluster_interval`].
+fn squared_error(
+    values: &[f64],
+    clusters: &[usize],
+    error: &ClusterError,
+) -> Result<f64, StatsError> {
     let n = values.len() as f64;
     let sums: Vec<f64> = ClusterSums::new(values, clusters)?.0.iter().map(|c| c.1).collect();
     let thought = thought_deviation(&sums, n / error.clusters as f64) / n;
-    let half = (error.jackknife_error.powi(2) + 2.0 * thought * thought).sqrt()
-        * t_quantile(0.5 + confidence / 2.0, error.effective_clusters - 1.0);
-    let mean = mean(values);
-    Ok(Interval { lo: mean - half, hi: mean + half })
+    Ok(error.jackknife_error.powi(2) + 2.0 * thought * thought)
+}
+
+/// Student's quantile for as many clusters as weigh the same.
+fn quantile_of(error: &ClusterError, confidence: f64) -> f64 {
+    t_quantile(0.5 + confidence / 2.0, error.effective_clusters - 1.0)
 }
 
 /// Root mean square of the values other than 0 when they are fewer than ten, `largest` when there are

@@ -18,7 +18,7 @@ mod sequential;
 pub(crate) use clusters::clusters_at;
 pub use clusters::{ClusterError, cluster_error, clusters_of};
 pub use conclusion::{Conclusion, Pilot};
-pub use family::{FamilyMember, Protection, holm, mean_of_repeats, paired_family, spent};
+pub use family::{FamilyMember, Protection, holm, paired_family, spent};
 pub use interval::{
     Interval, clopper_pearson, cluster_interval, mean_interval, mean_interval_in, student_t, wilson,
 };

@@ -336,6 +336,7 @@ impl Demo {
             confused: Vec::new(),
             without_leaks: None,
             judgements: Vec::new(),
+            grades: Vec::new(),
             seal: String::new(),
         })
     }

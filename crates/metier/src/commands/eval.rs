@@ -9,7 +9,10 @@ use crate::exit;
 use crate::progress;
 use crate::resolve::{self, Adapter, Base};
 use ::data::{FolderSplit, ReadOptions};
-use ::eval::{Candidate, Embedded, EvalItem, EvalResult, LocalCandidate, Metric, Progress};
+use ::eval::{
+    Candidate, Embedded, EvalItem, EvalResult, Graded, Judge, LocalCandidate, Metric, Progress,
+    RUBRIC,
+};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use engine::{Engine, EngineOptions, SamplingParams};
@@ -26,6 +29,11 @@ const MAX_NUM_SEQS: usize = 64;
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let Some(data) = &args.data else { return tasks::run(args) };
     let metrics = ::eval::metrics_by_name(&args.metrics)?;
+    if metrics.iter().any(|metric| metric.name == RUBRIC) {
+        bail!(
+            "the metric {RUBRIC} needs a judge, which only `metier prove` asks\nhint: [prove.rubric] in its config file"
+        );
+    }
     let texts = embedding_model(&metrics, args.embedding_model.as_deref())?;
     let texts = texts.map(Texts::load).transpose()?;
     let base = Base::load(&args.model, args.weights)?;
@@ -36,8 +44,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let items = examples.iter().map(EvalItem::from_example).collect::<Result<Vec<_>, _>>()?;
     let dtype = args.kv_cache.dtype();
     let name = adapter.as_ref().map_or("base", |a| &a.name);
-    let candidate = local(name, &base, adapter.as_ref(), args.max_tokens, dtype)?;
-    let result = ask(Box::new(candidate), texts.as_ref(), items, metrics)?;
+    let params = SamplingParams { max_tokens: args.max_tokens, ..SamplingParams::default() };
+    let candidate = local(name, &base, adapter.as_ref(), params, dtype)?;
+    let result = ask(Box::new(candidate), (texts.as_ref(), None), items, metrics)?;
     let [candidate] = &result.candidates[..] else { bail!("one candidate gave no result") };
     let adapter_name = args.adapter.as_ref().map(|a| format!(" with {}", a.display()));
     let by = format!("eval of {}{}", args.model, adapter_name.unwrap_or_default());
@@ -106,12 +115,12 @@ pub(super) fn engine(
     Ok((engine, slots.first().copied()))
 }
 
-/// `base`, or the adapter on it, as a candidate that answers at temperature 0 on the serving engine.
+/// `base`, or the adapter on it, as a candidate that answers on the serving engine.
 pub(super) fn local(
     name: &str,
     base: &Base,
     adapter: Option<&Adapter>,
-    max_tokens: usize,
+    params: SamplingParams,
     kv_cache_dtype: KvDtype,
 ) -> Result<LocalCandidate> {
     let (engine, slot) = engine(base, adapter, kv_cache_dtype)?;
@@ -122,7 +131,7 @@ pub(super) fn local(
         Arc::clone(&base.tokenizer),
         Arc::new(template.clone()),
         slot,
-        SamplingParams { max_tokens, ..SamplingParams::default() },
+        params,
     ))
 }
 
@@ -146,10 +155,14 @@ pub(super) fn embedding_model<'a>(
     }
 }
 
-/// Has a candidate answer every item, with a progress bar; `texts` compares its answers with the references.
+/// What scores answers beside their text, where a metric asks for it: the model that compares them with the
+/// references, and the judge who grades them.
+pub(super) type Scorers<'a> = (Option<&'a Texts>, Option<&'a Judge>);
+
+/// Has a candidate answer every item, with a progress bar.
 pub(super) fn ask(
     candidate: Box<dyn Candidate + '_>,
-    texts: Option<&Texts>,
+    (texts, judge): Scorers<'_>,
     items: Vec<EvalItem>,
     metrics: Vec<&'static Metric>,
 ) -> Result<EvalResult> {
@@ -161,6 +174,12 @@ pub(super) fn ask(
     };
     let candidate: Box<dyn Candidate + '_> = match texts {
         Some(_) => Box::new(Embedded::new(candidate, &mut embed)),
+        None => candidate,
+    };
+    let mut grades = progress::Counted::default();
+    let mut graded = |done, total| grades.set("judge", done, total);
+    let candidate: Box<dyn Candidate + '_> = match judge {
+        Some(judge) => Box::new(Graded::new(candidate, judge, &mut graded)),
         None => candidate,
     };
     Ok(::eval::evaluate(&mut [candidate], items, metrics, report)?)
@@ -176,6 +195,7 @@ pub(super) fn evaluate(
     kv_cache_dtype: KvDtype,
 ) -> Result<EvalResult> {
     let name = adapter.map_or("base", |a| &a.name);
-    let candidate = local(name, base, adapter, max_tokens, kv_cache_dtype)?;
-    ask(Box::new(candidate), None, items, metrics)
+    let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+    let candidate = local(name, base, adapter, params, kv_cache_dtype)?;
+    ask(Box::new(candidate), (None, None), items, metrics)
 }

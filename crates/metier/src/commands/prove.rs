@@ -1,7 +1,7 @@
 //! `metier prove`: candidates side by side on the sealed test set, with cost and a verdict.
 
 use super::data::read_options;
-use super::eval::{ask, embedding_model, local};
+use super::eval::{Scorers, ask, embedding_model, local};
 use super::opened;
 use crate::cli::{ColumnArgs, ProveArgs, StateArgs, WeightArgs};
 use crate::config::ConfigFile;
@@ -12,15 +12,16 @@ use crate::gate;
 use crate::machine;
 use crate::price_store;
 use crate::progress;
-use crate::prove_plan::{CandidatePlan, ProveSetup, Who};
+use crate::prove_plan::{CandidatePlan, JudgeSetup, ProveSetup, Who};
 use crate::resolve::{self, Adapter, Base};
 use crate::sealed;
 use crate::state;
 use ::data::{Example, FolderSplit, ReadOptions};
 use ::eval::{
-    Arm, BaselineCandidate, Better, Candidate, CandidateResult, EvalItem, EvalResult, FileDigest,
-    Forgotten, Games, Judge, Licence, Look, Prompted, ProofFacts, ProofFiles, ProofPlan,
-    RecordedCandidate, RentedCandidate, Report, Verdict, plain_name, stats,
+    Arm, BaselineCandidate, Better, Candidate, CandidateResult, Endpoint, EvalItem, EvalResult,
+    FileDigest, Forgotten, Games, Judge, Licence, Look, Preference, Prompted, ProofFacts,
+    ProofFiles, ProofPlan, RecordedCandidate, RentedCandidate, Repeated, Report, Rubric, Verdict,
+    plain_name, stats,
 };
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
@@ -58,7 +59,9 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     // What stands in the test set is no worked example, and no baseline learns from it.
     let (apart, _) = sealed::apart(train.clone(), &test)?;
     let shots = worked_examples(&apart);
+    let rubric = setup.rubric.as_ref().map(|rubric| judge_of(rubric, rubric_records(&setup)));
     let mut run = Run {
+        rubric: rubric.as_ref(),
         setup: &setup,
         sealed: sealed::digests(&setup.data)?,
         train: &apart,
@@ -82,7 +85,8 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     result.items = items.clone();
     let before = match &args.against {
         Some(path) => {
-            let (name, candidate) = earlier(path, &setup, texts.as_ref(), items, metrics)?;
+            let scorers = (texts.as_ref(), rubric.as_ref());
+            let (name, candidate) = earlier(path, &setup, scorers, items, metrics)?;
             result.candidates.push(candidate);
             Some(name)
         }
@@ -93,11 +97,11 @@ pub(super) fn run(args: &ProveArgs) -> Result<ExitCode> {
     if let Some(texts) = &texts {
         facts.digests.insert(EMBEDDING_MODEL.to_owned(), texts.digest());
     }
-    let games = judge(&setup, &result)?;
+    let judged = Judged { games: judge(&setup, &result)?, rubric: graded(&setup, &result)? };
     // A run that ended before its scores were known looked at nothing.
     let opened = opened::count(&setup.data, &opening_words(&setup)).map(|openings| openings.count);
     let rows = Rows { train: &train, apart: &apart, test: &test };
-    let report = report(&config, &setup, &result, rows, (facts, games), opened)?;
+    let report = report(&config, &setup, &result, rows, (facts, judged), opened)?;
     finish(args, &setup, &result, report, before.as_deref())
 }
 
@@ -119,7 +123,14 @@ fn dry_run(setup: &ProveSetup, items: &[EvalItem]) -> Result<ExitCode> {
             Who::Recorded(path) => format!("answers recorded in {}", path.display()),
             Who::Baseline(kind) => format!("the baseline {kind}"),
         };
-        println!("  {}: {who}, {} worked examples in front", candidate.name, candidate.shots);
+        let repeats = match candidate.repeats {
+            1 => String::new(),
+            n => format!(", {n} answers to each question"),
+        };
+        println!(
+            "  {}: {who}, {} worked examples in front{repeats}",
+            candidate.name, candidate.shots
+        );
     }
     for (field, values) in ::eval::slice_sizes(items) {
         let enough = values.iter().filter(|(_, n)| **n >= setup.least_slice);
@@ -192,6 +203,12 @@ struct Rows<'a> {
     test: &'a [Example],
 }
 
+/// What judges said.
+struct Judged {
+    games: Vec<Games>,
+    rubric: Option<Rubric>,
+}
+
 struct Run<'a> {
     setup: &'a ProveSetup,
     /// SHA-256 of the test set's files.
@@ -200,6 +217,8 @@ struct Run<'a> {
     shots: &'a [(String, String)],
     /// Compares answers with references, where a metric asks for it.
     texts: Option<&'a Texts>,
+    /// Grades answers, likewise.
+    rubric: Option<&'a Judge>,
     facts: Facts,
     /// The base of the last local candidate, by name and type.
     base: Option<(String, Option<WeightDtype>, Rc<Base>)>,
@@ -241,10 +260,13 @@ impl Run<'_> {
                 let at = language.say("{model} at {url}", &[("model", model), ("url", url)]);
                 words = format!("{at}, {words}");
                 let path = self.setup.out.join("records").join(plain_name(&plan.name) + ".jsonl");
-                let rented = RentedCandidate::new(&plan.name, (**endpoint).clone(), path)?;
-                Box::new(Prompted::new(rented, prompting))
+                repeated(plan.repeats, |draw| {
+                    let endpoint = Endpoint { draw, ..(**endpoint).clone() };
+                    let rented = RentedCandidate::new(&plan.name, endpoint, path.clone())?;
+                    Ok(Box::new(Prompted::new(rented, prompting.clone())))
+                })?
             }
-            Who::Local { model, adapter, dtype } => {
+            Who::Local { model, adapter, dtype, params } => {
                 let base = self.base(model, *dtype)?;
                 let adapter = adapter
                     .as_ref()
@@ -261,12 +283,25 @@ impl Run<'_> {
                     let arm = arm(&base, adapter.as_ref(), &prompting.apply(first))?;
                     self.facts.arms.extend(arm.map(|arm| (plan.name.clone(), arm)));
                 }
-                let max_tokens = self.setup.max_tokens;
-                let dtype = KvDtype::default();
-                let candidate = local(&plan.name, &base, adapter.as_ref(), max_tokens, dtype)?;
-                Box::new(Prompted::new(candidate, prompting))
+                if params.temperature > 0.0 {
+                    let at = language.number(params.temperature.to_string());
+                    words =
+                        language.say("{words}, temperature {t}", &[("words", &words), ("t", &at)]);
+                }
+                let (params, dtype) = ((**params).clone(), KvDtype::default());
+                let candidate = local(&plan.name, &base, adapter.as_ref(), params, dtype)?;
+                repeated(plan.repeats, |draw| {
+                    let candidate = candidate.draw(draw as u64);
+                    Ok(Box::new(Prompted::new(candidate, prompting.clone())))
+                })?
             }
         };
+        if plan.repeats > 1 {
+            words = language.say(
+                "{words}, {n} answers to each question, of which the mean counts",
+                &[("words", &words), ("n", &plan.repeats)],
+            );
+        }
         self.facts.asked.insert(plan.name.clone(), words);
         // What was adapted elsewhere may have been adapted to this training data.
         if matches!(plan.who, Who::Recorded(_) | Who::Rented(_))
@@ -274,7 +309,8 @@ impl Run<'_> {
         {
             self.facts.not_apart.push(plan.name.clone());
         }
-        let result = ask(candidate, self.texts, items.to_vec(), metrics.to_vec())?;
+        let scorers = (self.texts, self.rubric);
+        let result = ask(candidate, scorers, items.to_vec(), metrics.to_vec())?;
         let result =
             result.candidates.into_iter().next().context("one candidate gave no result")?;
         Ok(CandidateResult { name: plan.name.clone(), ..result })
@@ -352,31 +388,72 @@ fn arm(base: &Base, adapter: Option<&Adapter>, first: &EvalItem) -> Result<Optio
 /// What the judge answers of each judged candidate beside the one that they are compared with.
 fn judge(setup: &ProveSetup, result: &EvalResult) -> Result<Vec<Games>> {
     let Some(pairwise) = &setup.pairwise else { return Ok(Vec::new()) };
-    let labels = match &pairwise.labels {
-        Some(path) => {
-            ::eval::read_labels(path)?.into_iter().map(|label| (label.id, label.better)).collect()
-        }
-        None => Default::default(),
-    };
-    let judge = Judge {
-        endpoint: (*pairwise.endpoint).clone(),
-        criteria: pairwise.criteria.clone(),
-        records: judge_records(setup),
-    };
+    let judge = judge_of(pairwise, judge_records(setup));
+    let labels = labels(pairwise, setup, result)?;
     let a = result.candidate(&setup.against)?;
     let games = |name: &String| -> Result<Games> {
         let b = result.candidate(name)?;
         let bar = progress::bar("judge", 2 * result.items.len() as u64);
         let report = &mut |done| bar.set_position(done as u64);
-        let games = judge.pairwise(&result.items, a, b, &labels, report)?;
+        let games = judge.pairwise(&result.items, a, b, &labels[name], report)?;
         bar.finish_and_clear();
         Ok(games)
     };
     setup.judged.iter().map(games).collect()
 }
 
+fn judge_of(setup: &JudgeSetup, records: PathBuf) -> Judge {
+    Judge { endpoint: (*setup.endpoint).clone(), criteria: setup.criteria.clone(), records }
+}
+
+/// By what the answers were graded.
+fn graded(setup: &ProveSetup, result: &EvalResult) -> Result<Option<Rubric>> {
+    let Some(rubric) = &setup.rubric else { return Ok(None) };
+    Ok(Some(Rubric {
+        judge: rubric.endpoint.model.clone(),
+        criteria: rubric.criteria.clone(),
+        labels: labels(rubric, setup, result)?,
+    }))
+}
+
+/// People's preferences between the candidate compared with and each judged one, by its name and example.
+/// Labels that do not say which answers they are about are about the first judged one's.
+fn labels(
+    judge: &JudgeSetup,
+    setup: &ProveSetup,
+    result: &EvalResult,
+) -> Result<IndexMap<String, IndexMap<String, Preference>>> {
+    let read = match &judge.labels {
+        Some(path) => ::eval::read_labels(path)?,
+        None => Vec::new(),
+    };
+    let a = result.candidate(&setup.against)?;
+    let of = |(place, name): (usize, &String)| {
+        let b = result.candidate(name)?;
+        Ok((name.clone(), ::eval::labels_of(&read, place == 0, &result.items, a, b)))
+    };
+    setup.judged.iter().enumerate().map(of).collect()
+}
+
+/// A candidate for each draw, as one that answers as often.
+fn repeated<'a>(
+    draws: usize,
+    mut candidate: impl FnMut(usize) -> Result<Box<dyn Candidate + 'a>>,
+) -> Result<Box<dyn Candidate + 'a>> {
+    let first = candidate(0)?;
+    if draws == 1 {
+        return Ok(first);
+    }
+    let further = (1..draws).map(candidate).collect::<Result<_>>()?;
+    Ok(Box::new(Repeated::new(first, further)))
+}
+
 fn judge_records(setup: &ProveSetup) -> PathBuf {
     setup.out.join("records").join("judge.jsonl")
+}
+
+fn rubric_records(setup: &ProveSetup) -> PathBuf {
+    setup.out.join("records").join("rubric.jsonl")
 }
 
 /// The answers of the candidate that an earlier report's verdict is about, and the name of the judged one
@@ -385,7 +462,7 @@ fn judge_records(setup: &ProveSetup) -> PathBuf {
 fn earlier(
     path: &Path,
     setup: &ProveSetup,
-    texts: Option<&Texts>,
+    scorers: Scorers<'_>,
     items: Vec<EvalItem>,
     metrics: Vec<&'static ::eval::Metric>,
 ) -> Result<(String, CandidateResult)> {
@@ -406,7 +483,7 @@ fn earlier(
     let answers = path.parent().unwrap_or(Path::new("")).join(file);
     let now = setup.judged.iter().find(|name| *name == before).unwrap_or(&setup.judged[0]);
     let recorded = RecordedCandidate::read(earlier_name(setup, now), &answers)?;
-    let result = ask(Box::new(recorded), texts, items, metrics)?;
+    let result = ask(Box::new(recorded), scorers, items, metrics)?;
     let candidate = result.candidates.into_iter().next().context("one candidate gave no result")?;
     Ok((now.clone(), candidate))
 }
@@ -421,7 +498,7 @@ fn report(
     setup: &ProveSetup,
     result: &EvalResult,
     Rows { train, apart, test }: Rows<'_>,
-    (facts, games): (Facts, Vec<Games>),
+    (facts, judged): (Facts, Judged),
     opened: Option<usize>,
 ) -> Result<Report> {
     let (machine, language) = (machine::detect(), setup.language);
@@ -469,14 +546,17 @@ fn report(
         forgotten: facts.forgotten,
         leaked: leaks.ids,
         findings: findings.into_iter().flatten().collect(),
-        games,
+        games: judged.games,
+        rubric: judged.rubric,
     };
     let mut files = ProofFiles::of(result).digests();
-    let judge = setup.pairwise.as_ref();
-    let judge = judge.map(|_| ("records of the judge".to_owned(), judge_records(setup)));
+    let pairwise = setup.pairwise.as_ref();
+    let pairwise = pairwise.map(|_| ("records of the judge".to_owned(), judge_records(setup)));
+    let rubric = setup.rubric.as_ref();
+    let rubric = rubric.map(|_| ("records of the grades".to_owned(), rubric_records(setup)));
     let prices = facts.prices.filter(|_| plan.economics.is_some());
     let sources = [("test set".to_owned(), setup.data.clone())].into_iter();
-    let sources = sources.chain(facts.files).chain(judge).chain(prices);
+    let sources = sources.chain(facts.files).chain(pairwise).chain(rubric).chain(prices);
     for (name, path) in sources.filter(|(_, path)| path.is_file()) {
         files.insert(name, file_digest(&path, &setup.out)?);
     }
