@@ -115,9 +115,50 @@ CORPUS = {"bleu": BLEU, "chrf": CHRF, "ter": TER}
 GRADED = {"token_f1", "json_field_accuracy", "rubric"}
 
 
-def interval(scores, metric):
+def thought(values, largest):
+    """The size of the two thought values that stand beside fewer than ten other than 0."""
+    moved = values[values != 0]
+    if len(moved) >= 10:
+        return 0.0
+    return math.sqrt(np.mean(moved**2)) if len(moved) else largest
+
+
+class Clusters:
+    """What clusters do to the error of a mean."""
+
+    def __init__(self, values, clusters):
+        n, names = len(values), list(dict.fromkeys(clusters))
+        place = {name: i for i, name in enumerate(names)}
+        of = np.array([place[name] for name in clusters])
+        count = len(names)
+        size, total = np.bincount(of), np.bincount(of, weights=values, minlength=count)
+        left_out = (values.sum() - total) / (n - size)
+        self.effective = n * n / (size.astype(float) ** 2).sum()
+        self.jackknife = math.sqrt((count - 1) / count * ((left_out - values.mean()) ** 2).sum())
+        spread = values.var(ddof=1) / n
+        self.effect = max(self.jackknife**2 / spread, 1.0) if spread > 0 else n / count
+        self.squared = self.jackknife**2 + 2 * (thought(total, n / count) / n) ** 2
+
+    def quantile(self, confidence):
+        return stats.t.ppf(0.5 + confidence / 2, max(self.effective - 1, 1.0))
+
+
+def wilson(share, n, quantile):
+    centre = share + quantile**2 / (2 * n)
+    half = quantile * math.sqrt(share * (1 - share) / n + quantile**2 / (4 * n * n))
+    scale = 1 + quantile**2 / n
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def interval(scores, metric, clusters, repeated):
     n, values = len(scores), set(scores.tolist())
-    if values <= {0.0, 1.0} and metric not in GRADED:
+    shares = values <= {0.0, 1.0} and metric not in GRADED and not repeated
+    if clusters:
+        known = Clusters(scores, clusters)
+        binary = shares or scores.var() == 0
+        at = n / known.effect if binary else scores.mean() * (1 - scores.mean()) / known.squared
+        return wilson(scores.mean(), at, known.quantile(0.95))
+    if shares:
         return proportion_confint(scores.sum(), n, method="wilson")
     if scores.var() == 0:
         return proportion_confint(scores.mean() * n, n, method="wilson")
@@ -160,7 +201,7 @@ def check_files(folder, text, report):
     exactly("digest seal", hashlib.sha256((head + "\n}\n").encode()).hexdigest(), report["seal"])
 
 
-def check_candidate(report, candidate, rows, items, rng):
+def check_candidate(report, candidate, rows, items, clusters, rng):
     name = candidate["name"]
     # A question may have been asked more than once: an example's score is the mean over its answers.
     draws = [[row, *row.get("repeats", [])] for row in rows]
@@ -183,7 +224,8 @@ def check_candidate(report, candidate, rows, items, rng):
             same(f"corpus-interval {name} {metric} high", high, said["ci95"][1], 0.5 * deviation)
             continue
         same(f"mean {name} {metric}", recorded.mean(), said["value"], 1e-9)
-        low, high = interval(recorded, metric)
+        repeated = any(len(some) > 1 for some in draws)
+        low, high = interval(recorded, metric, clusters, repeated)
         same(f"interval {name} {metric} low", low, said["ci95"][0], 1e-6)
         same(f"interval {name} {metric} high", high, said["ci95"][1], 1e-6)
     failed = sum(any(draw.get("error") is not None for draw in some) for some in draws)
@@ -204,16 +246,14 @@ def check_candidate(report, candidate, rows, items, rng):
     return scores
 
 
-def check_comparison(report, comparison, scores, rng):
+def check_comparison(comparison, scores, clusters):
     metric, a, b = comparison["metric"], comparison["a"], comparison["b"]
     place = f"{metric} {b} - {a}"
     differences = scores[b][metric] - scores[a][metric]
     same(f"difference {place}", differences.mean(), comparison["difference"], 1e-9)
-    low, high = bootstrap({"d": differences}, lambda v: v["d"].mean(), rng)
-    # Two ends of 4,000 and 10,000 resamples differ by chance by a twentieth of the standard error.
-    noise = 0.25 * differences.std(ddof=1) / math.sqrt(len(differences)) + 1 / len(differences)
-    same(f"paired-interval {place} low", low, comparison["ci95"][0], noise)
-    same(f"paired-interval {place} high", high, comparison["ci95"][1], noise)
+    low, high = paired_interval(scores[a][metric], scores[b][metric], clusters, 0.95)
+    same(f"paired-interval {place} low", low, comparison["ci95"][0], 1e-6)
+    same(f"paired-interval {place} high", high, comparison["ci95"][1], 1e-6)
     test = comparison["test"]
     if test["name"] == "mcnemar_exact":
         only_b, only_a = int((differences > 0).sum()), int((differences < 0).sum())
@@ -254,10 +294,24 @@ def paired_p(a, b):
     return mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue if only_a + only_b else 1.0
 
 
-def tango(d, confidence):
+def paired_interval(a, b, clusters, confidence):
+    """The interval of the mean of b minus a: which one follows from the scores."""
+    d, n = b - a, len(a)
+    counts = np.array([(d > 0).sum(), (d < 0).sum(), n], dtype=float)
+    binary = set(a.tolist()) | set(b.tolist()) <= {0.0, 1.0}
+    if clusters:
+        known = Clusters(d, clusters)
+        quantile, error = known.quantile(confidence), math.sqrt(known.squared)
+        counts /= known.effect
+    else:
+        quantile = stats.norm.ppf(0.5 + confidence / 2) if binary else stats.t.ppf(0.5 + confidence / 2, n - 1)
+        error = math.sqrt(d.var(ddof=1) / n + 2 * (thought(d, 1.0) / n) ** 2)
+    low, high = tango(*counts, quantile) if binary else (d.mean() - quantile * error, d.mean() + quantile * error)
+    return max(low, -1.0), min(high, 1.0)
+
+
+def tango(b, c, n, z):
     """All differences that the score test does not refuse (Tango 1998), by search."""
-    n, c, b = len(d), int((d < 0).sum()), int((d > 0).sum())
-    z = stats.norm.ppf(0.5 + confidence / 2)
 
     def score(delta):
         # The shares of discordant examples that are likeliest under this difference.
@@ -281,7 +335,7 @@ def tango(d, confidence):
     return end(-1.0), end(1.0)
 
 
-def check_judged(report, scores, clustered):
+def check_judged(report, scores, clusters):
     look = report["plan"].get("look")
     alpha = 0.05
     if look:
@@ -289,7 +343,6 @@ def check_judged(report, scores, clustered):
         spent = [0.0] + [2 - 2 * stats.norm.cdf(stats.norm.ppf(0.975) / math.sqrt(t)) for t in shares]
         alpha = spent[-1] - spent[-2]
     names, difference, p, confidence = decided(scores, report, alpha)
-    # In groups, and for graded scores, the interval is another one: its place is checked, its ends are not.
     exactly("judged names", names, [j["name"] for j in report["judged"]])
     exactly("judged one decides", 1, sum(j["decides"] for j in report["judged"]))
     worth = [j for j in report["judged"] if j["verdict"] == "worth_it"]
@@ -302,11 +355,12 @@ def check_judged(report, scores, clustered):
         d = difference[j["name"]]
         same(f"{place} difference", d.mean(), j["difference"], 1e-9)
         same(f"{place} confidence", confidence[j["name"]], j["confidence"], 1e-7)
-        if p[j["name"]] is not None and not clustered:
+        if p[j["name"]] is not None and not clusters:
             same(f"{place} p", p[j["name"]], j["p_value"], 1e-9)
-            low, high = tango(d, j["confidence"])
-            same(f"{place} low", low, j["interval"][0], 1e-6)
-            same(f"{place} high", high, j["interval"][1], 1e-6)
+        against = scores[report["plan"]["against"]][report["metric"]]
+        low, high = paired_interval(against, against + d, clusters, j["confidence"])
+        same(f"{place} low", low, j["interval"][0], 1e-6)
+        same(f"{place} high", high, j["interval"][1], 1e-6)
     adjusted = multipletests([j["p_value"] for j in report["judged"]], method="holm")[1]
     for j, ours in zip(report["judged"], adjusted):
         same(f"judged {j['name']} holm", ours, j["p_holm"], 1e-9)
@@ -516,26 +570,28 @@ def main():
     check_files(folder, text, report)
     read = lambda name: [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
     items = read("items.jsonl")
+    # Those without a group stand alone; where all do, there are no clusters.
+    clusters = [item.get("group") or ("alone", i) for i, item in enumerate(items)]
+    clusters = clusters if len(set(clusters)) < len(clusters) else []
     answers, scores = {}, {}
     for place, candidate in enumerate(report["candidates"]):
         name = candidate["name"]
         file = next(f for f in report["files"] if f.startswith(f"answers/{place + 1}_"))
         answers[name] = read(file)
         exactly(f"order {name}", [row["id"] for row in answers[name]], [item["id"] for item in items])
-        scores[name] = check_candidate(report, candidate, answers[name], items, rng)
+        scores[name] = check_candidate(report, candidate, answers[name], items, clusters, rng)
         # What a request takes is the mean over its answers.
         for row in (row for row in answers[name] if row.get("repeats")):
             for field in ("prompt_tokens", "answer_tokens", "cached_tokens", "cache_write_tokens"):
                 counts = [draw.get(field) for draw in [row, *row["repeats"]]]
                 row[field] = np.mean([count or 0 for count in counts]) if any(c is not None for c in counts) else None
     for comparison in report["comparisons"]:
-        check_comparison(report, comparison, scores, rng)
+        check_comparison(comparison, scores, clusters)
     changed, metric = report["changed"], report["metric"]
     d = scores[changed["b"]][metric] - scores[changed["a"]][metric]
     exactly("won", [i["id"] for i, x in zip(items, d) if x > 0], changed["won"])
     exactly("lost", [i["id"] for i, x in zip(items, d) if x < 0], changed["lost"])
-    clustered = len({item["group"] for item in items if item.get("group")}) < sum(bool(item.get("group")) for item in items)
-    check_judged(report, scores, clustered)
+    check_judged(report, scores, clusters)
     check_confused(report, items, answers[changed["b"]])
     check_leaks(report, items, scores)
     for grades in report.get("grades", []):

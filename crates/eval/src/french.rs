@@ -391,6 +391,22 @@ pub(crate) const FRENCH: &[(&str, &str)] = &[
         "{words}, {n} réponses à chaque question, dont la moyenne compte",
     ),
     (
+        "{judged} does better than {baseline}, which learns from the same rows and needs no language model.",
+        "{judged} fait mieux que {baseline}, qui apprend des mêmes lignes et n’a pas besoin d’un modèle de langue.",
+    ),
+    (
+        "It gains {amount} by {metric} (95 % between {lo} and {hi}).",
+        "Le gain est de {amount} selon {metric} (à 95 %, entre {lo} et {hi}).",
+    ),
+    (
+        "{baseline}, which needs no language model, does better by {amount} of {metric} (95 % between {lo} and {hi}).",
+        "{baseline}, qui n’a pas besoin d’un modèle de langue, fait mieux de {amount} selon {metric} (l’écart à 95 % : entre {lo} et {hi}).",
+    ),
+    (
+        "Which one does better is not proven: by {metric} the difference lies between {lo} and {hi}.",
+        "Rien ne prouve lequel fait mieux : selon {metric}, l’écart se situe entre {lo} et {hi}.",
+    ),
+    (
         "A judge's grades are shown with what is known of the judge.",
         "Les notes d’un juge sont montrées avec ce que l’on sait de lui.",
     ),

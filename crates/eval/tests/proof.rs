@@ -1,11 +1,11 @@
 //! A proof from recorded answers: what it says, and that `verify` finds every change.
 
 use eval::{
-    Answer, Arm, ArmPlan, Candidate, DataSummary, EconomicsPlan, EvalError, EvalItem, EvalResult,
-    Exchange, FileDigest, Finding, Forgotten, Games, Language, Licence, Look, LossPoint, Machine,
-    MachinePlan, OneOff, PairPlan, Preference, PriceTable, Prompting, ProofFacts, ProofFiles,
-    ProofPlan, Report, Rule, Running, Throughput, TrainSummary, Verdict, evaluate, metrics_by_name,
-    prove, read_sealed, verify,
+    Answer, Arm, ArmPlan, Candidate, CandidateResult, DataSummary, EconomicsPlan, EvalError,
+    EvalItem, EvalResult, Exchange, FileDigest, Finding, Forgotten, Games, Language, Licence, Look,
+    LossPoint, Machine, MachinePlan, OneOff, PairPlan, Preference, PriceTable, Prompting,
+    ProofFacts, ProofFiles, ProofPlan, Report, Rule, Running, Throughput, TrainSummary, Verdict,
+    evaluate, metrics_by_name, prove, read_sealed, verify,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -220,6 +220,56 @@ fn a_finding_from_outside_blocks() {
     let report = report(&plan);
     assert_eq!(report.verdict, Verdict::NotProven);
     assert!(report.sentences[2].contains("because 25 test examples are in the training data"));
+}
+
+#[test]
+fn nothing_is_worth_it_that_a_simple_baseline_does_better() {
+    let with_baseline = |wrong: usize, judged: &[&str]| {
+        let mut result = run();
+        let right = |(i, item): (usize, &EvalItem)| match i < wrong {
+            true => Answer { text: "wrong".into(), ..Answer::default() },
+            false => Answer { text: item.reference.clone(), ..Answer::default() },
+        };
+        let answers: Vec<Answer> = result.items.iter().enumerate().map(right).collect();
+        let scores = (0..result.items.len()).map(|i| f64::from(i >= wrong)).collect();
+        let scores = vec![scores; result.metrics.len()];
+        let (name, kind) = ("linear".to_owned(), "baseline".to_owned());
+        let clusters = Vec::new();
+        result.candidates.push(CandidateResult {
+            name,
+            kind,
+            answers,
+            scores,
+            clusters,
+            seconds: 0.1,
+        });
+        let mut plan = plan(Some(500_000.0));
+        plan.also_judged = judged.iter().map(|name| (*name).to_owned()).collect();
+        prove(&plan, facts(&ProofFiles::of(&result)), &result).unwrap()
+    };
+    let better = with_baseline(0, &[]);
+    assert_eq!(
+        (rule(&better, "baseline").finding, better.verdict),
+        (Finding::Open, Verdict::NotProven)
+    );
+    assert!(
+        better.sentences[2].contains("because linear, which needs no language model, does better")
+    );
+    let worse = with_baseline(150, &[]);
+    assert_eq!(
+        (rule(&worse, "baseline").finding, worse.verdict),
+        (Finding::Kept, Verdict::WorthIt)
+    );
+    // As good as it: a warning.
+    let right = |name: &str| worse.candidates.iter().find(|c| c.name == name).unwrap().wrong.len();
+    let alike = with_baseline(right(&worse.judged[0].name), &[]);
+    assert_eq!(
+        (rule(&alike, "baseline").finding, alike.verdict),
+        (Finding::Warning, Verdict::WorthIt)
+    );
+    // Whoever judges the baseline too may find it worth it.
+    let judged = with_baseline(0, &["linear"]);
+    assert!(judged.rules.iter().all(|rule| rule.name != "baseline"));
 }
 
 #[test]

@@ -20,6 +20,9 @@ struct Kind {
     learn: fn(&[(String, String)]) -> Answerer,
 }
 
+/// [`Candidate::kind`] of baselines.
+pub(crate) const BASELINE: &str = "baseline";
+
 const KINDS: &[&Kind] = &[&majority::KIND, &nearest::KIND, &linear::KIND];
 
 /// Names of all baselines.
@@ -61,7 +64,7 @@ impl Candidate for BaselineCandidate {
     }
 
     fn kind(&self) -> &'static str {
-        "baseline"
+        BASELINE
     }
 
     fn answer(

@@ -1,6 +1,7 @@
 //! Each judged candidate's rules, verdict and sentences, and which of them the report is about.
 
 use super::{Look, ProofPlan, rules};
+use crate::baseline::BASELINE;
 use crate::cost::Economics;
 use crate::error::EvalError;
 use crate::judge::Judgement;
@@ -8,7 +9,7 @@ use crate::report::{CandidateReport, Finding, JudgedReport, Rule};
 use crate::rubric::GradesReport;
 use crate::run::{CandidateResult, EvalResult};
 use crate::slices::{SliceReport, slice_reports};
-use crate::stats::{FamilyMember, PairedOptions, paired_family};
+use crate::stats::{CONFIDENCE, FamilyMember, PairedOptions, mean, paired_family, paired_interval};
 use crate::verdict::{Decision, Verdict, decide, sentences_in};
 
 /// All that a verdict rests on.
@@ -72,6 +73,22 @@ impl Evidence<'_> {
         Ok((judged.swap_remove(place), reports))
     }
 
+    /// The candidate beside each baseline that is neither judged nor the one compared with.
+    fn baselines(&self, candidate: &CandidateResult) -> Result<Vec<Rule>, EvalError> {
+        let others = self.result.candidates.iter().filter(|c| {
+            c.kind == BASELINE
+                && c.name != self.plan.against
+                && !self.plan.all_judged().any(|name| name == c.name)
+        });
+        let rule = |baseline: &CandidateResult| {
+            let (a, b) = (baseline.scores_of(self.index), candidate.scores_of(self.index));
+            let interval = paired_interval(a, b, &candidate.clusters, CONFIDENCE)?;
+            let difference = mean(b) - mean(a);
+            Ok(rules::baseline(self.plan, &candidate.name, &baseline.name, difference, interval))
+        };
+        others.map(rule).collect()
+    }
+
     fn one(&self, candidate: &CandidateResult, member: FamilyMember) -> Result<Judged, EvalError> {
         let (plan, paired) = (self.plan, &member.paired);
         let of = |name: &str| self.candidates.iter().find(|c| c.name == name);
@@ -82,6 +99,7 @@ impl Evidence<'_> {
         rules.extend(plan.look.map(|look| rules::looks(plan.language, look, paired.confidence)));
         rules.extend(rules::failures(plan, self.against, candidate));
         rules.extend(rules::arms(plan, name));
+        rules.extend(self.baselines(candidate)?);
         rules.extend(rules::money(plan, name, ours, self.money));
         rules.extend(rules::slices(plan, &slices));
         rules.extend(rules::forgetting(plan, name));

@@ -8,7 +8,7 @@ use crate::report::{CandidateReport, Finding, Rule, volume_words};
 use crate::rubric::GradesReport;
 use crate::run::CandidateResult;
 use crate::slices::SliceReport;
-use crate::stats::{CONFIDENCE, PairedDifference};
+use crate::stats::{CONFIDENCE, Interval, PairedDifference};
 use crate::verdict::Verdict;
 use crate::words::Language;
 
@@ -204,6 +204,54 @@ pub(super) fn arms(plan: &ProofPlan, judged: &str) -> Option<Rule> {
         ),
     };
     Some(rule("arms", asks, finding, evidence))
+}
+
+/// Whether the judged candidate does better than something simple that learnt from the same rows and needs no
+/// language model. Where that one is proven better, nobody should serve the judged one.
+pub(super) fn baseline(
+    plan: &ProofPlan,
+    judged: &str,
+    baseline: &str,
+    difference: f64,
+    interval: Interval,
+) -> Rule {
+    let language = plan.language;
+    let (lo, hi) = (language.signed(interval.lo), language.points(interval.hi));
+    let values: &[(&str, &dyn std::fmt::Display)] = &[
+        ("judged", &judged),
+        ("baseline", &baseline),
+        ("metric", &plan.metric),
+        ("amount", &amount_of(language, difference)),
+        ("lo", &lo),
+        ("hi", &hi),
+    ];
+    let asks = language.say(
+        "{judged} does better than {baseline}, which learns from the same rows and needs no language model.",
+        values,
+    );
+    let (finding, evidence) = if interval.lo > 0.0 {
+        (
+            Finding::Kept,
+            language.say("It gains {amount} by {metric} (95 % between {lo} and {hi}).", values),
+        )
+    } else if interval.hi < 0.0 {
+        (
+            Finding::Open,
+            language.say(
+                "{baseline}, which needs no language model, does better by {amount} of {metric} (95 % between {lo} and {hi}).",
+                values,
+            ),
+        )
+    } else {
+        (
+            Finding::Warning,
+            language.say(
+                "Which one does better is not proven: by {metric} the difference lies between {lo} and {hi}.",
+                values,
+            ),
+        )
+    };
+    rule("baseline", asks, finding, evidence)
 }
 
 /// The bound on cost, and whether the judged candidate is the cheaper one.
