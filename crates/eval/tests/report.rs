@@ -70,6 +70,19 @@ fn the_page_is_well_formed_and_accessible() {
     assert!(!html.contains("NaN") && !html.contains("inf%"));
 }
 
+/// What axe's rule `definition-list` wants: descriptions hold terms, their values, and groups of both alone.
+#[test]
+fn descriptions_hold_terms_and_values_alone() {
+    let html = fixture().to_html().unwrap();
+    let list = regex::Regex::new(r"(?s)<dl[^>]*>(.*?)</dl>").unwrap();
+    let allowed = regex::Regex::new(r"(?s)<dt>.*?</dt>|<dd[^>]*>.*?</dd>|</?div[^>]*>|\s").unwrap();
+    let lists: Vec<String> = list.captures_iter(&html).map(|found| found[1].to_owned()).collect();
+    assert!(lists.iter().any(|list| list.contains("class=\"note")), "no field is noted");
+    for list in lists {
+        assert_eq!(allowed.replace_all(&list, ""), "", "{list}");
+    }
+}
+
 #[test]
 fn the_page_needs_nothing_from_outside() {
     let html = fixture().to_html().unwrap();
