@@ -115,6 +115,8 @@ async fn sampled_answers_are_drawn_again_and_graded() {
     }
     let words = report["plan"]["asked"]["drawn"].as_str().unwrap();
     assert!(words.contains("temperature 1, 3 answers to each question"), "{words}");
+    let words = report["plan"]["asked"]["far"].as_str().unwrap();
+    assert!(words.contains("temperature 0.9, 3 answers to each question"), "{words}");
     assert_eq!(
         report["candidates"][2]["metrics"]["rubric"]["n"].as_u64().unwrap_or(N as u64),
         N as u64

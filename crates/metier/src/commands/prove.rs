@@ -19,7 +19,7 @@ use crate::state;
 use ::data::{Example, FolderSplit, ReadOptions};
 use ::eval::{
     Arm, BaselineCandidate, Better, Candidate, CandidateResult, Endpoint, EvalItem, EvalResult,
-    FileDigest, Forgotten, Games, Judge, Licence, Look, Preference, Prompted, ProofFacts,
+    FileDigest, Forgotten, Games, Judge, Language, Licence, Look, Preference, Prompted, ProofFacts,
     ProofFiles, ProofPlan, RecordedCandidate, RentedCandidate, Repeated, Report, Rubric, Verdict,
     plain_name, stats,
 };
@@ -259,6 +259,8 @@ impl Run<'_> {
                 let (model, url) = (&endpoint.model, &endpoint.url);
                 let at = language.say("{model} at {url}", &[("model", model), ("url", url)]);
                 words = format!("{at}, {words}");
+                let stated = endpoint.parameters.get("temperature");
+                words = with_temperature(words, stated.and_then(|t| t.as_f64()), language);
                 let path = self.setup.out.join("records").join(plain_name(&plan.name) + ".jsonl");
                 repeated(plan.repeats, |draw| {
                     let endpoint = Endpoint { draw, ..(**endpoint).clone() };
@@ -283,11 +285,9 @@ impl Run<'_> {
                     let arm = arm(&base, adapter.as_ref(), &prompting.apply(first))?;
                     self.facts.arms.extend(arm.map(|arm| (plan.name.clone(), arm)));
                 }
-                if params.temperature > 0.0 {
-                    let at = language.number(params.temperature.to_string());
-                    words =
-                        language.say("{words}, temperature {t}", &[("words", &words), ("t", &at)]);
-                }
+                // As it was written: 0.7 as f32 is not 0.7 as f64.
+                let stated = params.temperature.to_string().parse().ok();
+                words = with_temperature(words, stated, language);
                 let (params, dtype) = ((**params).clone(), KvDtype::default());
                 let candidate = local(&plan.name, &base, adapter.as_ref(), params, dtype)?;
                 repeated(plan.repeats, |draw| {
@@ -433,6 +433,13 @@ fn labels(
         Ok((name.clone(), ::eval::labels_of(&read, place == 0, &result.items, a, b)))
     };
     setup.judged.iter().enumerate().map(of).collect()
+}
+
+/// Says at which temperature above 0 a candidate answers.
+fn with_temperature(words: String, temperature: Option<f64>, language: Language) -> String {
+    let Some(temperature) = temperature.filter(|t| *t > 0.0) else { return words };
+    let t = language.number(temperature.to_string());
+    language.say("{words}, temperature {t}", &[("words", &words), ("t", &t)])
 }
 
 /// A candidate for each draw, as one that answers as often.
