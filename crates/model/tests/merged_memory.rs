@@ -8,9 +8,13 @@ use model::{
 use peak_alloc::PeakAlloc;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Held by the test at work: what another allocates meanwhile would count as its own.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// The writer's buffer, the header, a row for each thread and what rayon keeps.
 const BASE: usize = 3 << 20;
@@ -44,6 +48,7 @@ fn bytes_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn one_tensor_at_a_time() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let base_dir = dir.path().join("base");
     Decoder::init(&config(), 3).save(&base_dir, WeightDtype::Bf16).unwrap();
@@ -97,6 +102,7 @@ fn one_tensor_at_a_time() {
 
 #[test]
 fn what_is_not_finite_leaves_no_file() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let base = Decoder::init(&config(), 3);
     let mut adapter = adapter(&base);
     let last = adapter.modules().last().unwrap().clone();
