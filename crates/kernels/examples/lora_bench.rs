@@ -1,5 +1,5 @@
-//! Times the adapters of a decoding step beside the base: sixteen rows, eight adapters of rank 16 in
-//! bf16, the shapes of SmolLM2-135M. `cargo run --release -p kernels --example lora_bench`
+//! Times the adapters of a decoding step beside the base (Q8_0 or bf16): sixteen rows, eight adapters of rank 16 in
+//! bf16, the shapes of SmolLM2-135M. `cargo run --release -p kernels --example lora_bench [bf16]`
 //!
 //! Every layer has matrices of its own, so they come from memory as in a real step.
 
@@ -15,6 +15,11 @@ const SHAPES: [(usize, usize); 7] =
     [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
 
 fn main() {
+    let dtype = match std::env::args().nth(1).as_deref() {
+        None | Some("q8_0") => Dtype::Q8_0,
+        Some("bf16") => Dtype::Bf16,
+        Some(other) => panic!("found {other}, expected q8_0 or bf16"),
+    };
     let base: Vec<Vec<PackedMatrix>> = (0..LAYERS)
         .map(|_| {
             SHAPES
@@ -23,7 +28,7 @@ fn main() {
                     let rows = |i: usize, out: &mut [f32]| {
                         out.iter_mut().enumerate().for_each(|(j, x)| *x = value(i * k + j));
                     };
-                    PackedMatrix::from_rows(Dtype::Q8_0, n, k, rows)
+                    PackedMatrix::from_rows(dtype, n, k, rows)
                 })
                 .collect()
         })

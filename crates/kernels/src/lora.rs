@@ -3,8 +3,8 @@
 
 use crate::blocks::{self, Rider};
 use crate::matmul::{
-    Panels, matmul_at, matmul_before, matmul_dw_at, matmul_dx_at, matmul_dx_riders, matmul_riders,
-    panels_of,
+    Panels, TILE_ROWS, matmul_at, matmul_before, matmul_dw_at, matmul_dx_at, matmul_dx_riders,
+    matmul_riders, panels_of,
 };
 use crate::packed::PackedMatrix;
 use crate::simd::Level;
@@ -102,15 +102,20 @@ fn matmul_lora_at(
 ) {
     let (n, k) = (w.n(), w.k());
     groups.iter().for_each(|(_, lora)| check(lora, n, k));
-    if !ride(groups, t, n, k) || w.in_integers() {
+    let (riding, rest) = match w.in_integers() {
+        true => (Vec::new(), groups.to_vec()),
+        false => split(groups, t, n, k),
+    };
+    if riding.is_empty() {
         let next: Vec<&[u8]> =
-            (groups.iter()).flat_map(|(_, lora)| [lora.a.laid_out(), lora.b.laid_out()]).collect();
+            (rest.iter()).flat_map(|(_, lora)| [lora.a.laid_out(), lora.b.laid_out()]).collect();
         matmul_before(level, y, x, w, t, accumulate, &next);
-        return lora_at(level, y, x, groups, n, k);
+    } else {
+        let mut inner = results(&riding);
+        let riders = riders(&riding, &mut inner, |lora| (panels_of(lora.a), panels_of(lora.b)));
+        matmul_riders(level, y, x, w, t, accumulate, riders);
     }
-    let mut inner = results(groups);
-    let riders = riders(groups, &mut inner, |lora| (panels_of(lora.a), panels_of(lora.b)));
-    matmul_riders(level, y, x, w, t, accumulate, riders);
+    lora_at(level, y, x, &rest, n, k);
 }
 
 fn matmul_dx_lora_at(
@@ -154,6 +159,25 @@ fn ride(groups: &[(Range<usize>, LoraRef)], t: usize, columns: usize, depth: usi
         && groups.iter().all(|(_, lora)| lora.a.n() > 0)
         && ordered(groups)
 }
+
+/// The groups that ride along on a product of `t` rows, and those that are added behind it.
+fn split<'a>(
+    groups: &[(Range<usize>, LoraRef<'a>)],
+    t: usize,
+    columns: usize,
+    depth: usize,
+) -> (Groups<'a>, Groups<'a>) {
+    match ride(groups, t, columns, depth) {
+        true => groups.iter().cloned().partition(|(rows, _)| rows.len() > FEW_ROWS),
+        false => (Vec::new(), groups.to_vec()),
+    }
+}
+
+/// Rows with their adapter.
+type Groups<'a> = Vec<(Range<usize>, LoraRef<'a>)>;
+
+/// So few rows ride badly: they fill no tiles, and their turn comes with each block of the product.
+const FEW_ROWS: usize = 2 * TILE_ROWS;
 
 /// Whether the groups are in order and apart.
 fn ordered(groups: &[(Range<usize>, LoraRef)]) -> bool {
@@ -403,8 +427,8 @@ mod tests {
             (230, 300, 70),
             (13, 64, 64),
             (5, 80, 40),
-            (14, 64, deep),
-            (14, deep, 64),
+            (40, 64, deep),
+            (40, deep, 64),
         ];
         for (t, n, k) in shapes {
             let third = |len, seed| values(len, seed).iter().map(|v| v / 3.0).collect::<Vec<f32>>();
