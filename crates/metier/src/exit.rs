@@ -10,6 +10,9 @@ pub(crate) const NOT_PROVEN: u8 = 3;
 /// `metier prove`: not worth it, or, with `--against`, proven worse than before.
 pub(crate) const NOT_WORTH_IT: u8 = 4;
 
+/// Nobody reads the output any more: 128 and the number of SIGPIPE.
+pub(crate) const READER_GONE: i32 = 141;
+
 /// Done.
 pub(crate) fn done() -> ExitCode {
     ExitCode::SUCCESS

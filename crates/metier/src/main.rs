@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     init_logging(cli.verbose);
     survive_full_files();
+    end_with_the_reader();
     if let Some(threads) = cli.threads {
         model::set_num_threads(threads);
     }
@@ -53,6 +54,20 @@ fn survive_full_files() {
     ) {
         tracing::warn!("files that outgrow `ulimit -f` will end the program: {error}");
     }
+}
+
+/// Whoever wants the beginning alone (`metier ... | head`) closes the pipe, and `println!` panics on that. The
+/// program ends without a word instead, with the code of one that the signal for it ended. The signal itself
+/// stays ignored: it would end a server whose client goes away.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload_as_str().unwrap_or_default();
+        if said.starts_with("failed printing to std") && said.contains("Broken pipe") {
+            std::process::exit(exit::READER_GONE);
+        }
+        usual(panic);
+    }));
 }
 
 /// Warnings by default, `-v` for what happens, `-vv` for details; `METIER_LOG` overrides. Always on

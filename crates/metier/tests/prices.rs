@@ -170,3 +170,15 @@ fn the_published_tables_are_taken() {
         assert_eq!(found["models"][0]["rates"]["input"], 2.5);
     }
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_metier"));
+    command.env("METIER_STATE", dir.path()).args(["prices", "list"]);
+    let output = command.stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
