@@ -255,6 +255,8 @@ fn nothing_is_worth_it_that_a_simple_baseline_does_better() {
     assert!(
         better.sentences[2].contains("because linear, which needs no language model, does better")
     );
+    // It is its own gain that is told, not the loss of the other.
+    assert!(rule(&better, "baseline").evidence.contains("(95 % between +"));
     let worse = with_baseline(150, &[]);
     assert_eq!(
         (rule(&worse, "baseline").finding, worse.verdict),

@@ -216,7 +216,12 @@ pub(super) fn baseline(
     interval: Interval,
 ) -> Rule {
     let language = plan.language;
-    let (lo, hi) = (language.signed(interval.lo), language.points(interval.hi));
+    // What is better is said to gain, so its gain is what stands between the bounds.
+    let gain = match interval.hi < 0.0 {
+        true => Interval { lo: -interval.hi, hi: -interval.lo },
+        false => interval,
+    };
+    let (lo, hi) = (language.signed(gain.lo), language.points(gain.hi));
     let values: &[(&str, &dyn std::fmt::Display)] = &[
         ("judged", &judged),
         ("baseline", &baseline),
