@@ -96,6 +96,15 @@ impl Answer {
     }
 }
 
+/// Each example with each of its answers, in the order of [`Answer::all`].
+pub(crate) fn answered<'a>(
+    items: &'a [EvalItem],
+    answers: &'a [Answer],
+) -> impl Iterator<Item = (&'a EvalItem, &'a Answer)> {
+    let pairs = items.iter().zip(answers);
+    pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)))
+}
+
 /// What [`LocalCandidate`] needs of an engine; [`Engine`] has it.
 pub trait Generator {
     /// Answers all requests in one continuous batch, in their order. `on_event` gets (index of the
@@ -263,9 +272,10 @@ impl<G: Generator> Candidate for LocalCandidate<G> {
 /// Answers given earlier, by anything. One JSON object per line with `id` and `answer`, as
 /// [`crate::EvalResult::write_answers`] writes them; optional: `prompt` and `reference` (checked
 /// against the test set), `error`, `stopped`, `prompt_tokens`, `answer_tokens`, `seconds`, `likelihoods`,
-/// `similarity`, `grade`, `repeats` (a list of further answers); other fields are ignored. Or what lm-evaluation-harness (`--log_samples`), inspect_ai
-/// (logs in both its formats) or promptfoo (`--output`) wrote; where no row has an id of the test set, they
-/// belong to its examples in order, which the references must confirm.
+/// `similarity`, `grade`, `repeats` (a list of further answers); other fields are ignored. Or what
+/// lm-evaluation-harness (`--log_samples`), inspect_ai (logs in both its formats) or promptfoo (`--output`)
+/// wrote; where no row has an id of the test set, they belong to its examples in order, which the references
+/// must confirm.
 ///
 /// An example without a recorded answer is a failed one; answers to other examples are ignored.
 pub struct RecordedCandidate {

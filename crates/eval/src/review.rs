@@ -2,8 +2,8 @@
 //!
 //! A reviewer sees pairs of answers in a shuffled order without names, either candidate first at random
 //! (what is known of judges, that they prefer a place and a name, holds for people too). Labels are lines
-//! of a file that only grows, each on the disk before the next pair is shown; `[prove.pairwise] labels`
-//! reads the same file.
+//! of a file that only grows, each on the disk before the next pair is shown; `labels` in `[prove.pairwise]`
+//! and `[prove.rubric]` reads the same file.
 
 use crate::error::EvalError;
 use crate::item::EvalItem;
@@ -36,25 +36,25 @@ pub struct Pair {
     pub b: String,
 }
 
-impl Pair {
-    /// By what a label is tied to these answers: the head of the SHA-256 over both.
-    fn digest(&self) -> String {
-        let mut hasher = Sha256::new();
-        for text in [&self.a, &self.b] {
-            hasher.update((text.len() as u64).to_le_bytes());
-            hasher.update(text);
-        }
-        hex(&hasher.finalize()[..8])
+/// By what a label is tied to two answers: the head of the SHA-256 over both.
+fn digest(a: &str, b: &str) -> String {
+    let mut hasher = Sha256::new();
+    for text in [a, b] {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text);
     }
+    hex(&hasher.finalize()[..8])
+}
 
+impl Pair {
     /// The label that a reviewer gives it.
     pub fn label(&self, better: Preference) -> Label {
-        Label { id: self.item.id.clone(), better, answers: Some(self.digest()) }
+        Label { id: self.item.id.clone(), better, answers: Some(digest(&self.a, &self.b)) }
     }
 
     /// Whether a label is about this example and these answers.
     pub fn is_of(&self, label: &Label) -> bool {
-        label.id == self.item.id && label.answers.as_ref().is_none_or(|d| *d == self.digest())
+        label.id == self.item.id && label.is_about(&self.a, &self.b)
     }
 }
 
@@ -237,6 +237,13 @@ pub struct Label {
     pub answers: Option<String>,
 }
 
+impl Label {
+    /// Whether it is about these two answers, as far as it says.
+    fn is_about(&self, a: &str, b: &str) -> bool {
+        self.answers.as_ref().is_none_or(|found| *found == digest(a, b))
+    }
+}
+
 /// People's preferences: one JSON object per line with `id` and `better` (`a`, `b` or `tie`). A last line
 /// without its end, which a crash cut off, is left out unless it is whole.
 ///
@@ -258,15 +265,14 @@ pub fn labels_of(
     a: &CandidateResult,
     b: &CandidateResult,
 ) -> IndexMap<String, Preference> {
-    let pairs = items.iter().zip(a.answers.iter().zip(&b.answers));
-    let pairs = pairs.map(|(item, (a, b))| {
-        let pair = Pair { item: item.clone(), a: a.text.clone(), b: b.text.clone() };
-        (item.id.as_str(), pair)
-    });
-    let pairs: HashMap<&str, Pair> = pairs.collect();
+    let ids = items.iter().map(|item| item.id.as_str());
+    let texts: HashMap<&str, (&str, &str)> = ids
+        .zip(a.answers.iter().zip(&b.answers))
+        .map(|(id, (a, b))| (id, (a.text.as_str(), b.text.as_str())))
+        .collect();
     let about = |label: &&Label| {
-        let pair = pairs.get(label.id.as_str());
-        pair.is_some_and(|pair| pair.is_of(label) && (untied || label.answers.is_some()))
+        let texts = texts.get(label.id.as_str());
+        (untied || label.answers.is_some()) && texts.is_some_and(|(a, b)| label.is_about(a, b))
     };
     labels.iter().filter(about).map(|label| (label.id.clone(), label.better)).collect()
 }
@@ -467,7 +473,7 @@ mod tests {
         assert_eq!((found.labelled, found.foreign, found.wins_b), (1, 2, 1));
         let (one, other) =
             (&review.pairs[0], Pair { a: "xy".into(), b: "".into(), ..review.pairs[0].clone() });
-        assert_ne!(one.digest(), other.digest());
+        assert_ne!(digest(&one.a, &one.b), digest(&other.a, &other.b));
     }
 
     #[test]

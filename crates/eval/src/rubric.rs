@@ -5,7 +5,7 @@
 //! [`crate::Judge`]) holds here as well: agreement with people is shown or its absence warned of, and a judge
 //! of an arm's own family is warned of. A grade knows no other answer, so there is no order to change.
 
-use crate::candidate::{Answer, Candidate};
+use crate::candidate::{Answer, Candidate, answered};
 use crate::error::EvalError;
 use crate::item::EvalItem;
 use crate::judge::{
@@ -117,9 +117,8 @@ impl Candidate for Graded<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
         let mut answers = self.inner.answer(examples, progress)?;
-        let pairs = examples.iter().zip(&answers);
-        let pairs = pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)));
-        let pairs: Vec<(&EvalItem, &Answer)> = pairs.filter(|(_, a)| a.error.is_none()).collect();
+        let there = answered(examples, &answers).filter(|(_, answer)| answer.error.is_none());
+        let pairs: Vec<(&EvalItem, &Answer)> = there.collect();
         let n = pairs.len();
         let graded = &mut self.graded;
         let grades = self.judge.grades(&pairs, &mut |done| graded(done, n))?;

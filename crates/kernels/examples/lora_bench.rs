@@ -1,5 +1,6 @@
-//! Times the adapters of a decoding step beside the base (Q8_0 or bf16): sixteen rows, eight adapters of rank 16 in
-//! bf16, the shapes of SmolLM2-135M. `cargo run --release -p kernels --example lora_bench [bf16]`
+//! Times the adapters of a decoding step beside the base (Q8_0 or bf16): sixteen rows, up to sixteen
+//! adapters of rank 16 in bf16, the shapes of SmolLM2-135M.
+//! `cargo run --release -p kernels --example lora_bench [bf16]`
 //!
 //! Every layer has matrices of its own, so they come from memory as in a real step.
 

@@ -102,10 +102,9 @@ fn matmul_lora_at(
 ) {
     let (n, k) = (w.n(), w.k());
     groups.iter().for_each(|(_, lora)| check(lora, n, k));
-    let (riding, rest) = match w.in_integers() {
-        true => (Vec::new(), groups.to_vec()),
-        false => split(groups, t, n, k),
-    };
+    let rides = !w.in_integers() && ride(groups, t, n, k);
+    let (riding, rest): (Vec<_>, Vec<_>) =
+        groups.iter().cloned().partition(|(rows, _)| rides && rows.len() > FEW_ROWS);
     if riding.is_empty() {
         let next: Vec<&[u8]> =
             (rest.iter()).flat_map(|(_, lora)| [lora.a.laid_out(), lora.b.laid_out()]).collect();
@@ -160,23 +159,8 @@ fn ride(groups: &[(Range<usize>, LoraRef)], t: usize, columns: usize, depth: usi
         && ordered(groups)
 }
 
-/// The groups that ride along on a product of `t` rows, and those that are added behind it.
-fn split<'a>(
-    groups: &[(Range<usize>, LoraRef<'a>)],
-    t: usize,
-    columns: usize,
-    depth: usize,
-) -> (Groups<'a>, Groups<'a>) {
-    match ride(groups, t, columns, depth) {
-        true => groups.iter().cloned().partition(|(rows, _)| rows.len() > FEW_ROWS),
-        false => (Vec::new(), groups.to_vec()),
-    }
-}
-
-/// Rows with their adapter.
-type Groups<'a> = Vec<(Range<usize>, LoraRef<'a>)>;
-
-/// So few rows ride badly: they fill no tiles, and their turn comes with each block of the product.
+/// So few rows of an adapter ride badly: they fill no tiles, and their turn comes with each block of the
+/// product. They are added behind it.
 const FEW_ROWS: usize = 2 * TILE_ROWS;
 
 /// Whether the groups are in order and apart.

@@ -700,7 +700,7 @@ pub(crate) struct PricesListArgs {
   metier review --labels anna.jsonl --summary --compare ben.jsonl
 
 Each label is on the disk before the next pair is shown; the command goes on where it was left. The file
-is what labels in [prove.pairwise] reads.")]
+is what labels in [prove.pairwise] and [prove.rubric] reads.")]
 pub(crate) struct ReviewArgs {
     /// The report of a proof, in its folder
     #[arg(value_name = "REPORT", default_value = "proof/report.json")]

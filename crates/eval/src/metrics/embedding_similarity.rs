@@ -4,7 +4,7 @@
 //! time and tokens are: the model is a heavy part, and a proof must be computable again without it.
 
 use super::{Metric, Score};
-use crate::candidate::{Answer, Candidate};
+use crate::candidate::{Answer, Candidate, answered};
 use crate::error::EvalError;
 use crate::item::EvalItem;
 use std::collections::HashMap;
@@ -56,9 +56,8 @@ impl Candidate for Embedded<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
         let mut answers = self.inner.answer(examples, progress)?;
-        let pairs = examples.iter().zip(&answers);
-        let pairs = pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)));
-        let cosines = similarities(&pairs.collect::<Vec<_>>(), self.embed)?;
+        let pairs: Vec<(&EvalItem, &Answer)> = answered(examples, &answers).collect();
+        let cosines = similarities(&pairs, self.embed)?;
         let mut cosines = cosines.into_iter();
         for answer in &mut answers {
             answer.each(&mut |one| one.similarity = cosines.next().flatten());

@@ -2,7 +2,7 @@
 
 use super::files::{ITEMS, answers_file};
 use super::verify::{broken, parse_items, read_own, read_report};
-use crate::candidate::{Answer, Candidate, RecordedCandidate};
+use crate::candidate::{Answer, Candidate, RecordedCandidate, answered};
 use crate::error::EvalError;
 use crate::item::EvalItem;
 use crate::metrics::{EmbedTexts, similarities};
@@ -43,9 +43,7 @@ pub fn verify_similarities(report_path: &Path, embed: &mut EmbedTexts) -> Result
     let mut compared = 0;
     for (place, candidate) in report.candidates.iter().enumerate() {
         let answers = read_answers(report_path, &report, place, &items)?;
-        let pairs = items.iter().zip(&answers);
-        let pairs = pairs.flat_map(|(item, answer)| answer.all().map(move |one| (item, one)));
-        let pairs: Vec<(&EvalItem, &Answer)> = pairs.collect();
+        let pairs: Vec<(&EvalItem, &Answer)> = answered(&items, &answers).collect();
         let now = similarities(&pairs, embed)?;
         for ((item, answer), now) in pairs.into_iter().zip(now) {
             let (Some(was), Some(now)) = (answer.similarity, now) else { continue };
