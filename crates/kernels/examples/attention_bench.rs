@@ -4,6 +4,8 @@
 //! A multiply-add counts two operations, and only pairs of query and key that the causal mask lets
 //! through count: 4·D per pair forward (scores, values), 10·D backward (scores anew, dP, dQ, dK,
 //! dV).
+//!
+//! Decoding is timed with pages that stay in a cache, and, as it is done, over as many layers as do not.
 
 use kernels::{
     AttnRule, AttnSegment, BLOCK_SIZE, KvDtype, KvPages, KvStore, attention, attention_backward,
@@ -49,6 +51,13 @@ fn main() {
         let operations = count * q_heads * length * 4 * d;
         report(&format!("{dtype:?} decode"), Some(operations as f64), || {
             attention(out, first, pages, &one, q_heads, rule);
+        });
+        let layers = vec![(k_pages.clone(), v_pages.clone()); 64];
+        report(&format!("{dtype:?} decode, 64 layers"), Some(64.0 * operations as f64), || {
+            for (k, v) in &layers {
+                let pages = KvPages { k, v, kv_heads, head_dim: d };
+                attention(out, first, pages, &one, q_heads, rule);
+            }
         });
         if dtype == KvDtype::F32 {
             let (mut dq, mut dk, mut dv) =

@@ -17,19 +17,26 @@
 //! here, too, the result has the same bits for any thread count and number of other rows.
 //!
 //! With AVX2, sums of two products of a byte and a signed byte are had in 16 bits (`vpmaddubsw`),
-//! and as many of these are added in 16 bits as surely fit. With AVX-512 VNNI, sums of four come
+//! and as many of these are added in 16 bits as surely fit. Signed codes would need their sign moved
+//! to x for each row; where rows are many, codes and x are widened to 16 bits instead (`vpmaddwd`), and
+//! tiles of four rows and sixteen outputs share what they read. With AVX-512 VNNI, sums of four come
 //! in 32 bits (`vpdpbusd`).
 
 use crate::formats::PART;
 use crate::formats::lanes::{Layout, Places, QUADS, places};
 use crate::matmul::{LINE, SERIAL_WORK, in_tasks};
 use crate::packed::{PANEL, Quantised};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Steps;
 use crate::simd::{
-    Dots, DotsKernel, Kernel, Level, Simd, dispatch_at, dispatch_dots, signed_offset,
+    Dots, DotsKernel, Kernel, Level, Simd, dispatch_at, dispatch_dots, has_steps, signed_offset,
 };
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 /// Rows that meet a part of a panel while its codes are in registers. Their sums, 8 KiB, stay in
 /// the first-level cache.
@@ -39,12 +46,14 @@ const BLOCK_ROWS: usize = 128;
 const FEW_ROWS: usize = 4;
 /// How far ahead, in bytes.
 const AHEAD: usize = 4096;
+/// Rows of a tile: their sums and what they meet fill the sixteen registers of AVX2.
+const TILE_ROWS: usize = 4;
 
 /// x `[T, K]` in 8 bits.
 #[derive(Default)]
 struct Activations {
-    /// `[part][T][32]`
-    codes: Vec<i8>,
+    /// `[part][T][32]`, one byte each, or two where signed codes are widened.
+    codes: Vec<i16>,
     /// `[part][T]`: dx.
     scales: Vec<f32>,
     /// `[part][T][groups]`: -offset·Σ q over each group of codes with a scale of its own.
@@ -70,8 +79,9 @@ pub(crate) fn matmul_at(
     next: &[&[u8]],
 ) {
     let layout = Layout::new(w.dtype);
+    let wide = t >= TILE_ROWS && layout.has_signed_codes() && has_steps(level);
     let mut activations = ACTIVATIONS.take();
-    activations.fill(level, x, t, k, &layout);
+    activations.fill(level, x, t, k, &layout, wide);
     let product = Product {
         y: y.as_mut_ptr(),
         x: &activations,
@@ -81,35 +91,44 @@ pub(crate) fn matmul_at(
         n,
         parts: k / PART,
         accumulate,
+        wide,
         next: Next::new(next),
     };
     in_tasks(t, n, k, |rows, panels| product.run(level, rows, panels));
     ACTIVATIONS.set(activations);
 }
 
+/// Numbers of 16 bits that hold the codes of a part of one row.
+#[inline(always)]
+const fn code_words(wide: bool) -> usize {
+    if wide { PART } else { PART / 2 }
+}
+
 impl Activations {
-    fn fill(&mut self, level: Level, x: &[f32], t: usize, k: usize, layout: &Layout) {
+    fn fill(&mut self, level: Level, x: &[f32], t: usize, k: usize, layout: &Layout, wide: bool) {
         let (parts, groups) = (k / PART, layout.groups());
         let offset = match layout.has_signed_codes() {
             true => signed_offset(level),
             false => layout.offset as i32,
         };
-        self.codes.resize(parts * t * PART, 0);
+        let words = code_words(wide);
+        self.codes.resize(parts * t * words, 0);
         self.scales.resize(parts * t, 0.0);
         self.corrections.resize(parts * t * groups, 0);
         self.weighted.resize(parts * t * groups, 0.0);
-        let codes = self.codes.par_chunks_mut(t * PART);
+        let codes = self.codes.par_chunks_mut(t * words);
         let scales = self.scales.par_chunks_mut(t);
         let corrections = self.corrections.par_chunks_mut(t * groups);
         let weighted = self.weighted.par_chunks_mut(t * groups);
+        let summed = offset != 0 || layout.has_minima();
         // A thread woken for less than this would come too late.
         let least = SERIAL_WORK.div_ceil(t * PART);
         codes.zip(scales).zip(corrections).zip(weighted).enumerate().with_min_len(least).for_each(
             |(part, (((codes, scales), corrections), weighted))| {
                 let x = &x[part * PART..];
-                let codes = codes.as_chunks_mut().0;
-                let round = Round { x, k, offset, groups, codes, scales, corrections, weighted };
-                dispatch_at(level, round);
+                let sums = Sum { offset, groups, corrections, weighted };
+                let sums = if summed { Some(sums) } else { sums.none() };
+                dispatch_at(level, Round { x, k, codes, wide, scales, sums });
             },
         );
     }
@@ -120,28 +139,55 @@ struct Round<'a> {
     /// From the first value of the part; rows are `k` apart.
     x: &'a [f32],
     k: usize,
+    codes: &'a mut [i16],
+    wide: bool,
+    scales: &'a mut [f32],
+    sums: Option<Sum<'a>>,
+}
+
+/// What a part of every row adds up to.
+struct Sum<'a> {
     offset: i32,
     groups: usize,
-    codes: &'a mut [[i8; PART]],
-    scales: &'a mut [f32],
     corrections: &'a mut [i32],
     weighted: &'a mut [f32],
+}
+
+impl<'a> Sum<'a> {
+    /// Where weights have neither an offset nor minima.
+    fn none(self) -> Option<Sum<'a>> {
+        self.corrections.fill(0);
+        self.weighted.fill(0.0);
+        None
+    }
+
+    #[inline(always)]
+    fn add(&mut self, row: usize, codes: &[i8; PART], scale: f32) {
+        for (g, group) in codes.chunks(PART / self.groups).enumerate() {
+            let sum: i32 = group.iter().map(|&q| q as i32).sum();
+            self.corrections[row * self.groups + g] = -self.offset * sum;
+            self.weighted[row * self.groups + g] = scale * sum as f32;
+        }
+    }
 }
 
 impl Kernel for Round<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let rows = self.codes.iter_mut().zip(self.scales).enumerate();
-        for (r, (codes, scale)) in rows {
+    unsafe fn run<S: Simd>(mut self) {
+        let words = code_words(self.wide);
+        let rows = self.codes.chunks_exact_mut(words).zip(self.scales).enumerate();
+        for (r, (to, scale)) in rows {
             let x: &[f32; PART] = self.x[r * self.k..].first_chunk().expect("x is [T, K]");
-            *scale = round(x, codes);
-            let size = PART / self.groups;
-            for (g, group) in codes.chunks(size).enumerate() {
-                let sum: i32 = group.iter().map(|&q| q as i32).sum();
-                self.corrections[r * self.groups + g] = -self.offset * sum;
-                self.weighted[r * self.groups + g] = *scale * sum as f32;
+            let mut codes = [0; PART];
+            *scale = round(x, &mut codes);
+            match self.wide {
+                true => to.iter_mut().zip(codes).for_each(|(to, code)| *to = code.into()),
+                false => bytemuck::cast_slice_mut(to).copy_from_slice(&codes),
+            }
+            if let Some(sums) = &mut self.sums {
+                sums.add(r, &codes, *scale);
             }
         }
     }
@@ -182,6 +228,8 @@ struct Product<'a> {
     n: usize,
     parts: usize,
     accumulate: bool,
+    /// Whether codes of x take two bytes; then the product goes in tiles.
+    wide: bool,
     next: Next<'a>,
 }
 
@@ -210,14 +258,14 @@ impl Product<'_> {
                     *sums = [0.0; PANEL];
                     if self.accumulate {
                         // SAFETY: see y.
-                        unsafe { y(r).copy_to_nonoverlapping(sums.as_mut_ptr(), width) };
+                        unsafe { copy_panel(y(r), sums.as_mut_ptr(), width) };
                     }
                 }
                 let block = Block { product: *self, panel, row: rows.start, sums };
-                dispatch_dots(level, block);
+                dispatch_dots(level, block, self.wide);
                 for (r, sums) in sums.iter().enumerate() {
                     // SAFETY: see y.
-                    unsafe { y(r).copy_from_nonoverlapping(sums.as_ptr(), width) };
+                    unsafe { copy_panel(sums.as_ptr(), y(r), width) };
                 }
             }
         }
@@ -233,11 +281,27 @@ impl Product<'_> {
         // SAFETY: the caller's contract.
         unsafe {
             Rows {
-                codes: self.x.codes.as_ptr().add(at * PART),
+                codes: self.x.codes.as_ptr().add(at * (PART / 2)).cast(),
                 scales: self.x.scales.as_ptr().add(at),
                 corrections: self.x.corrections.as_ptr().add(at * groups),
                 weighted: self.x.weighted.as_ptr().add(at * groups),
             }
+        }
+    }
+}
+
+/// Copies `width` values, a panel's at most.
+///
+/// # Safety
+/// Both pointers cover them, and do not overlap.
+#[inline(always)]
+unsafe fn copy_panel(from: *const f32, to: *mut f32, width: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        // Nearly always a whole panel, for which no function is called.
+        match width {
+            PANEL => from.copy_to_nonoverlapping(to, PANEL),
+            _ => from.copy_to_nonoverlapping(to, width),
         }
     }
 }
@@ -311,11 +375,7 @@ impl Block<'_, '_> {
         let Block { product, panel, row: first, sums } = self;
         let quads = QUADS / GROUPS;
         let few = sums.len() <= FEW_ROWS;
-        let panels = product.n.div_ceil(PANEL);
-        // Each panel asks for its share, with the first rows that it meets.
-        let wanted = if first == 0 { product.next } else { Next::new(&[]) };
-        let each = wanted.lines.div_ceil(panels).div_ceil(product.parts);
-        let mut wanted = wanted.share(panel, panels);
+        let (mut wanted, each) = product.wanted(panel, first);
         // SAFETY: every offset is inside the panel's part, x or the sums.
         unsafe {
             for (part, places) in product.places(panel).enumerate() {
@@ -357,6 +417,16 @@ impl Block<'_, '_> {
 }
 
 impl Product<'_> {
+    /// The memory of [`Product::next`] that a panel asks for, with the first rows that it meets, and how
+    /// much of it with each part.
+    #[inline(always)]
+    fn wanted(&self, panel: usize, first_row: usize) -> (impl Iterator<Item = *const u8>, usize) {
+        let panels = self.n.div_ceil(PANEL);
+        let next = if first_row == 0 { self.next } else { Next::new(&[]) };
+        let each = next.lines.div_ceil(panels).div_ceil(self.parts);
+        (next.share(panel, panels), each)
+    }
+
     /// The codes of a part, signed ones as [`Dots::signed_codes`] gives them.
     ///
     /// # Safety
@@ -402,6 +472,20 @@ impl DotsKernel for Block<'_, '_> {
                 (2, 0, false, 2, true) => self.coded::<S, 2, 0, false, 2, true>(),
                 (2, 1, false, 2, false) => self.coded::<S, 2, 1, false, 2, false>(),
                 _ => unreachable!("no format has such codes"),
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn steps<S: Steps>(self) {
+        let layout = self.product.layout;
+        // SAFETY: as above.
+        unsafe {
+            match (layout.low, layout.high, layout.table.is_some(), layout.groups()) {
+                (8, 0, false, 1) => self.tiled::<S, 8, false>(),
+                (4, 0, true, 1) => self.tiled::<S, 4, true>(),
+                _ => unreachable!("no other format has signed codes"),
             }
         }
     }

@@ -126,20 +126,34 @@ pub(crate) trait DotsKernel {
     /// # Safety
     /// The processor must support `S`; [`dispatch_dots`] sees to it.
     unsafe fn run<S: Dots>(self);
+    /// The same, in steps.
+    ///
+    /// # Safety
+    /// As [`DotsKernel::run`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn steps<S: Steps>(self);
     /// The same in plain Rust.
     fn plain(self);
 }
 
 /// Runs `kernel` with the dot products of `level`: on a processor with AVX-512 but without VNNI,
-/// those of AVX2; with NEON but without its dot products, plain ones. Panics when the processor lacks the level.
+/// those of AVX2; with NEON but without its dot products, plain ones. `steps`: in steps, which
+/// [`has_steps`] must allow. Panics when the processor lacks the level.
 #[inline]
-pub(crate) fn dispatch_dots<K: DotsKernel>(level: Level, kernel: K) {
+pub(crate) fn dispatch_dots<K: DotsKernel>(level: Level, kernel: K, steps: bool) {
+    assert!(!steps || has_steps(level), "{level:?} has no dot products in steps");
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 if has_vnni() => {
             assert!(has_avx2() && has_avx512());
             // SAFETY: the features were just checked.
             unsafe { x86::dots_avx512(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 if steps => {
+            assert!(has_avx2());
+            // SAFETY: the features were just checked.
+            unsafe { x86::steps_avx2(kernel) }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => {
@@ -154,6 +168,17 @@ pub(crate) fn dispatch_dots<K: DotsKernel>(level: Level, kernel: K) {
             unsafe { neon::dots_neon(kernel) }
         }
         _ => kernel.plain(),
+    }
+}
+
+/// Whether [`dispatch_dots`] takes dot products that have [`Steps`].
+pub(crate) fn has_steps(level: Level) -> bool {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => true,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => !has_vnni(),
+        _ => false,
     }
 }
 
@@ -334,6 +359,17 @@ pub(crate) trait Dots: Integers {
     unsafe fn dot(start: Self::I, codes: &[Self::I], q: *const i8, bits: usize) -> Self::I;
     /// start + Σ (code + SIGNED_OFFSET)·q for codes from [`Dots::signed_codes`].
     unsafe fn dot_signed(start: Self::I, codes: &[Self::I], q: *const i8) -> Self::I;
+}
+
+/// Dot products of signed codes in 16 bits, for many rows, where no instruction sums four products of
+/// bytes in 32 bits: a step at a time, so that rows share what they read.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Steps: Dots {
+    /// Signed codes in 16 bits: the first and the last two of each lane.
+    unsafe fn widen(codes: Self::I) -> [Self::I; 2];
+    /// sum + Σ code·q, for two codes of 16 bits per lane. `q`: two values.
+    unsafe fn dot_wide(sum: Self::I, codes: Self::I, q: *const i16) -> Self::I;
 }
 
 /// Plain Rust on `[f32; 8]`; the compiler vectorises it for the baseline of the target.

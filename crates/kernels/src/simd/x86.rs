@@ -1,6 +1,6 @@
 //! AVX2 and AVX-512.
 
-use super::{Dots, DotsKernel, Integers, Kernel, Simd};
+use super::{Dots, DotsKernel, Integers, Kernel, Simd, Steps};
 use crate::formats::lanes::UnpackPanel;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -24,6 +24,13 @@ pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 pub(super) unsafe fn dots_avx2<K: DotsKernel>(kernel: K) {
     // SAFETY: this function carries the features that Avx2 stands for.
     unsafe { kernel.run::<Avx2>() }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+pub(super) unsafe fn steps_avx2<K: DotsKernel>(kernel: K) {
+    // SAFETY: this function carries the features that Avx2 stands for.
+    unsafe { kernel.steps::<Avx2>() }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -271,6 +278,29 @@ impl Dots for Avx2 {
             }
         }
         total
+    }
+}
+
+impl Steps for Avx2 {
+    #[inline(always)]
+    unsafe fn widen(codes: __m256i) -> [__m256i; 2] {
+        // SAFETY: see the impl.
+        unsafe {
+            // Each code goes into the upper byte of its place; the shift back extends its sign.
+            let low = _mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
+            let high = _mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+            let low = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(low));
+            let high = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(high));
+            [_mm256_srai_epi16::<8>(low), _mm256_srai_epi16::<8>(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_wide(sum: __m256i, codes: __m256i, q: *const i16) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe {
+            let q = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+            _mm256_add_epi32(sum, _mm256_madd_epi16(codes, q))
+        }
     }
 }
 
