@@ -116,18 +116,21 @@ impl Activations {
         self.scales.resize(parts * t, 0.0);
         self.corrections.resize(parts * t * groups, 0);
         self.weighted.resize(parts * t * groups, 0.0);
+        // Without an offset and minima there is nothing to correct, and `weighted` is not used.
+        let summed = offset != 0 || layout.has_minima();
+        if !summed {
+            self.corrections.fill(0);
+        }
         let codes = self.codes.par_chunks_mut(t * words);
         let scales = self.scales.par_chunks_mut(t);
         let corrections = self.corrections.par_chunks_mut(t * groups);
         let weighted = self.weighted.par_chunks_mut(t * groups);
-        let summed = offset != 0 || layout.has_minima();
         // A thread woken for less than this would come too late.
         let least = SERIAL_WORK.div_ceil(t * PART);
         codes.zip(scales).zip(corrections).zip(weighted).enumerate().with_min_len(least).for_each(
             |(part, (((codes, scales), corrections), weighted))| {
                 let x = &x[part * PART..];
-                let sums = Sum { offset, groups, corrections, weighted };
-                let sums = if summed { Some(sums) } else { sums.none() };
+                let sums = summed.then_some(Sum { offset, groups, corrections, weighted });
                 dispatch_at(level, Round { x, k, codes, wide, scales, sums });
             },
         );
@@ -153,14 +156,7 @@ struct Sum<'a> {
     weighted: &'a mut [f32],
 }
 
-impl<'a> Sum<'a> {
-    /// Where weights have neither an offset nor minima.
-    fn none(self) -> Option<Sum<'a>> {
-        self.corrections.fill(0);
-        self.weighted.fill(0.0);
-        None
-    }
-
+impl Sum<'_> {
     #[inline(always)]
     fn add(&mut self, row: usize, codes: &[i8; PART], scale: f32) {
         for (g, group) in codes.chunks(PART / self.groups).enumerate() {
